@@ -1,0 +1,7 @@
+"""Exact attention over a prompt forest: many short sequences behind shared prompts, packed in one row."""
+
+from .api import prefix_attention
+from .decode import decode_attention
+from .forest import PromptForest
+
+__all__ = ["PromptForest", "decode_attention", "prefix_attention"]

@@ -1,0 +1,39 @@
+"""Buffers of the CPU backend that live between calls: fresh pages for the temporaries would cost more than the products."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Scratch(threading.local):
+    """Named buffers, one set per thread, as large as the largest product so far."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """An uninitialised tensor; the next take of this name and dtype overwrites it."""
+        size = math.prod(shape)
+        buffer = self._buffers.get((name, dtype))
+        if buffer is None or len(buffer) < size:
+            with torch.inference_mode(False):
+                buffer = self._buffers[name, dtype] = torch.empty(size, dtype=dtype)
+        return buffer[:size].view(shape)
+
+    def cast(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """x in another dtype; x itself if it has it."""
+        return x if x.dtype == dtype else self.take(name, x.shape, dtype).copy_(x)
+
+    def rows(self, name: str, x: Tensor, index: Tensor) -> Tensor:
+        """x[index] along the first dimension."""
+        return torch.index_select(x, 0, index, out=self.take(name, (len(index), *x.shape[1:]), x.dtype))
+
+    def product(self, name: str, a: Tensor, b: Tensor, alpha: float = 1.0) -> Tensor:
+        """alpha * a @ b of two batches of matrices."""
+        out = self.take(name, (len(a), a.shape[1], b.shape[2]), a.dtype)
+        return torch.baddbmm(out, a, b, beta=0, alpha=alpha, out=out)

@@ -1,0 +1,124 @@
+"""The attention step as a torch.library operator: shapes for the compiler, gradients for autograd, a backend to run it.
+
+An operator takes tensors and numbers only. A forest travels as its `layout`, one int64 tensor on the host that describes
+it completely; the living forest, with what was planned for it, is found again through the handle in that tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import cpu
+from .forest import forest_of
+
+_BACKENDS = {"cpu": cpu}
+
+
+@torch.library.custom_op("prefix_attention::attention", mutates_args=())
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Tensor,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    sinks: Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """out [S, Hq, D] of q's dtype and lse [S, Hq], float32 (float64 for float64); arguments as in `prefix_attention`."""
+    forest = forest_of(layout, q.device)
+    return _BACKENDS[backend].forward(q, k, v, forest, prefix_k, prefix_v, scale, window, softcap, sinks)
+
+
+@attention.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Tensor,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    sinks: Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=wide)
+
+
+@torch.library.custom_op("prefix_attention::attention_backward", mutates_args=())
+def attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    layout: Tensor,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    sinks: Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    backend: str,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of q, k, v, prefix_k, prefix_v, sinks; an empty tensor where `needs` is False."""
+    forest = forest_of(layout, q.device)
+    grads = _BACKENDS[backend].backward(
+        grad, q, k, v, out, lse, forest, prefix_k, prefix_v, scale, window, softcap, sinks, needs
+    )
+    return [q.new_empty(0) if grad is None else grad for grad in grads]
+
+
+@attention_backward.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    layout: Tensor,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    sinks: Tensor | None,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    backend: str,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    inputs = (q, k, v, prefix_k, prefix_v, sinks)
+    return [
+        x.new_empty(x.shape) if needed and x is not None else q.new_empty(0)
+        for x, needed in zip(inputs, needs, strict=True)
+    ]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, layout, prefix_k, prefix_v, sinks, *ctx.options = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(q, k, v, out, lse, layout, prefix_k, prefix_v, sinks)
+
+
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad
+    needs = [*wanted[:3], *wanted[4:7]]
+    grads = attention_backward(grad, *ctx.saved_tensors, *ctx.options, needs)
+    q, k, v, prefix_k, prefix_v, sinks = (g if need else None for g, need in zip(grads, needs, strict=True))
+    return q, k, v, None, prefix_k, prefix_v, sinks, None, None, None, None
+
+
+attention.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,110 @@
+"""What `make demo` runs: the asset graph of the two demo tasks, in this process, kept in the history that `make dev` shows."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import indent
+
+import dagster as dg
+
+from pipelines.progress import LoggedProgress
+from pipelines.resources import RunLog
+from pipelines.settings import REPOSITORY, Settings
+from prompt_core import PromptmillError
+from prompt_core.evaluation import Evaluation
+
+TASKS = ("support_intent", "support_reply")
+
+
+class TerminalProgress(RunLog):
+    """The run's log, and a bar on the terminal."""
+
+    @contextmanager
+    def follow(self, context: dg.AssetExecutionContext) -> Iterator[LoggedProgress]:
+        from prompt_core.progress import Progress
+
+        with Progress(context.partition_key) as bar:
+            yield _Both(context.log.info, self.every_seconds, bar)
+
+
+class _Both(LoggedProgress):
+    def __init__(self, say, every_seconds, bar) -> None:
+        super().__init__(say, every_seconds)
+        self._bar = bar
+
+    def step(self, step) -> None:
+        super().step(step)
+        self._bar.step(step)
+
+    def contender(self, name: str, done: int, total: int) -> None:
+        super().contender(name, done, total)
+        self._bar.contender(name, done, total)
+
+
+def main() -> int:
+    """Materialize, print, and return the exit status."""
+    prepare_home(REPOSITORY / ".promptmill" / "dagster")
+    from pipelines.definitions import build_defs
+
+    settings = Settings.from_environment()
+    retune = build_defs(settings, {"progress": TerminalProgress()}).resolve_job_def("retune")
+    with dg.DagsterInstance.get() as instance:
+        for task in TASKS:
+            print(f"\n{task}: examples -> splits -> tuned_prompt -> evaluation -> published_prompt", flush=True)
+            result = retune.execute_in_process(
+                instance=instance,
+                partition_key=task,
+                raise_on_error=False,
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            )
+            if not result.success:
+                print(f"{task} was not published: {_reason(result)}", file=sys.stderr)
+                return 1
+            evaluation = result.output_for_node("evaluation")
+            print(f"\n{evaluation.table()}\n")
+            if task == "support_reply":
+                print(_side_by_side(evaluation))
+            published = result.asset_materializations_for_node("published_prompt")[0].metadata
+            print(f"published: {task}@{published['version'].value} as {published['alias'].value}, digest {published['digest'].value}")
+    print(f'\nUse it anywhere:\n  from prompt_core import PromptStore\n  PromptStore("{_shown(settings)}").get("support_intent").predict(["..."])')
+    return 0
+
+
+def prepare_home(home: Path) -> None:
+    """Make the folder with Dagster's settings and history, and name it to Dagster."""
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / "dagster.yaml").exists():
+        shutil.copy(REPOSITORY / "deploy" / "dagster.yaml", home)
+    os.environ["DAGSTER_HOME"] = str(home)
+
+
+def _reason(result: dg.ExecuteInProcessResult) -> str:
+    """The line that says why: of the gate, or of the innermost error of the step that failed."""
+    for check in result.get_asset_check_evaluations():
+        if check.blocking and not check.passed:
+            return f"the gate did not pass: {check.description}"
+    error = next(event.step_failure_data.error for event in result.all_events if event.is_step_failure)
+    while error.cause:
+        error = error.cause
+    return error.message.strip().removeprefix("dagster._core.definitions.events.Failure: ")
+
+
+def _side_by_side(evaluation: Evaluation) -> str:
+    """One test message and the answers to it."""
+    sample = evaluation.samples[0]
+    parts = {**sample.input, **sample.outputs, "a good agent": sample.target}
+    return "\n".join(f"{name}\n{indent(text, '    ')}\n" for name, text in parts.items())
+
+
+def _shown(settings: Settings) -> str:
+    return settings.store_url
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except PromptmillError as error:
+        sys.exit(f"Error: {error}")

@@ -1,0 +1,151 @@
+"""What people see beside a materialization: numbers (which Dagster plots over time), tables and small pictures."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import polars as pl
+
+from prompt_core import PromptStore, TaskSpec
+from prompt_core.data import CleaningReport, Splits
+from prompt_core.evaluation import Evaluation, confusion, intervals, loss_curve
+
+if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code location
+    from prompt_core import TunedPrompt
+
+Metadata = dict[str, Any]
+
+_SAMPLE_ROWS = 8
+_LONGEST_CELL = 600  # characters; metadata lives in the event log
+
+
+def examples_metadata(frame: pl.DataFrame, report: CleaningReport, task: TaskSpec) -> Metadata:
+    """Size, columns and a sample of the cleaned rows, and what cleaning removed and why."""
+    removed = {
+        "empty": report.empty,
+        "contradictory": report.conflicting,
+        "duplicate": report.duplicates,
+        "near duplicate": report.near_duplicates,
+    }
+    metadata: Metadata = {
+        "dagster/row_count": len(frame),
+        "dagster/column_schema": dg.TableSchema([dg.TableColumn(name, str(kind).lower()) for name, kind in frame.schema.items()]),
+        "source": task.data.path,
+        "removed rows": sum(removed.values()),
+        "sample": table(frame.drop("_id").head(_SAMPLE_ROWS).rows(named=True)),
+    }
+    if any(removed.values()):
+        examples = {reason.replace("_", " ").removesuffix("s"): shown for reason, shown in report.examples.items()}
+        metadata["removed"] = table(
+            [
+                {"reason": reason, "rows": count, "example": next(iter(examples.get(reason, ())), "")}
+                for reason, count in removed.items()
+                if count
+            ]
+        )
+    return metadata
+
+
+def splits_metadata(splits: Splits, task: TaskSpec) -> Metadata:
+    """Rows on each side, and how many of each label."""
+    sides = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    metadata: Metadata = {f"{side} rows": len(frame) for side, frame in sides.items()}
+    if task.objective == "classify":
+        counts = {side: dict(frame[task.data.target].value_counts().rows()) for side, frame in sides.items()}
+        labels = sorted(counts["train"])
+        metadata["labels"] = table([{"label": label, **{side: counts[side].get(label, 0) for side in sides}} for label in labels])
+    return metadata
+
+
+def tuning_metadata(prompt: "TunedPrompt", seconds: float) -> Metadata:
+    """The loss curve, and how large, how long and how far."""
+    manifest, record = prompt.manifest, prompt.manifest.tuning
+    curve = loss_curve(
+        range(1, record.steps + 1),
+        record.train_loss,
+        [look.step for look in record.validation],
+        [look.loss for look in record.validation],
+    )
+    metadata: Metadata = {
+        "loss": picture("loss curve", curve),
+        "prompt": f"{manifest.kind}, {manifest.tokens} tokens, on {manifest.backbone.name}",
+        "digest": prompt.digest,
+        "parameters": manifest.parameters,
+        "bytes": prompt.num_bytes,
+        "seconds": round(seconds, 1),
+        "steps": record.steps,
+        "kept step": record.kept_step,
+        "training loss": record.train_loss[-1],
+        "truncated rows": manifest.truncated_rows,
+    }
+    if record.validation:
+        metadata["validation loss"] = min(look.loss for look in record.validation)
+    return metadata
+
+
+def evaluation_metadata(evaluation: Evaluation, task: TaskSpec, splits: Splits, prompt: "TunedPrompt") -> Metadata:
+    """Every contender with its interval and the tuned prompt's gain, the verdict, and outputs to look at."""
+    metadata: Metadata = {
+        "verdict": ("passed" if evaluation.verdict.passed else "failed") + f" ({evaluation.gate_metric})",
+        "reasons": dg.MetadataValue.md("\n".join(f"- {reason}" for reason in evaluation.verdict.reasons)),
+        "contenders": table([_contender(evaluation, number) for number in range(len(evaluation.contenders))]),
+        "intervals": picture("values with 95 % intervals", intervals(evaluation)),
+        "samples": table([_sample(evaluation, number) for number in range(len(evaluation.samples))]),
+        "test rows": evaluation.rows,
+        "prompt digest": evaluation.prompt_digest,
+        **{f"tuned {metric}": measured.value for metric, measured in evaluation.tuned.metrics.items()},
+    }
+    if task.objective == "classify":
+        targets = splits.test[task.data.target].to_list()
+        predictions = prompt.predict(splits.test.rows(named=True))
+        metadata["confusion"] = picture("true labels by predicted ones", confusion(targets, predictions, prompt.manifest.labels))
+    return metadata
+
+
+def publication_metadata(store: PromptStore, prompt: "TunedPrompt", version: int) -> Metadata:
+    """What a consumer asks for, and what it gets."""
+    code = f'from prompt_core import PromptStore\nprompt = PromptStore("{store.root}").get("{prompt.name}")\nprompt.predict([...])'
+    return {
+        "version": version,
+        "alias": "production",
+        "digest": prompt.digest,
+        "published": store.record(prompt.name, version).published,
+        "store": dg.MetadataValue.path(str(store.root)),
+        "use": dg.MetadataValue.md(f"```python\n{code}\n```"),
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
+    """Rows with the same keys as a table; long texts are cut."""
+    kinds = {int: "int", float: "float"}
+    columns = [dg.TableColumn(name, kinds.get(type(value), "string")) for name, value in (rows[0] if rows else {}).items()]
+    records = [dg.TableRecord({name: _cell(value) for name, value in row.items()}) for row in rows]
+    return dg.MetadataValue.table(records, dg.TableSchema(columns))
+
+
+def picture(alternative: str, data_uri: str) -> dg.MarkdownMetadataValue:
+    """An image that the UI shows in place."""
+    return dg.MetadataValue.md(f"![{alternative}]({data_uri})")
+
+
+def _contender(evaluation: Evaluation, number: int) -> Metadata:
+    result = evaluation.contenders[number]
+    row: Metadata = {"contender": result.name, "role": result.kind}
+    for metric, found in result.metrics.items():
+        row[metric] = f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"
+    against = evaluation.comparisons.get(result.name, {}).get(evaluation.gate_metric)
+    row["gain of the tuned prompt"] = f"{evaluation.gate_metric} {against.gain:+.1f}" if against else ""
+    row["p of the gain"] = f"{against.p_better:.4f}" if against else ""
+    return row
+
+
+def _sample(evaluation: Evaluation, number: int) -> Metadata:
+    """Before (the untuned model) and after (the tuned prompt), beside what was wanted."""
+    sample = evaluation.samples[number]
+    before = next((result.name for result in evaluation.contenders if result.kind == "untuned"), None)
+    outputs = {name: sample.outputs[name] for name in (before, evaluation.tuned.name) if name is not None}
+    return {"input": "\n".join(sample.input.values()), **outputs, "wanted": sample.target}
+
+
+def _cell(value: Any) -> Any:
+    return value[: _LONGEST_CELL - 1] + "…" if isinstance(value, str) and len(value) > _LONGEST_CELL else value

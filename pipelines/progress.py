@@ -1,0 +1,43 @@
+"""Progress as lines with an ETA, a few seconds apart, for logs that people read later."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code location
+    from prompt_core.tuning import Step
+
+
+class LoggedProgress:
+    """Callbacks for `tune(on_step=)` and `evaluate(on_progress=)`.
+
+    Args:
+        say: takes a line.
+        every_seconds: least time between two lines; the last line of a piece of work is always said.
+    """
+
+    def __init__(self, say: Callable[[str], object], every_seconds: float) -> None:
+        self._say, self._every = say, every_seconds
+        self._last_said = time.monotonic()
+        self._work, self._began = "", 0.0
+
+    def step(self, step: "Step") -> None:
+        """An optimizer step."""
+        if step.number == step.steps or self._is_time():
+            look = f", validation {step.validation_loss:.4f}" if step.validation_loss is not None else ""
+            speed = f"{step.tokens_per_second:.0f} tokens/s"
+            self._say(f"step {step.number} of {step.steps}: loss {step.loss:.4f}{look}, {speed}, ETA {step.eta_seconds:.0f} s")
+
+    def contender(self, name: str, done: int, total: int) -> None:
+        """Rows that a contender has answered."""
+        if name != self._work:
+            self._work, self._began = name, time.monotonic()
+        if done == total or self._is_time():
+            eta = (time.monotonic() - self._began) / max(done, 1) * (total - done)
+            self._say(f"{name}: {done} of {total} rows, ETA {eta:.0f} s")
+
+    def _is_time(self) -> bool:
+        due = time.monotonic() - self._last_said >= self._every
+        if due:
+            self._last_said = time.monotonic()
+        return due

@@ -1,0 +1,48 @@
+"""Where this deployment keeps its things. The environment is read here and nowhere else."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict
+
+from prompt_core import PromptmillError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class Settings(BaseModel):
+    """Places of a deployment.
+
+    Attributes:
+        tasks_dir: folder with one YAML file per task.
+        store_url: where prompts are published, see `prompt_core.PromptStore`.
+        storage_dir: where the values of assets are kept between steps.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tasks_dir: Path
+    store_url: str
+    storage_dir: Path
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """PROMPTMILL_TASKS, PROMPTMILL_STORE and PROMPTMILL_STORAGE; what is not set lies in the repository.
+
+        Without PROMPTMILL_STORAGE the values lie beside the run history in DAGSTER_HOME, since one is of no use without the other.
+
+        Raises:
+            PromptmillError: the folder of task files does not exist.
+        """
+        state = REPOSITORY / ".promptmill"
+        home = Path(environment.get("DAGSTER_HOME") or state)
+        tasks_dir = Path(environment.get("PROMPTMILL_TASKS") or REPOSITORY / "tasks").resolve()
+        if not tasks_dir.is_dir():
+            raise PromptmillError("PROMPTMILL_TASKS", f'"{tasks_dir}" is no folder', "Name the folder that holds the task files.")
+        return cls(
+            tasks_dir=tasks_dir,
+            store_url=environment.get("PROMPTMILL_STORE") or str(state / "store"),
+            storage_dir=Path(environment.get("PROMPTMILL_STORAGE") or home / "assets").resolve(),
+        )

@@ -1,0 +1,233 @@
+"""The tuned prompt as an artifact: tensors and a manifest whose bytes depend on content alone, and one digest over both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from prompt_core.errors import PromptmillError
+from prompt_core.task import TaskSpec
+
+if TYPE_CHECKING:
+    from prompt_core.backbone import Backbone
+
+MANIFEST, TENSORS, DIGEST, ORIGIN = "manifest.json", "prompt.safetensors", "digest", "origin.json"
+_LARGEST_MANIFEST = 16 * 2**20
+
+
+class Record(BaseModel):
+    """Base of the manifest's parts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneIdentity(Record):
+    """What the prompt was tuned on; a prompt refuses any other base."""
+
+    name: str
+    revision: str | None
+    architecture: str
+    dtype: str
+    weights: str
+    tokenizer: str
+
+
+class Validation(Record):
+    """One look at the validation loss."""
+
+    step: int
+    loss: float
+
+
+class TuningRecord(Record):
+    """How the tuning went: the loss of every step, and the step whose prompt was kept."""
+
+    steps: int
+    kept_step: int
+    train_loss: tuple[float, ...]
+    validation: tuple[Validation, ...]
+
+
+class DataRecord(Record):
+    """Which rows the prompt has seen, by content digest."""
+
+    train_rows: int
+    train: str
+    validation_rows: int
+    validation: str
+
+
+class Manifest(Record):
+    """Everything about a prompt but its tensors."""
+
+    format: Literal["promptmill/1"] = "promptmill/1"
+    name: str
+    kind: Literal["soft", "deep"]
+    tokens: int
+    parameters: int
+    task: dict[str, Any]
+    labels: tuple[str, ...]
+    max_new_tokens: int | None
+    backbone: BackboneIdentity
+    tuning: TuningRecord
+    truncated_rows: int
+    data: DataRecord
+    versions: dict[str, str]
+    device: str
+
+    def canonical(self) -> bytes:
+        """UTF-8 JSON with sorted keys: the bytes that the digest covers."""
+        return (json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+@dataclass(frozen=True, eq=False)
+class TunedPrompt:
+    """A tuned prompt: manifest and tensors.
+
+    Attributes:
+        manifest: what it is, what it was tuned on and how.
+        tensors: float32, contiguous, on the CPU. `soft`: `embeddings` [P, H]. `deep`: `keys` and `values`
+            [L, P, Hkv, D]. With labels also `anchors` [labels, H].
+        origin: where a local backbone was found when the prompt was tuned. A convenience for loading, outside the
+            digest, since a path says nothing about content.
+    """
+
+    manifest: Manifest
+    tensors: Mapping[str, torch.Tensor] = field(repr=False)
+    origin: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.manifest.name
+
+    @cached_property
+    def task(self) -> TaskSpec:
+        """The task file that the prompt was tuned by, without the paths of its data."""
+        return TaskSpec.model_validate(self.manifest.task)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over manifest and tensors, 64 hexadecimal digits."""
+        return _digest(self.manifest.canonical(), self._tensor_bytes)
+
+    @cached_property
+    def _tensor_bytes(self) -> bytes:
+        return safetensors.torch.save(dict(sorted(self.tensors.items())))
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of manifest and tensors on disk, in bytes."""
+        return len(self.manifest.canonical()) + len(self._tensor_bytes)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the prompt as a folder, beside and then renamed: whoever looks sees all of it or nothing.
+
+        Raises:
+            PromptmillError: the folder exists already.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise PromptmillError(str(folder), "exists already", "Name a folder that does not.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            (beside / MANIFEST).write_bytes(self.manifest.canonical())
+            (beside / TENSORS).write_bytes(self._tensor_bytes)
+            (beside / DIGEST).write_text(self.digest + "\n", encoding="ascii")
+            if self.origin:
+                (beside / ORIGIN).write_text(json.dumps({"backbone": self.origin}) + "\n", encoding="utf-8")
+            beside.chmod(0o755)  # mkdtemp gives 0700; a published prompt is for other users too
+            os.rename(beside, folder)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TunedPrompt:
+        """Read a prompt and check that its bytes are those that were saved.
+
+        Raises:
+            PromptmillError: a file is missing, is not what its name says, or differs from the digest.
+        """
+        folder = Path(folder)
+        manifest_bytes, tensor_bytes = (_read(folder / name) for name in (MANIFEST, TENSORS))
+        recorded = _read(folder / DIGEST).decode("ascii", errors="replace").strip()
+        if (found := _digest(manifest_bytes, tensor_bytes)) != recorded:
+            raise PromptmillError(
+                str(folder), f"the content's digest is {found[:12]}..., recorded is {recorded[:12]!r}", "It was changed; restore it or tune again."
+            )
+        manifest = _parse(manifest_bytes, folder / MANIFEST)
+        try:
+            tensors = safetensors.torch.load(tensor_bytes)
+        except safetensors.SafetensorError as error:
+            raise PromptmillError(str(folder / TENSORS), f"is not safetensors ({error})", "Tune the prompt again.") from None
+        _check_tensors(manifest, tensors, folder / TENSORS)
+        origin = json.loads(_read(folder / ORIGIN))["backbone"] if (folder / ORIGIN).exists() else None
+        return cls(manifest, tensors, origin)
+
+    def predict(
+        self,
+        inputs: Sequence[str | Mapping[str, Any]],
+        backbone: Backbone | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[str]:
+        """Labels or generated texts, one per input, in order.
+
+        Args:
+            inputs: texts, for a template with one field; or mappings with the template's fields.
+            backbone: the loaded frozen model; by default the one named in the manifest is loaded, once per process.
+            on_progress: called with (finished, all) as inputs are finished.
+
+        Raises:
+            PromptmillError: an input lacks a field, or the backbone is not the one the prompt was tuned on.
+        """
+        from prompt_core.prediction import predict  # torch and transformers load when they are needed
+
+        return predict(self, inputs, backbone, on_progress)
+
+
+def _digest(manifest: bytes, tensors: bytes) -> str:
+    parts = (hashlib.sha256(manifest).digest(), hashlib.sha256(tensors).digest())
+    return hashlib.sha256(b"promptmill/1" + b"".join(parts)).hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.name != TENSORS and path.stat().st_size > _LARGEST_MANIFEST:
+            raise PromptmillError(str(path), f"is larger than {_LARGEST_MANIFEST} bytes", "This is no file of a prompt.")
+        return path.read_bytes()
+    except OSError as error:
+        raise PromptmillError(str(path), f"cannot be read ({error.strerror})", "A prompt is a folder that `promptmill tune` wrote.") from None
+
+
+def _parse(content: bytes, path: Path) -> Manifest:
+    try:
+        return Manifest.model_validate_json(content)
+    except (ValidationError, UnicodeDecodeError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise PromptmillError(str(path), f"is not a manifest ({reason})", "Use the version of promptmill that wrote it.") from None
+
+
+def _check_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    expected = {"embeddings"} if manifest.kind == "soft" else {"keys", "values"}
+    if manifest.labels:
+        expected = expected | {"anchors"}
+    if set(tensors) != expected:
+        raise PromptmillError(str(path), f"holds {sorted(tensors)}, a {manifest.kind} prompt has {sorted(expected)}", "Tune the prompt again.")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise PromptmillError(str(path), f"tensor {name} has values that are not finite", "Tune the prompt again.")

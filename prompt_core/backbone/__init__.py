@@ -1,0 +1,6 @@
+"""The frozen model: found, loaded, given the attention step, probed and identified by content."""
+
+from prompt_core.backbone.attention import DecodePass, ForestPass
+from prompt_core.backbone.model import Backbone, load_backbone
+
+__all__ = ["Backbone", "DecodePass", "ForestPass", "load_backbone"]

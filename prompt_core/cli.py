@@ -1,0 +1,293 @@
+"""The command line. Every command is a few lines over the library; a user's mistake is one line and exit status 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prompt_core.errors import PromptmillError, nearest
+
+if TYPE_CHECKING:  # torch, polars and pydantic are imported by the commands that need them: `--help` answers at once
+    from prompt_core.artifact import TunedPrompt
+    from prompt_core.store import PromptStore
+    from prompt_core.task import TaskSpec
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+store_option = click.option(
+    "--store",
+    "store_url",
+    envvar="PROMPTMILL_STORE",
+    default=".promptmill/store",
+    show_default=True,
+    help="Folder or URL of the prompt store (or PROMPTMILL_STORE).",
+)
+
+
+class _Commands(click.Group):
+    """Turns the library's one exception for user mistakes into one line and exit status 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PromptmillError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="promptmill")
+def main() -> None:
+    """Tune the prompt of a frozen language model, prove it on held-out data, publish it, use it."""
+
+
+@main.command()
+@click.argument("task")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write; default: .promptmill/prompts/NAME-DIGEST.")
+@as_json
+def tune(task: str, out: Path | None, as_json: bool) -> None:
+    """Tune the prompt of TASK, a task file or the name of one in tasks/."""
+    from prompt_core import tune as tune_prompt
+    from prompt_core.progress import Progress
+
+    spec = _task(task)
+    if out and out.exists():
+        raise PromptmillError(str(out), "exists already", "Name a folder that does not.")
+    with Progress(spec.name) as progress:
+        prompt = tune_prompt(spec, on_step=progress.step)
+    folder = out or Path(".promptmill/prompts") / f"{prompt.name}-{prompt.digest[:12]}"
+    if not folder.exists():
+        prompt.save(folder)
+    _print({"folder": str(folder), **_summary(prompt)}, as_json)
+
+
+@main.command()
+@click.argument("task")
+@click.argument("prompt", type=click.Path(path_type=Path))
+@click.option("--publish", is_flag=True, help="Publish the prompt and make it `production` if the gate passes.")
+@store_option
+@as_json
+def evaluate(task: str, prompt: Path, publish: bool, store_url: str, as_json: bool) -> None:
+    """Measure PROMPT, a folder that `tune` wrote, on the test rows of TASK beside every baseline.
+
+    Ends with status 1 if the gate does not pass.
+    """
+    from prompt_core import PromptStore, TunedPrompt, evaluate as evaluate_prompt
+    from prompt_core.data import prepare
+    from prompt_core.progress import Progress
+
+    spec, tuned, store = _task(task), TunedPrompt.load(prompt), PromptStore(store_url)
+    splits, _ = prepare(spec)
+    with Progress(spec.name) as progress:
+        evaluation = evaluate_prompt(spec, tuned, splits, production=store.live(spec.name), on_progress=progress.contender)
+    click.echo(evaluation.model_dump_json(indent=1) if as_json else evaluation.table())
+    if not evaluation.verdict.passed:
+        sys.exit(1)
+    if publish:
+        version = store.publish(tuned, evaluation.model_dump(mode="json"), why="promptmill evaluate --publish")
+        store.promote(spec.name, version, who=_user(), why="gate passed")
+        click.echo(f"published {spec.name}@{version} as production", err=True)
+
+
+@main.command()
+@click.argument("name")
+@click.argument("input", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@store_option
+def predict(name: str, input: Path, output: Path, store_url: str) -> None:
+    """Run NAME[@VERSION] over INPUT (CSV, JSONL or Parquet) and write OUTPUT: all columns and the prediction."""
+    import polars as pl
+
+    from prompt_core.data.table import check_writable, read_table, write_table
+    from prompt_core.progress import Progress
+
+    check_writable(output)
+    table = read_table(input)
+    version, prompt = _published(name, store_url)
+    rows = list(table.iter_rows(named=True))
+    with Progress(prompt.name) as progress:
+        predictions = prompt.predict(rows, on_progress=progress.rows)
+    columns = [pl.Series("prediction", predictions), pl.lit(version).alias("prompt_version"), pl.lit(prompt.digest).alias("prompt_digest")]
+    write_table(table.with_columns(columns), output)
+    click.echo(f"{len(rows)} rows -> {output}", err=True)
+
+
+@main.command("try")
+@click.argument("name")
+@click.argument("text")
+@click.option("--field", "fields", multiple=True, metavar="NAME=TEXT", help="Another field of the template; repeatable.")
+@store_option
+@as_json
+def try_(name: str, text: str, fields: tuple[str, ...], store_url: str, as_json: bool) -> None:
+    """The frozen model's answer to TEXT without and with the prompt NAME[@VERSION], side by side.
+
+    TEXT is the template's first field; lines after its first one fill the fields after it, and what is still
+    missing is asked for on a terminal.
+    """
+    from prompt_core.evaluation.sidebyside import side_by_side
+
+    version, prompt = _published(name, store_url)
+    answers = side_by_side(prompt, _fields(prompt, text, fields))
+    if as_json:
+        click.echo(json.dumps({"prompt": f"{prompt.name}@{version}", **answers}, ensure_ascii=False, indent=1))
+        return
+    for title, answer in (("without the prompt", answers["without"]), (f"with {prompt.name}@{version}", answers["with"])):
+        click.echo(click.style(title, bold=True) + f"\n{answer}\n")
+
+
+@main.command("list")
+@store_option
+@as_json
+def list_(store_url: str, as_json: bool) -> None:
+    """All published prompts with their versions and aliases."""
+    from prompt_core import PromptStore
+
+    summaries = PromptStore(store_url).list()
+    if as_json:
+        click.echo(json.dumps([summary.model_dump(mode="json") for summary in summaries], indent=1))
+        return
+    for summary in summaries:
+        aliases = ", ".join(f"{alias} -> {version}" for alias, version in sorted(summary.aliases.items()))
+        click.echo(f"{summary.name}  versions {', '.join(map(str, summary.versions))}  {aliases}")
+    if not summaries:
+        click.echo(f"no prompt is published in {store_url}", err=True)
+
+
+@main.command()
+@click.argument("name")
+@store_option
+@as_json
+def show(name: str, store_url: str, as_json: bool) -> None:
+    """What NAME[@VERSION] is: manifest, digest, evaluation."""
+    from prompt_core import PromptStore
+
+    version, prompt = _published(name, store_url)
+    record = PromptStore(store_url).record(prompt.name, version)
+    if as_json:
+        content = {"version": version, "digest": prompt.digest, "manifest": prompt.manifest.model_dump(mode="json")}
+        click.echo(json.dumps({**content, "record": record.model_dump(mode="json")}, ensure_ascii=False, indent=1))
+        return
+    _print({"version": version, "published": record.published, **_summary(prompt)}, as_json=False)
+    for reason in record.evaluation["verdict"]["reasons"]:
+        click.echo(f"  - {reason}")
+
+
+@main.command()
+@click.argument("name")
+@click.argument("folder", type=click.Path(path_type=Path))
+@store_option
+def export(name: str, folder: Path, store_url: str) -> None:
+    """Write NAME[@VERSION] to FOLDER as safetensors and JSON, checked against its digest, with a README."""
+    from prompt_core.export.folder import export_folder
+
+    version, prompt = _published(name, store_url)
+    export_folder(prompt, version, folder)
+    click.echo(f"{prompt.name}@{version} -> {folder}", err=True)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--alias", default="production", show_default=True)
+@click.option("--why", default="", help="Kept in the alias's history.")
+@store_option
+def promote(name: str, alias: str, why: str, store_url: str) -> None:
+    """Point an alias at NAME@VERSION."""
+    from prompt_core import PromptStore
+
+    prompt, _, version = name.partition("@")
+    if not version:
+        raise PromptmillError("promote", f'"{name}" names no version', f"Write {prompt}@VERSION.")
+    PromptStore(store_url).promote(prompt, _version(version), alias, who=_user(), why=why)
+    click.echo(f"{alias} -> {name}", err=True)
+
+
+@main.command()
+@click.argument("name")
+@click.option("--alias", default="production", show_default=True)
+@click.option("--why", default="", help="Kept in the alias's history.")
+@store_option
+def rollback(name: str, alias: str, why: str, store_url: str) -> None:
+    """Point an alias of NAME back at the version it had before."""
+    from prompt_core import PromptStore
+
+    version = PromptStore(store_url).rollback(name, alias, why=why)
+    click.echo(f"{alias} -> {name}@{version}", err=True)
+
+
+@main.command()
+def schema() -> None:
+    """The JSON schema of a task file, for editors and validation."""
+    from prompt_core.task import TaskSpec
+
+    click.echo(json.dumps(TaskSpec.model_json_schema(), indent=1))
+
+
+def _task(given: str) -> TaskSpec:
+    from prompt_core import load_task
+
+    named = Path("tasks") / f"{given}.yaml"
+    return load_task(named if named.is_file() and not Path(given).is_file() else given)
+
+
+def _published(given: str, store_url: str) -> tuple[int, TunedPrompt]:
+    """The version number and prompt that `name`, `name@3` or `name@alias` means."""
+    from prompt_core import PromptStore
+
+    store: PromptStore = PromptStore(store_url)
+    name, _, version = given.partition("@")
+    number = store.resolve(name, _version(version or "production"))
+    return number, store.get(name, number)
+
+
+def _version(given: str) -> int | str:
+    return int(given) if given.isdecimal() else given
+
+
+def _fields(prompt: TunedPrompt, text: str, options: tuple[str, ...]) -> dict[str, str]:
+    from prompt_core.template import Template
+
+    names = Template(prompt.task).fields
+    given: dict[str, str] = {}
+    for option in options:
+        field, found, value = option.partition("=")
+        if not found or field not in names:
+            raise PromptmillError("--field", f'"{option}" sets no field of the template', nearest(field, names))
+        given[field] = value
+    open_fields = [name for name in names if name not in given]
+    parts = text.split("\n", len(open_fields) - 1) if open_fields else []
+    given |= dict(zip(open_fields, parts, strict=False))
+    for name in (name for name in names if name not in given):
+        if not sys.stdin.isatty():
+            raise PromptmillError(f"prompt {prompt.name}", f'its template also needs the field "{name}"', f'Add --field {name}="..."')
+        given[name] = click.prompt(name)
+    return given
+
+
+def _summary(prompt: TunedPrompt) -> dict[str, Any]:
+    manifest = prompt.manifest
+    return {
+        "name": prompt.name,
+        "digest": prompt.digest,
+        "kind": f"{manifest.kind}, {manifest.tokens} tokens",
+        "parameters": manifest.parameters,
+        "bytes": prompt.num_bytes,
+        "backbone": manifest.backbone.name,
+        "steps": f"{manifest.tuning.kept_step} kept of {manifest.tuning.steps}",
+    }
+
+
+def _print(content: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
+        return
+    width = max(map(len, content))
+    for key, value in content.items():
+        click.echo(f"{key:<{width}}  {value}")
+
+
+def _user() -> str:
+    return os.environ.get("USER") or os.environ.get("LOGNAME") or "unknown"

@@ -1,0 +1,190 @@
+"""Reading examples: a CSV, JSONL or Parquet file becomes a frame of the columns that a task needs, all strings."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import polars as pl
+
+from prompt_core.errors import PromptmillError, nearest
+from prompt_core.task import TaskSpec
+from prompt_core.template import Template
+
+SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet")
+_NAMES_SHOWN = 30
+
+
+def read_examples(task: TaskSpec, path: str | None = None) -> pl.DataFrame:
+    """The examples of a task as they stand in the file.
+
+    Args:
+        task: names the columns: the template's fields, `evaluate.must_contain` and `data.target`.
+        path: a local path or any URL that polars scans; default `data.path`, from the task file's folder.
+
+    Returns:
+        One row per example in file order; the columns above in that order, all String. An absent value is null.
+
+    Raises:
+        PromptmillError: the file is missing, empty, malformed, not UTF-8 or of an unknown kind, or lacks a column.
+    """
+    source = task.locate(task.data.path) if path is None else path
+    test_source = task.locate(task.data.test_path) if task.data.test_path else None
+    where = f"task {task.name}: {'data.test_path' if path is not None and path == test_source else 'data.path'}"
+    needed = needed_columns(task)
+    local = _local_file(source, where)
+    suffix = Path(urlsplit(source).path if local is None else local).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise PromptmillError(where, f'"{source}" ends in "{suffix}"', f"Promptmill reads {', '.join(SUFFIXES)}; save it as one of these.")
+    if local is not None:
+        _check_bytes(local, is_text=suffix != ".parquet")
+    # An existing file may have [ or * in its name; what names no file is left to polars, which expands patterns.
+    pattern = source if local is None else glob.escape(str(local))
+    try:
+        frame, known = _scan(pattern, suffix, list(needed))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        if local is not None:
+            _explain_line(local, suffix)
+        reason = str(error).strip().split("\n")[0]
+        raise PromptmillError(where, f'"{source}" cannot be read ({reason})', "Check the file, its address and access.") from None
+    for column, field in needed.items():
+        if column not in known:
+            raise _unknown_column(task, field, column, source, known)
+    if frame.is_empty():
+        raise PromptmillError(where, f'"{source}" has no rows', "Put one example in each row, below a line of column names.")
+    return _as_strings(frame.select(list(needed)), source)
+
+
+def needed_columns(task: TaskSpec) -> dict[str, str]:
+    """The columns that a task reads, each with the field of the task file that names it.
+
+    Raises:
+        PromptmillError: the target is also a field of the template, or a column has the reserved name `_id`.
+    """
+    fields = Template(task).fields
+    if task.data.target in fields:
+        raise PromptmillError(
+            f"task {task.name}: data.target",
+            f'column "{task.data.target}" is also a field of the template, so the model would read the answer',
+            "Take it out of the template or name another target.",
+        )
+    needed = dict.fromkeys(fields, "template")
+    if task.evaluate.must_contain:
+        needed.setdefault(task.evaluate.must_contain, "evaluate.must_contain")
+    needed.setdefault(task.data.target, "data.target")
+    if "_id" in needed:
+        raise PromptmillError(f"task {task.name}: {needed['_id']}", 'the column name "_id" is reserved', "Rename the column.")
+    return needed
+
+
+def _scan(pattern: str, suffix: str, needed: list[str]) -> tuple[pl.DataFrame, list[str]]:
+    """The rows with at least the needed columns that exist, and the names of all columns in the file."""
+    if suffix == ".parquet":
+        rows = pl.scan_parquet(pattern)
+        known = rows.collect_schema().names()
+        return rows.select(name for name in needed if name in known).collect(), known
+    if suffix == ".csv":
+        # Collected whole: polars lets a row with too many fields pass when only some columns are asked for.
+        frame = pl.scan_csv(pattern, infer_schema=False).collect()
+        return frame, frame.columns
+    frame = pl.scan_ndjson(pattern, schema=dict.fromkeys(needed, pl.String)).collect()
+    absent = [name for name in needed if frame[name].null_count() == len(frame)]
+    if not absent:
+        return frame, needed
+    known = pl.scan_ndjson(pattern, infer_schema_length=None).collect_schema().names()
+    return frame, known
+
+
+def _local_file(source: str, where: str) -> Path | None:
+    """The local file that `source` names; None for a remote URL or a pattern."""
+    url = urlsplit(source)
+    if "://" in source and url.scheme != "file":
+        return None
+    path = Path(url2pathname(url.path) if url.scheme == "file" else source)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise PromptmillError(where, f'"{path}" is a folder', f'Name a file in it, or all of a kind: "{path}/*.parquet".')
+    if any(mark in path.name for mark in "*?["):
+        return None
+    if not path.parent.is_dir():
+        raise PromptmillError(where, f'there is no file "{path}", nor the folder "{path.parent}"', "Correct the path.")
+    beside = sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in SUFFIXES)
+    fix = nearest(path.name, beside[:_NAMES_SHOWN]) or f"No data file is in {path.parent}; correct the path."
+    raise PromptmillError(where, f'there is no file "{path}"', fix)
+
+
+def _check_bytes(path: Path, is_text: bool) -> None:
+    """Refuse an empty file, and a text file with bytes that are not UTF-8: polars does not say where they are."""
+    try:
+        with path.open("rb") as file:
+            if not file.peek(1):
+                raise PromptmillError(str(path), "the file is empty", "Put the examples in.")
+            offset = 0
+            for number, line in enumerate(file if is_text else (), 1):
+                try:
+                    line.decode()
+                except UnicodeDecodeError as error:
+                    raise PromptmillError(
+                        f"{path}: line {number}",
+                        f"byte {offset + error.start} (0x{line[error.start]:02x}) is not UTF-8",
+                        "Save the file as UTF-8; from Windows-1252: `iconv -f WINDOWS-1252 -t UTF-8 old > new`.",
+                    ) from None
+                offset += len(line)
+    except OSError as error:
+        raise PromptmillError(str(path), f"cannot be read ({error.strerror})", "Check the access rights.") from None
+
+
+def _explain_line(path: Path, suffix: str) -> None:
+    """Raise the error of the first malformed line, where one can be found."""
+    if suffix == ".csv":
+        _explain_csv(path)
+    elif suffix != ".parquet":
+        _explain_json(path)
+
+
+def _explain_csv(path: Path) -> None:
+    fix = 'Put a text with commas or line breaks in double quotes, and write a double quote inside as "".'
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file, strict=True)
+        line, header = 1, None
+        try:
+            for row in rows:
+                header = row if header is None else header
+                if len(row) > len(header):
+                    raise PromptmillError(f"{path}: line {line}", f"has {len(row)} fields, the header {len(header)}", fix)
+                line = rows.line_num + 1
+        except csv.Error as error:
+            raise PromptmillError(f"{path}: line {line}", f"is not CSV ({error})", fix) from None
+
+
+def _explain_json(path: Path) -> None:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line) if line.strip() else {}
+            except json.JSONDecodeError as error:
+                found = f"is not JSON ({error.msg} at character {error.pos})"
+            else:
+                if isinstance(row, dict):
+                    continue
+                found = f"holds a JSON {type(row).__name__}, not an object"
+            raise PromptmillError(f"{path}: line {number}", found, 'Write one object per line, like {"text": "...", "label": "..."}.')
+
+
+def _unknown_column(task: TaskSpec, field: str, column: str, source: str, known: list[str]) -> PromptmillError:
+    fix = nearest(column, known)
+    if len(known) == 1 and (mark := next((mark for mark in ";\t|" if mark in known[0]), None)):
+        fix = f"Its columns look separated by {mark!r}; Promptmill reads commas."
+    return PromptmillError(f"task {task.name}: {field}", f'column "{column}" is not in {source} (columns: {", ".join(known)})', fix)
+
+
+def _as_strings(frame: pl.DataFrame, source: str) -> pl.DataFrame:
+    for name, dtype in frame.schema.items():
+        if dtype.is_nested() or dtype == pl.Binary:
+            raise PromptmillError(f"{source}: {name}", f"the column holds {dtype}, not text", "Write each value as one text.")
+    return frame.cast(pl.String)

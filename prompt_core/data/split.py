@@ -1,0 +1,142 @@
+"""Splitting: train, validation and test by content hash, so that a row never changes side when data grows."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import polars as pl
+
+from prompt_core.data.clean import CleaningReport, check_labels, clean, named, remove_unusable
+from prompt_core.data.leakage import remove_leakage
+from prompt_core.data.read import read_examples
+from prompt_core.errors import PromptmillError
+from prompt_core.task import TaskSpec
+from prompt_core.template import Template
+
+_SIDES = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """The three sides of a task's examples: frames with `_id` and the task's columns, sorted by `_id`."""
+
+    train: pl.DataFrame
+    validation: pl.DataFrame
+    test: pl.DataFrame
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (64 hex characters) over the content of the sides, whatever the order of rows in their source."""
+        content = hashlib.sha256()
+        for side in _SIDES:
+            frame: pl.DataFrame = getattr(self, side)
+            columns = sorted(frame.columns)
+            content.update(json.dumps([side, columns, sorted(frame.select(columns).rows())]).encode())
+        return content.hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Write `folder` anew with train.parquet, validation.parquet and test.parquet; a crash leaves no mixture."""
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        try:
+            new, old = beside / "new", beside / "old"
+            new.mkdir()
+            for side in _SIDES:
+                getattr(self, side).write_parquet(new / f"{side}.parquet")
+            if folder.exists():
+                folder.replace(old)
+            new.replace(folder)
+        finally:
+            shutil.rmtree(beside)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Splits:
+        """What `save` wrote.
+
+        Raises:
+            PromptmillError: a file is missing or damaged.
+        """
+        sides = {}
+        for side in _SIDES:
+            path = Path(folder) / f"{side}.parquet"
+            try:
+                sides[side] = pl.read_parquet(path, glob=False)
+            except (pl.exceptions.PolarsError, OSError) as error:
+                what = "is missing" if not path.exists() else f"cannot be read ({str(error).splitlines()[0]})"
+                raise PromptmillError(str(path), what, "Make the splits again.") from None
+        return cls(**sides)
+
+
+def split(frame: pl.DataFrame, task: TaskSpec, test_frame: pl.DataFrame | None = None) -> Splits:
+    """Divide examples by the hash of their text and `data.test` and `data.validation`, the shares of each side.
+
+    Args:
+        frame: what `clean` returns.
+        test_frame: rows of a test file; then they are the test side and `frame` becomes train and validation alone.
+
+    Raises:
+        PromptmillError: a side that should have rows has none, or a held-out label has no training example (classify).
+    """
+    where = f"task {task.name}: data"
+    test_share = task.data.test if test_frame is None else 0.0
+    held_out = test_share + task.data.validation
+    if held_out >= 1:
+        raise PromptmillError(where, f"test and validation take {held_out:g} of the rows, which leaves nothing to train on", "Lower them.")
+    # The first 12 hex characters of a hash are a uniform draw from [0, 1) that belongs to the text alone.
+    draw = pl.Series([int(_id[:12], 16) / 16**12 for _id in frame["_id"]], dtype=pl.Float64)
+    splits = Splits(
+        train=_ordered(frame.filter(draw >= held_out)),
+        validation=_ordered(frame.filter((draw >= test_share) & (draw < held_out))),
+        test=_ordered(frame.filter(draw < test_share) if test_frame is None else test_frame),
+    )
+    shares = {"train": 1.0, "validation": task.data.validation, "test": 1.0}
+    for side in _SIDES:
+        if shares[side] and getattr(splits, side).is_empty():
+            what = f"none of {len(frame)} usable rows falls on the side for {side}"
+            raise PromptmillError(where, what, "Add examples or change data.test and data.validation.")
+    _check_coverage(splits, task)
+    return splits
+
+
+def prepare(task: TaskSpec) -> tuple[Splits, CleaningReport]:
+    """Everything between a task file and its splits: read, clean, keep train and validation clear of the test file, split.
+
+    Raises:
+        PromptmillError: as `read_examples`, `clean` and `split`.
+    """
+    frame, report = clean(read_examples(task), task)
+    if task.data.test_path is None:
+        return split(frame, task), report
+    test, test_report = remove_unusable(read_examples(task, task.locate(task.data.test_path)), task)
+    frame, leakage = remove_leakage(frame, test, Template(task).fields, task.data.near_duplicate)
+    if frame.is_empty():
+        raise PromptmillError(f"task {task.name}: data.path", "every row stands in data.test_path too", "Give two different files.")
+    check_labels(frame, task)
+    examples = {**report.examples, **({"leaked": leakage.examples} if leakage else {})}
+    report = dataclasses.replace(
+        report, rows_kept=len(frame), leaked=leakage.exact + leakage.near, examples=examples, test_file=test_report
+    )
+    return split(frame, task, test), report
+
+
+def _ordered(frame: pl.DataFrame) -> pl.DataFrame:
+    """Sorted by `_id`, and where a text stands with several targets by all columns: an order of content alone."""
+    return frame.sort("_id", *sorted(set(frame.columns) - {"_id"}))
+
+
+def _check_coverage(splits: Splits, task: TaskSpec) -> None:
+    if task.objective != "classify":
+        return
+    target = task.data.target
+    untaught = sorted({*splits.validation[target], *splits.test[target]} - {*splits.train[target]})
+    if untaught:
+        what = f'column "{target}" has labels without a training example: {named(untaught)}'
+        raise PromptmillError(f"task {task.name}: data.target", what, "Add examples for them or lower data.test and data.validation.")

@@ -1,0 +1,183 @@
+"""From a task's examples to token ids: the root that all share, what follows it in each example, and the target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from prompt_core.backbone import Backbone
+from prompt_core.errors import PromptmillError
+from prompt_core.task import TaskSpec
+from prompt_core.template import Template
+
+# Private-use characters stand for a field's value where the chat template is rendered only to find its parts.
+_OPEN, _CLOSE = "\ue000", "\ue001"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as token ids.
+
+    Attributes:
+        input: what follows the root, up to where the target begins.
+        target: the target with the end of turn; empty for an input without one.
+        truncated: whether the input lost its end to fit the token limit.
+    """
+
+    input: tuple[int, ...]
+    target: tuple[int, ...]
+    truncated: bool
+
+
+class TaskEncoding:
+    """The tokens of a task under one backbone's tokenizer and chat format.
+
+    Args:
+        task: its template, and `tune.max_tokens` as the longest root + input + target.
+        backbone: whose tokenizer and chat template are used.
+
+    Attributes:
+        root_text: everything before the first field, the same for every example.
+        root: its token ids, with the tokenizer's leading special tokens; empty where the template starts with a field.
+
+    Raises:
+        PromptmillError: chat messages for a model without a chat format, or a root longer than the limit.
+    """
+
+    def __init__(self, task: TaskSpec, backbone: Backbone) -> None:
+        self._where = f"task {task.name}: template"
+        self._template = Template(task)
+        self._tokenizer, self._causal = backbone.tokenizer, backbone.causal
+        if self._template.is_chat and not getattr(self._tokenizer, "chat_template", None):
+            raise PromptmillError(self._where, f"backbone {backbone.identity.name} has no chat format", "Write the template as one string.")
+        self._marked = {name: f"{_OPEN}{name}{_CLOSE}" for name in self._template.fields}
+        marked = self._text(self._marked)
+        head, _, rest = marked.partition(_OPEN)
+        self.root_text = head.rstrip(" ")  # a space belongs to the word after it, in most vocabularies
+        self._suffix = rest.rpartition(_CLOSE)[2]
+        self._leading, self._trailing = self._special_tokens()
+        # An encoder's special tokens stand around each example; its root, if any, becomes the prefix's starting text.
+        leading = self._leading if backbone.causal else []
+        self.root: tuple[int, ...] = tuple(leading + self._ids(self.root_text)) if self.root_text or leading else ()
+        self._positions = backbone.max_positions
+        self._limit = min(task.tune.max_tokens, self._positions)
+        if len(self.root) >= self._limit:
+            raise PromptmillError(self._where, f"what precedes the first field has {len(self.root)} tokens", f"The limit is {self._limit}.")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that the template uses."""
+        return self._template.fields
+
+    def encode(self, fields: Mapping[str, Any], target: str | None = None) -> Encoded:
+        """Token ids of one example.
+
+        Args:
+            fields: the template's fields.
+            target: the text to generate; None for an input alone.
+
+        Raises:
+            PromptmillError: a field is absent or empty, the text before the first field depends on a field, or the
+                target alone is longer than the limit.
+        """
+        text = self._text(fields)
+        if not text.startswith(self.root_text):
+            raise PromptmillError(self._where, "the text before the first field differs between examples", "Move the condition behind it.")
+        text = text[len(self.root_text) :]
+        end = self.encode_target(target) if target is not None else []
+        room = self._limit - len(self.root) - len(end)
+        ids = self._ids(text)
+        around = 0 if self._causal else len(self._leading) + len(self._trailing)
+        truncated = len(ids) + around > room
+        if truncated:
+            suffix = self._ids(self._suffix) if self._suffix and text.endswith(self._suffix) else []
+            keep = room - around - len(suffix)
+            if keep < 1:
+                raise PromptmillError(self._where, f"a target has {len(end)} tokens, more than fit", f"Raise tune.max_tokens ({self._limit}).")
+            ids = self._ids(text.removesuffix(self._suffix))[:keep] + suffix
+        if not self._causal:
+            ids = self._leading + ids + self._trailing
+        return Encoded(tuple(ids), tuple(end), truncated)
+
+    def root_with_demonstrations(self, demonstrations: Sequence[tuple[Mapping[str, Any], str]]) -> tuple[int, ...]:
+        """The root with solved examples behind it, for few-shot prompting: earlier turns of a chat, or lines of a text.
+
+        Args:
+            demonstrations: fields and answer of each, in order.
+
+        Raises:
+            PromptmillError: they leave no room for an input.
+        """
+        query = self._template.render(self._marked)
+        if self._template.is_chat:
+            shared = [message for message in query if message[0] == "system"]
+            turns = [
+                message
+                for fields, answer in demonstrations
+                for message in [*(m for m in self._template.render(fields) if m[0] != "system"), ("assistant", answer)]
+            ]
+            text = self._chat([*shared, *turns, *(m for m in query if m[0] != "system")])
+        else:
+            solved = [f"{self._template.render(fields)[0][1]} {answer}\n\n" for fields, answer in demonstrations]
+            text = "".join([*solved, query[0][1]])
+        ids = (*(self._leading if self._causal else ()), *self._ids(text.partition(_OPEN)[0].rstrip(" ")))
+        if len(ids) + self._limit > self._positions:
+            raise PromptmillError(
+                self._where, f"{len(demonstrations)} demonstrations take {len(ids)} tokens of {self._positions}", "Lower evaluate.few_shot."
+            )
+        return ids
+
+    def encode_target(self, target: str) -> list[int]:
+        """Token ids of a text to generate, with the end of turn."""
+        # A chat turn starts on a fresh line; in a plain string the target is the next word and needs its space.
+        spaced = target if self._template.is_chat or self._suffix.endswith((" ", "\n")) else " " + target
+        return [*self._ids(spaced), *self.end_of_turn]
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text that stands alone, with the tokenizer's special tokens around it."""
+        return [*self._leading, *self._ids(text), *self._trailing]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated ids, without special tokens and surrounding white space."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text.strip()
+
+    @cached_property
+    def end_of_turn(self) -> tuple[int, ...]:
+        """What ends a generated text: the chat format's end of an assistant turn, else the tokenizer's end of text."""
+        if self._template.is_chat:
+            rendered: str = self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": "-"}, {"role": "assistant", "content": _OPEN}], tokenize=False
+            )
+            ids = self._ids(rendered.rpartition(_OPEN)[2])
+            special = [i for i in ids if i in set(self._tokenizer.all_special_ids)]
+            if special:
+                return (special[0],)
+        if self._tokenizer.eos_token_id is None:
+            raise PromptmillError(self._where, "the tokenizer has no end-of-text token", "Choose a backbone that has one.")
+        return (self._tokenizer.eos_token_id,)
+
+    def _text(self, fields: Mapping[str, Any]) -> str:
+        messages = self._template.render(fields)
+        return self._chat(messages) if self._template.is_chat else messages[0][1]
+
+    def _chat(self, messages: Sequence[tuple[str | None, str]]) -> str:
+        rendered: str = self._tokenizer.apply_chat_template(
+            [{"role": role, "content": text} for role, text in messages], tokenize=False, add_generation_prompt=True
+        )
+        return rendered
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def _special_tokens(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts in front of and behind a text; a chat template writes its own."""
+        if self._template.is_chat:
+            return [], []
+        alone: list[int] = self._ids("a")
+        wrapped: list[int] = self._tokenizer("a").input_ids
+        start = next(i for i in range(len(wrapped)) if wrapped[i : i + len(alone)] == alone)
+        return wrapped[:start], wrapped[start + len(alone) :]

@@ -1,0 +1,29 @@
+"""The one exception that a user's mistake raises: what was found, where, and the way out, in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PromptmillError(ValueError):
+    """Bad input from outside. Reads `where: what. fix`; the command line prints it and exits with status 2.
+
+    Args:
+        where: the file and field the user can open, such as ``tasks/returns.yaml: data.target``.
+        what: what was found there, naming the value.
+        fix: what to do about it.
+    """
+
+    def __init__(self, where: str, what: str, fix: str = "") -> None:
+        self.where, self.what, self.fix = where, what, fix
+        super().__init__(f"{where}: {what}." + (f" {fix}" if fix else ""))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`Did you mean "x"?` for the known name closest to `name`, or the list of known names when none is close."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f'Did you mean "{close[0]}"?'
+    return f"Known: {', '.join(names)}." if names else ""

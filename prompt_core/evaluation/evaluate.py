@@ -1,0 +1,53 @@
+"""`evaluate`: the one place that opens the test rows. The tuned prompt, its baselines and what runs today, on the same rows."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import polars as pl
+
+from prompt_core.artifact import TunedPrompt
+from prompt_core.backbone import Backbone, load_backbone
+from prompt_core.data import Splits
+from prompt_core.encoding import TaskEncoding
+from prompt_core.evaluation.baselines import OnContender, baselines
+from prompt_core.evaluation.gate import Contender, Evaluation, evaluate_contenders
+from prompt_core.task import TaskSpec
+
+def evaluate(
+    task: TaskSpec,
+    prompt: TunedPrompt,
+    splits: Splits,
+    backbone: Backbone | None = None,
+    production: TunedPrompt | None = None,
+    on_progress: OnContender | None = None,
+) -> Evaluation:
+    """Measure a tuned prompt on the test rows, beside every baseline and the prompt in production, and judge it.
+
+    Args:
+        task: metrics and gate.
+        prompt: the tuned prompt.
+        splits: train and validation feed few-shot and probe, test is measured.
+        backbone: the loaded frozen model; by default the task's own.
+        production: what runs today; None where nothing does. The same prompt again is not compared with itself.
+        on_progress: called with (contender, finished rows, all rows).
+
+    Raises:
+        PromptmillError: as `tune`, and where there are no test rows.
+    """
+    backbone = backbone or load_backbone(task.backbone, task.folder)
+    encoding = TaskEncoding(task, backbone)
+    rows = list(splits.test.iter_rows(named=True))
+    inputs = [encoding.encode(row) for row in rows]
+    seen = pl.concat([splits.train, splits.validation])
+    contenders = baselines(task, seen, inputs, encoding, backbone, prompt.manifest.max_new_tokens, on_progress)
+
+    def run(name: str, version: TunedPrompt) -> list[str]:
+        return version.predict(rows, backbone, partial(on_progress, name) if on_progress else None)
+
+    if production is not None and production.digest != prompt.digest:
+        contenders.append(Contender("production", "production", run("production", production)))
+    contenders.append(Contender("tuned", "tuned", run("tuned", prompt)))
+    facts = splits.test[task.evaluate.must_contain].to_list() if task.evaluate.must_contain else None
+    shown = [{name: str(row[name]) for name in encoding.fields} for row in rows]
+    return evaluate_contenders(task, shown, splits.test[task.data.target].to_list(), facts, contenders, prompt.digest)

@@ -1,0 +1,1 @@
+"""Exports: a published prompt in the form that another stack reads."""

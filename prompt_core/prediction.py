@@ -1,0 +1,125 @@
+"""Prediction: inputs to labels or generated texts, the same way for a tuned prompt and for every untuned contender."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prompt_core.artifact import TunedPrompt
+from prompt_core.backbone import Backbone, load_backbone
+from prompt_core.data.packing import pack
+from prompt_core.encoding import Encoded, TaskEncoding
+from prompt_core.errors import PromptmillError
+from prompt_core.generation import generate
+from prompt_core.prompts import DeepPrefix, Prompt, SoftPrompt, lower
+from prompt_core.task import BackboneSpec
+from prompt_core.tuning.build import build_classifier
+from prompt_core.tuning.objective import Classification, LabelAnchors
+
+OnProgress = Callable[[int, int], None]
+
+
+def predict(
+    prompt: TunedPrompt, inputs: Sequence[str | Mapping[str, Any]], backbone: Backbone | None = None, on_progress: OnProgress | None = None
+) -> list[str]:
+    """Labels or generated texts of a tuned prompt, see `TunedPrompt.predict`."""
+    backbone = backbone or backbone_of(prompt)
+    check_base(prompt, backbone)
+    encoding = TaskEncoding(prompt.task, backbone)
+    encoded = [encoding.encode(fields) for fields in as_fields(inputs, encoding.fields)]
+    tuned = restore(prompt, backbone)
+    if prompt.task.objective == "generate":
+        assert prompt.manifest.max_new_tokens is not None  # the tuning of a generation task records it
+        return generate_texts(backbone, encoding, tuned, encoded, prompt.manifest.max_new_tokens, on_progress)
+    classifier = restore_classifier(prompt, encoding, backbone)
+    return classify(classifier, tuned, encoded, prompt.manifest.labels, prompt.task.tune.batch_tokens, on_progress)
+
+
+def generate_texts(
+    backbone: Backbone,
+    encoding: TaskEncoding,
+    prompt: Prompt,
+    inputs: Sequence[Encoded],
+    max_new_tokens: int,
+    on_progress: OnProgress | None = None,
+) -> list[str]:
+    """Greedy texts behind a prompt, which is lowered to keys and values first and so read once."""
+    prefix = prompt if isinstance(prompt, DeepPrefix) else lower(backbone, prompt.embeddings)
+    ids = generate(backbone, prefix, [e.input for e in inputs], max_new_tokens, encoding.end_of_turn, on_progress)
+    return [encoding.decode(row) for row in ids]
+
+
+@torch.inference_mode()
+def classify(
+    classifier: Classification,
+    prompt: Prompt,
+    inputs: Sequence[Encoded],
+    labels: Sequence[str],
+    batch_tokens: int,
+    on_progress: OnProgress | None = None,
+) -> list[str]:
+    """The label with the highest score for each input."""
+    found: list[str] = []
+    for batch in pack(inputs, batch_tokens):
+        best: Tensor = classifier.scores(prompt, [e.input for e in batch]).argmax(-1)
+        found += [labels[i] for i in best.tolist()]
+        if on_progress:
+            on_progress(len(found), len(inputs))
+    return found
+
+
+def restore(prompt: TunedPrompt, backbone: Backbone) -> Prompt:
+    """The artifact's prompt on the backbone's device."""
+    tensors = {name: tensor.to(backbone.device) for name, tensor in prompt.tensors.items()}
+    if prompt.manifest.kind == "soft":
+        return SoftPrompt(tensors["embeddings"])
+    return DeepPrefix(tensors["keys"], tensors["values"])
+
+
+def restore_classifier(prompt: TunedPrompt, encoding: TaskEncoding, backbone: Backbone) -> Classification:
+    """The artifact's classifier: its tuned anchors, or the label words that the task names."""
+    if "anchors" in prompt.tensors:
+        return LabelAnchors(backbone, prompt.tensors["anchors"].to(backbone.device), prompt.task.tune.anchor_scale)
+    return build_classifier(prompt.task, encoding, backbone, prompt.manifest.labels)
+
+
+def check_base(prompt: TunedPrompt, backbone: Backbone) -> None:
+    """Refuse a backbone other than the one that the prompt was tuned on.
+
+    Raises:
+        PromptmillError: weights or tokenizer differ.
+    """
+    for part in ("weights", "tokenizer"):
+        tuned_on, found = getattr(prompt.manifest.backbone, part), getattr(backbone.identity, part)
+        if tuned_on != found:
+            raise PromptmillError(
+                f"prompt {prompt.name}",
+                f"was tuned on {prompt.manifest.backbone.name} with {part} {tuned_on[:12]}, this backbone's are {found[:12]}",
+                "Use the base it was tuned on, or tune it again on this one.",
+            )
+
+
+def as_fields(inputs: Sequence[str | Mapping[str, Any]], fields: Sequence[str]) -> list[Mapping[str, Any]]:
+    """Inputs as mappings; a text stands for the one field of the template.
+
+    Raises:
+        PromptmillError: a text where the template has several fields.
+    """
+    rows: list[Mapping[str, Any]] = []
+    for number, given in enumerate(inputs):
+        if isinstance(given, str) and len(fields) != 1:
+            raise PromptmillError(
+                f"input {number}", f"is a text, but the template has the fields {', '.join(fields)}", "Give a mapping of field to text."
+            )
+        rows.append({fields[0]: given} if isinstance(given, str) else given)
+    return rows
+
+
+def backbone_of(prompt: TunedPrompt) -> Backbone:
+    """The frozen model that a prompt was tuned on, loaded once per process."""
+    spec = prompt.task.backbone
+    found = {"name": prompt.origin or spec.name, "dtype": prompt.manifest.backbone.dtype}
+    return load_backbone(spec.model_copy(update=found))

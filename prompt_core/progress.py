@@ -1,0 +1,65 @@
+"""Progress bars with ETA for the terminal, from the callbacks of tuning, evaluation and prediction."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+from prompt_core.tuning import Step
+
+
+class Progress:
+    """A bar that follows one piece of work after another; silent where the output is no terminal.
+
+    Use as a context manager. `step` fits `tune(on_step=)`, `contender` fits `evaluate(on_progress=)`, `rows` fits
+    `TunedPrompt.predict(on_progress=)`.
+
+    Args:
+        title: what stands in front of the bar.
+        always: draw bars even where standard error is no terminal.
+    """
+
+    def __init__(self, title: str, always: bool = False) -> None:
+        self._title, self._hidden = title, None if not always else False
+        self._bar: tqdm[None] | None = None
+        self._label = self._validation = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._close()
+
+    def step(self, step: Step) -> None:
+        """Show an optimizer step: its loss, speed and the last validation loss."""
+        bar = self._at(f"{self._title}: tuning", step.steps, "step")
+        shown = {"loss": f"{step.loss:.3f}", "tok/s": f"{step.tokens_per_second:.0f}"}
+        if step.validation_loss is not None:
+            self._validation = f"{step.validation_loss:.3f}"
+        if self._validation:
+            shown["val"] = self._validation
+        bar.set_postfix(shown, refresh=False)
+        bar.update(step.number - bar.n)
+
+    def contender(self, name: str, done: int, total: int) -> None:
+        """Show how many test rows a contender has answered."""
+        bar = self._at(f"{self._title}: {name}", total, "row")
+        bar.update(done - bar.n)
+
+    def rows(self, done: int, total: int) -> None:
+        """Show how many inputs are predicted."""
+        self.contender("predicting", done, total)
+
+    def _at(self, label: str, total: int, unit: str) -> tqdm[None]:
+        if self._bar is None or self._label != label:
+            self._close()
+            self._label = label
+            self._bar = tqdm(total=total, desc=label, unit=unit, disable=self._hidden, dynamic_ncols=True)
+        return self._bar
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,232 @@
+"""The task file: one page of YAML that says what to tune, from which data, on which model and when to publish it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from prompt_core.errors import PromptmillError, nearest
+
+Objective = Literal["classify", "generate"]
+Role = Literal["system", "user", "assistant"]
+Metric = Literal["accuracy", "macro_f1", "chrf", "rouge_l", "bleu", "exact_match", "facts_kept"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
+
+
+class Part(BaseModel):
+    """Base of every part of a task file: frozen, and strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneSpec(Part):
+    """The frozen model: an embedded name (`minilm`, `smollm2`), a hub id, a local folder or a `.gguf` file."""
+
+    name: str = Field(min_length=1, description="embedded name, hub id, local folder or .gguf file")
+    revision: str | None = Field(None, description="commit of a hub id; pin it, so that a rerun sees the same weights")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 for causal models where the processor computes in it, else float32"
+    )
+
+
+class DataSpec(Part):
+    """Where the labelled examples are and how they are divided."""
+
+    path: str = Field(min_length=1, description="CSV, JSONL or Parquet; any URL polars scans; relative to the task file")
+    target: str = Field(min_length=1, description="column with the label or the text to generate")
+    test_path: str | None = Field(None, description="a fixed test file; without it, test rows are split off by content hash")
+    test: float = Field(0.3, ge=0.05, le=0.9, description="share of rows held out for the evaluation")
+    validation: float = Field(0.15, ge=0.0, le=0.5, description="share of rows that choose when to stop")
+    near_duplicate: float = Field(
+        0.9, gt=0.0, le=1.0, description="rows whose word 3-grams overlap by this Jaccard share count as one; 1 keeps all but equal ones"
+    )
+
+
+class PromptSpec(Part):
+    """What is tuned."""
+
+    kind: Literal["soft", "deep"] = Field("deep", description="soft: input embeddings; deep: keys and values in every layer")
+    tokens: int | None = Field(
+        None, ge=1, le=4096, description="length of the prompt; default: the template's root as it is, or 16 where that is empty"
+    )
+    start: Literal["root", "random"] | None = Field(
+        None, description="start from the root's own states or at random; default: root where the template has one"
+    )
+
+
+class TuneSpec(Part):
+    """How the prompt is tuned. The defaults suit a few hundred examples."""
+
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="the only source of randomness")
+    steps: int = Field(80, ge=1, le=1_000_000, description="optimizer steps at most")
+    batch_examples: int = Field(16, ge=1, le=65536, description="examples per step")
+    batch_tokens: int = Field(8192, ge=16, description="tokens per forward pass; a batch over this budget is accumulated")
+    learning_rate: float = Field(1e-2, gt=0.0, le=10.0)
+    weight_decay: float = Field(0.0, ge=0.0, le=10.0, description="pulls the prompt back to where it started")
+    warmup: float = Field(0.1, ge=0.0, le=1.0, description="share of the steps with a rising rate")
+    clip: float = Field(1.0, gt=0.0, description="largest gradient norm")
+    average: float = Field(0.9, ge=0.0, lt=1.0, description="decay per step of the running average that is validated and kept")
+    validate_every: int = Field(10, ge=1, description="steps between two looks at the validation loss")
+    patience: int = Field(4, ge=1, description="looks without a better validation loss before stopping")
+    anchor_scale: float = Field(20.0, gt=0.0, description="factor on the cosine of text and label anchor (encoders)")
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
+    max_tokens: int = Field(512, ge=8, le=131072, description="longest input; a longer one loses its end, never its target")
+
+
+class EvaluateSpec(Part):
+    """What the evaluation measures."""
+
+    metrics: tuple[Metric, ...] = Field((), description="default: accuracy and macro_f1, or chrf and rouge_l")
+    must_contain: str | None = Field(
+        None, description="column of `key: value` lines whose values an output must contain: the metric facts_kept"
+    )
+    few_shot: int = Field(3, ge=0, le=64, description="demonstrations in the few-shot baseline of a causal model")
+    max_new_tokens: int | None = Field(None, ge=1, le=8192, description="default: a quarter more than the longest training target")
+
+
+class GateSpec(Part):
+    """When a prompt may go live."""
+
+    metric: Metric | None = Field(None, description="default: the first metric of the evaluation")
+    min_gain: float = Field(0.0, ge=0.0, description="least gain over the untuned baselines, in points of the metric (0 to 100)")
+    alpha: float = Field(0.01, gt=0.0, lt=0.5, description="level of the paired tests")
+
+
+class TaskSpec(Part):
+    """One task: data, frozen model, template, what is tuned, and the rule by which the result may go live."""
+
+    name: str = Field(description="letters, digits, _ and -; the prompt's name in the store")
+    description: str = Field("", description="one line for people")
+    owner: str | None = Field(None, description="who answers for this prompt, an e-mail address or team:name")
+    backbone: BackboneSpec
+    data: DataSpec
+    objective: Objective
+    template: str | tuple[dict[Role, str], ...] = Field(
+        description="chat messages in the model's own format, or one string; Jinja, sandboxed; fields are columns of the data"
+    )
+    labels: dict[str, str] = Field(default_factory=dict, description="a description per label; default: the label's name in words")
+    prompt: PromptSpec = PromptSpec()
+    tune: TuneSpec = TuneSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    gate: GateSpec = GateSpec()
+    schedule: Annotated[str, Field(description="cron line of the periodic retuning")] | None = None
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _name_is_enough(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not _NAME.fullmatch(value) or len(value) > 100:
+            raise ValueError(f"{value!r} is not a plain name; use letters, digits, _ and - (at most 100), starting with a letter or digit")
+        return value
+
+    @field_validator("template")
+    @classmethod
+    def _one_role_per_message(cls, value: Any) -> Any:
+        messages = () if isinstance(value, str) else value
+        if not value or any(len(message) != 1 for message in messages):
+            raise ValueError("the template is empty or a message has not exactly one role; write `- user: ...`")
+        return value
+
+    @model_validator(mode="after")
+    def _metrics_fit_objective(self) -> TaskSpec:
+        fitting = ("accuracy", "macro_f1") if self.objective == "classify" else ("chrf", "rouge_l", "bleu", "exact_match", "facts_kept")
+        asked = (*self.evaluate.metrics, *([self.gate.metric] if self.gate.metric else []))
+        for metric in asked:
+            if metric not in fitting:
+                raise ValueError(f"metric {metric!r} does not fit objective {self.objective!r}; it has {', '.join(fitting)}")
+        if "facts_kept" in asked and not self.evaluate.must_contain:
+            raise ValueError("metric 'facts_kept' needs evaluate.must_contain, the column with the facts")
+        if self.gate.metric and self.evaluate.metrics and self.gate.metric not in self.evaluate.metrics:
+            raise ValueError(f"gate.metric {self.gate.metric!r} is not among evaluate.metrics {list(self.evaluate.metrics)}")
+        return self
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics of the evaluation, the objective's usual ones where the file names none."""
+        usual: tuple[Metric, ...] = ("accuracy", "macro_f1") if self.objective == "classify" else ("chrf", "rouge_l")
+        return self.evaluate.metrics or usual
+
+    @property
+    def gate_metric(self) -> Metric:
+        """The metric that decides."""
+        return self.gate.metric or self.metrics[0]
+
+    @property
+    def folder(self) -> Path:
+        """The task file's folder, from which relative paths start."""
+        return self._folder
+
+    def without_places(self, backbone: str) -> dict[str, Any]:
+        """The task as plain data, without what says where and when it ran; `backbone` is the model's public name."""
+        content = self.model_dump(mode="json", exclude={"data": {"path", "test_path"}, "schedule": True})
+        content["data"]["path"] = "-"
+        content["backbone"]["name"] = backbone
+        return content
+
+    def locate(self, path: str) -> str:
+        """`path` as it can be opened: URLs and absolute paths as they are, others from the task file's folder."""
+        return path if "://" in path or Path(path).is_absolute() else str(self._folder / path)
+
+
+def load_task(path: str | Path) -> TaskSpec:
+    """Read a task file.
+
+    Raises:
+        PromptmillError: the file is missing, is not YAML, or has an unknown, missing or unfit field; the message names
+            file, field, value and the way out.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise PromptmillError(str(path), "there is no such task file", nearest(path.name, beside)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptmillError(str(path), f"cannot be read ({error})", "A task file is UTF-8 text.") from None
+    except yaml.YAMLError as error:
+        raise PromptmillError(str(path), f"is not YAML ({' '.join(str(error).split())})", "See the example in README.md.") from None
+    if not isinstance(content, dict):
+        raise PromptmillError(str(path), f"holds {type(content).__name__}, not fields", "Start with `name: ...`.")
+    return parse_task(content, str(path), path.parent)
+
+
+def parse_task(content: dict[str, Any], where: str, folder: Path) -> TaskSpec:
+    """A task from the fields of a file; `where` names it in errors, `folder` is what relative paths start from.
+
+    Raises:
+        PromptmillError: as `load_task`.
+    """
+    try:
+        task = TaskSpec.model_validate(content)
+    except ValidationError as error:
+        raise _explained(error, where) from None
+    task._folder = folder
+    return task
+
+
+def _explained(error: ValidationError, where: str) -> PromptmillError:
+    """The first finding of a validation as one line that names the field and the way out."""
+    finding = error.errors()[0]
+    location = [str(part) for part in finding["loc"]]
+    field = ".".join(location) or "the file"
+    if finding["type"] == "extra_forbidden":
+        model: type[BaseModel] = TaskSpec
+        for part in location[:-1]:
+            annotation = model.model_fields[part].annotation if part in model.model_fields else None
+            model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else model
+        return PromptmillError(f"{where}: {field}", "unknown field", nearest(location[-1], model.model_fields))
+    if finding["type"] == "missing":
+        return PromptmillError(f"{where}: {field}", "is missing", "Add it; `promptmill schema` describes every field.")
+    message = finding["msg"].removeprefix("Value error, ")
+    found = "" if finding["type"] == "value_error" else f" (found {finding['input']!r})"
+    return PromptmillError(f"{where}: {field}", message + found, "`promptmill schema` describes every field.")

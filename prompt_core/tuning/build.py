@@ -1,0 +1,42 @@
+"""Which objective a task gets on its backbone, and where that objective's own parameters start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from prompt_core.backbone import Backbone
+from prompt_core.encoding import TaskEncoding
+from prompt_core.errors import PromptmillError
+from prompt_core.prompts import no_prompt
+from prompt_core.task import TaskSpec
+from prompt_core.tuning.objective import Classification, Generation, LabelAnchors, LabelWords, Objective, embed_texts
+
+
+def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> Objective:
+    """The objective of a task: generation for `generate`, else `build_classifier`.
+
+    Raises:
+        PromptmillError: generation with an encoder.
+    """
+    if task.objective == "classify":
+        return build_classifier(task, encoding, backbone, labels)
+    if not backbone.causal:
+        raise PromptmillError(f"task {task.name}: objective", f"generate, but {backbone.identity.name} is an encoder", "Use a causal model.")
+    return Generation(backbone)
+
+
+@torch.no_grad()
+def build_classifier(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> Classification:
+    """Label words for a causal model; for an encoder label anchors that start at the descriptions' embeddings."""
+    descriptions = [describe(task, label) for label in labels]
+    if backbone.causal:
+        return LabelWords(backbone, [encoding.encode_target(description) for description in descriptions])
+    anchors = embed_texts(backbone, no_prompt(backbone), [encoding.encode_text(description) for description in descriptions])
+    return LabelAnchors(backbone, anchors, task.tune.anchor_scale)
+
+
+def describe(task: TaskSpec, label: str) -> str:
+    """A label as text: the task's description of it, else its name in words (`Refund_not_showing_up`: `Refund not showing up`)."""
+    return task.labels.get(label) or " ".join(label.replace("_", " ").replace("-", " ").split())

@@ -1,0 +1,71 @@
+"""One decoding step against the dense reference: each row is a tree whose last query is the new one."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prefix_attention import PromptForest, decode_attention
+from prefix_attention.reference import dense_attention
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    prefix=st.integers(0, 6),
+    heads=st.sampled_from([(1, 1), (4, 2), (6, 2)]),
+    window=st.sampled_from([None, 1, 4, 9]),
+    softcap=st.sampled_from([None, 1.5]),
+    with_sinks=st.booleans(),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+)
+def test_a_step_equals_the_last_row_of_each_path(lengths, prefix, heads, window, softcap, with_sinks, dtype):
+    (query_heads, kv_heads), dim, slots = heads, 8, 10
+    generator = torch.Generator().manual_seed(sum(lengths) + prefix)
+    batch = len(lengths)
+    q = torch.randn(batch, query_heads, dim, generator=generator).to(dtype)
+    cache = torch.randn(2, batch, kv_heads, slots, dim, generator=generator).to(dtype)
+    prefixes = torch.randn(2, prefix, kv_heads, dim, generator=generator).to(dtype)
+    sinks = torch.randn(query_heads, generator=generator).to(dtype) if with_sinks else None
+    found = decode_attention(
+        q, *cache, torch.tensor(lengths), *prefixes, scale=0.5, window=window, softcap=softcap, sinks=sinks
+    )
+
+    forest = PromptForest.from_segments(lengths, [-1] * batch, prefix_lengths=[prefix])
+    k, v = (torch.cat([rows[b, :, :n].transpose(0, 1) for b, n in enumerate(lengths)]) for rows in cache)
+    last = torch.tensor(lengths).cumsum(0) - 1
+    queries = q.new_zeros(len(k), query_heads, dim).index_copy(0, last, q)
+    exact = dense_attention(queries, k, v, forest, *prefixes, 0.5, window, softcap, sinks)[last]
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
+    torch.testing.assert_close(found.double(), exact, atol=tolerance, rtol=tolerance)
+    assert found.dtype == dtype
+
+
+def test_a_row_without_keys_gives_zeros():
+    q, cache = torch.randn(2, 2, 4), torch.full((2, 1, 3, 4), torch.nan)
+    cache[1] = 1.0
+    out = decode_attention(q, cache, cache.nan_to_num(), torch.tensor([0, 2]))
+    assert not out[0].any()
+    torch.testing.assert_close(out[1], torch.ones(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"q": torch.zeros(2, 4)}, "q has shape"),
+        ({"cache_k": torch.zeros(3, 2, 5, 8)}, "cache_k has shape"),
+        ({"cache_v": torch.zeros(2, 2, 4, 8)}, "cache_v has shape"),
+        ({"lengths": torch.zeros(3, dtype=torch.int64)}, "lengths has shape"),
+        ({"prefix_k": torch.zeros(3, 2, 8)}, "together"),
+        ({"sinks": torch.zeros(3)}, "sinks has shape"),
+        ({"q": torch.zeros(2, 3, 8)}, "multiple"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(change, complaint):
+    arguments = {
+        "q": torch.zeros(2, 4, 8),
+        "cache_k": torch.zeros(2, 2, 5, 8),
+        "cache_v": torch.zeros(2, 2, 5, 8),
+        "lengths": torch.ones(2, dtype=torch.int64),
+    }
+    with pytest.raises(ValueError, match=complaint):
+        decode_attention(**arguments | change)
