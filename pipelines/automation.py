@@ -12,7 +12,9 @@ _SPOKEN = str.maketrans({" ": "_", "*": "any", "/": "_per_", "-": "_to_", ",": "
 
 # The whole chain, so that one run says why a prompt was or was not published.
 retune = dg.define_asset_job(
-    "retune", selection=dg.AssetSelection.all(), description="Read, split, tune, evaluate and, if the gate passes, publish the prompt of one task."
+    "retune",
+    selection=dg.AssetSelection.all(),
+    description="Read, split, tune, evaluate and, if the gate passes, publish the prompt of one task.",
 )
 
 # For prompts that were tuned or evaluated by hand. `eager` alone would publish a rejected prompt: a blocking check holds

@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import indent
@@ -44,15 +44,15 @@ class _Both(LoggedProgress):
         self._bar.contender(name, done, total)
 
 
-def main() -> int:
-    """Materialize, print, and return the exit status."""
-    prepare_home(REPOSITORY / ".promptmill" / "dagster")
-    from pipelines.definitions import build_defs
+def main(tasks: Sequence[str] = TASKS) -> int:
+    """Materialize the tasks one after the other, print what came of it, and return the exit status."""
+    prepare_home(Path(os.environ.get("DAGSTER_HOME") or REPOSITORY / ".promptmill" / "dagster"))
+    from pipelines.definitions import build_defs  # reads DAGSTER_HOME
 
     settings = Settings.from_environment()
     retune = build_defs(settings, {"progress": TerminalProgress()}).resolve_job_def("retune")
     with dg.DagsterInstance.get() as instance:
-        for task in TASKS:
+        for task in tasks:
             print(f"\n{task}: examples -> splits -> tuned_prompt -> evaluation -> published_prompt", flush=True)
             result = retune.execute_in_process(
                 instance=instance,
@@ -65,11 +65,12 @@ def main() -> int:
                 return 1
             evaluation = result.output_for_node("evaluation")
             print(f"\n{evaluation.table()}\n")
-            if task == "support_reply":
+            if result.output_for_node("tuned_prompt").task.objective == "generate":
                 print(_side_by_side(evaluation))
             published = result.asset_materializations_for_node("published_prompt")[0].metadata
             print(f"published: {task}@{published['version'].value} as {published['alias'].value}, digest {published['digest'].value}")
-    print(f'\nUse it anywhere:\n  from prompt_core import PromptStore\n  PromptStore("{_shown(settings)}").get("support_intent").predict(["..."])')
+    print("\nUse it anywhere:\n  from prompt_core import PromptStore")
+    print(f'  PromptStore("{_from_here(settings.store_url)}").get("{tasks[0]}").predict(["..."])')
     return 0
 
 
@@ -99,8 +100,9 @@ def _side_by_side(evaluation: Evaluation) -> str:
     return "\n".join(f"{name}\n{indent(text, '    ')}\n" for name, text in parts.items())
 
 
-def _shown(settings: Settings) -> str:
-    return settings.store_url
+def _from_here(store_url: str) -> str:
+    path = Path(store_url)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else store_url
 
 
 if __name__ == "__main__":

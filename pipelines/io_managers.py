@@ -7,7 +7,6 @@ A run that dies leaves the pointer where it was, and equal values share one obje
 """
 
 import hashlib
-import os
 import shutil
 import tempfile
 from abc import abstractmethod
@@ -72,8 +71,8 @@ class ContentAddressed(dg.ConfigurableIOManager):
         try:
             self.save(value, beside / "content")
             if path.exists():  # damaged, see _is_intact
-                os.rename(path, beside / "damaged")
-            os.rename(beside / "content", path)
+                path.rename(beside / "damaged")
+            (beside / "content").rename(path)
         except OSError:
             if not self._is_intact(path):  # else another run wrote the same content first
                 raise
@@ -145,7 +144,7 @@ class EvaluationFiles(ContentAddressed):
     """Evaluations as JSON."""
 
     def digest(self, value: Evaluation) -> str:
-        return hashlib.sha256(value.model_dump_json().encode()).hexdigest()
+        return evaluation_digest(value)
 
     def save(self, value: Evaluation, path: Path) -> None:
         path.write_text(value.model_dump_json(indent=1), encoding="utf-8")
@@ -155,6 +154,11 @@ class EvaluationFiles(ContentAddressed):
             return Evaluation.model_validate_json(path.read_bytes())
         except (OSError, ValueError) as error:
             raise _damaged(path, error) from None
+
+
+def evaluation_digest(evaluation: Evaluation) -> str:
+    """SHA-256 (64 hex characters) over everything that was measured."""
+    return hashlib.sha256(evaluation.model_dump_json().encode()).hexdigest()
 
 
 def _damaged(path: Path, error: Exception) -> PromptmillError:

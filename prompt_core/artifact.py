@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prompt_core.errors import PromptmillError
-from prompt_core.task import TaskSpec
+from prompt_core.task import TaskSpec, parse_task
 
 if TYPE_CHECKING:
     from prompt_core.backbone import Backbone
@@ -100,7 +99,7 @@ class TunedPrompt:
     Attributes:
         manifest: what it is, what it was tuned on and how.
         tensors: float32, contiguous, on the CPU. `soft`: `embeddings` [P, H]. `deep`: `keys` and `values`
-            [L, P, Hkv, D]. With labels also `anchors` [labels, H].
+            [L, P, Hkv, D]. A classifier on an encoder also has `anchors` [labels, H].
         origin: where a local backbone was found when the prompt was tuned. A convenience for loading, outside the
             digest, since a path says nothing about content.
     """
@@ -116,8 +115,12 @@ class TunedPrompt:
 
     @cached_property
     def task(self) -> TaskSpec:
-        """The task file that the prompt was tuned by, without the paths of its data."""
-        return TaskSpec.model_validate(self.manifest.task)
+        """The task file that the prompt was tuned by, without the paths of its data.
+
+        Raises:
+            PromptmillError: this version of promptmill does not know such a task.
+        """
+        return parse_task(self.manifest.task, f"prompt {self.name}: task", Path())
 
     @cached_property
     def digest(self) -> str:
@@ -126,7 +129,8 @@ class TunedPrompt:
 
     @cached_property
     def _tensor_bytes(self) -> bytes:
-        return safetensors.torch.save(dict(sorted(self.tensors.items())))
+        content: bytes = safetensors.torch.save(dict(sorted(self.tensors.items())))
+        return content
 
     @property
     def num_bytes(self) -> int:
@@ -137,13 +141,10 @@ class TunedPrompt:
         """Write the prompt as a folder, beside and then renamed: whoever looks sees all of it or nothing.
 
         Raises:
-            PromptmillError: the folder exists already.
+            PromptmillError: the folder exists already, or its parent cannot be written to.
         """
         folder = Path(folder)
-        if folder.exists():
-            raise PromptmillError(str(folder), "exists already", "Name a folder that does not.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        beside = folder_beside(folder)
         try:
             (beside / MANIFEST).write_bytes(self.manifest.canonical())
             (beside / TENSORS).write_bytes(self._tensor_bytes)
@@ -151,7 +152,7 @@ class TunedPrompt:
             if self.origin:
                 (beside / ORIGIN).write_text(json.dumps({"backbone": self.origin}) + "\n", encoding="utf-8")
             beside.chmod(0o755)  # mkdtemp gives 0700; a published prompt is for other users too
-            os.rename(beside, folder)
+            beside.rename(folder)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
@@ -167,17 +168,15 @@ class TunedPrompt:
         manifest_bytes, tensor_bytes = (_read(folder / name) for name in (MANIFEST, TENSORS))
         recorded = _read(folder / DIGEST).decode("ascii", errors="replace").strip()
         if (found := _digest(manifest_bytes, tensor_bytes)) != recorded:
-            raise PromptmillError(
-                str(folder), f"the content's digest is {found[:12]}..., recorded is {recorded[:12]!r}", "It was changed; restore it or tune again."
-            )
+            what = f"the content's digest is {found[:12]}..., recorded is {recorded[:12]!r}"
+            raise PromptmillError(str(folder), what, "It was changed; restore it or tune again.")
         manifest = _parse(manifest_bytes, folder / MANIFEST)
         try:
             tensors = safetensors.torch.load(tensor_bytes)
         except safetensors.SafetensorError as error:
             raise PromptmillError(str(folder / TENSORS), f"is not safetensors ({error})", "Tune the prompt again.") from None
         _check_tensors(manifest, tensors, folder / TENSORS)
-        origin = json.loads(_read(folder / ORIGIN))["backbone"] if (folder / ORIGIN).exists() else None
-        return cls(manifest, tensors, origin)
+        return cls(manifest, tensors, _read_origin(folder / ORIGIN))
 
     def predict(
         self,
@@ -200,6 +199,21 @@ class TunedPrompt:
         return predict(self, inputs, backbone, on_progress)
 
 
+def folder_beside(folder: Path) -> Path:
+    """A new folder next to `folder`, to be filled and then renamed to it; missing parents are made.
+
+    Raises:
+        PromptmillError: `folder` exists already, or its parent cannot be written to.
+    """
+    if folder.exists():
+        raise PromptmillError(str(folder), "exists already", "Name a folder that does not.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise PromptmillError(str(folder), f"cannot be written ({error.strerror})", "Name a folder that you can write to.") from None
+
+
 def _digest(manifest: bytes, tensors: bytes) -> str:
     parts = (hashlib.sha256(manifest).digest(), hashlib.sha256(tensors).digest())
     return hashlib.sha256(b"promptmill/1" + b"".join(parts)).hexdigest()
@@ -211,7 +225,19 @@ def _read(path: Path) -> bytes:
             raise PromptmillError(str(path), f"is larger than {_LARGEST_MANIFEST} bytes", "This is no file of a prompt.")
         return path.read_bytes()
     except OSError as error:
-        raise PromptmillError(str(path), f"cannot be read ({error.strerror})", "A prompt is a folder that `promptmill tune` wrote.") from None
+        fix = "A prompt is a folder that `promptmill tune` wrote."
+        raise PromptmillError(str(path), f"cannot be read ({error.strerror})", fix) from None
+
+
+def _read_origin(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    content = _read(path)
+    try:
+        return str(json.loads(content)["backbone"])
+    except (ValueError, RecursionError, LookupError, TypeError):
+        fix = 'Remove it, or write {"backbone": "<path of the frozen model>"}.'
+        raise PromptmillError(str(path), "does not say where the backbone is", fix) from None
 
 
 def _parse(content: bytes, path: Path) -> Manifest:
@@ -224,10 +250,16 @@ def _parse(content: bytes, path: Path) -> Manifest:
 
 def _check_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     expected = {"embeddings"} if manifest.kind == "soft" else {"keys", "values"}
-    if manifest.labels:
-        expected = expected | {"anchors"}
-    if set(tensors) != expected:
-        raise PromptmillError(str(path), f"holds {sorted(tensors)}, a {manifest.kind} prompt has {sorted(expected)}", "Tune the prompt again.")
+    # A classifier on an encoder has anchors; on a causal model its label words are the task's.
+    if set(tensors) - ({"anchors"} if manifest.labels else set()) != expected:
+        what = f"holds {sorted(tensors)}, a {manifest.kind} prompt has {sorted(expected)}"
+        raise PromptmillError(str(path), what, "Tune the prompt again.")
     for name, tensor in tensors.items():
+        shape, dtype = list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+        dimensions, counted = {"embeddings": (2, 0), "anchors": (2, 0)}.get(name, (4, 1))
+        expected_count = len(manifest.labels) if name == "anchors" else manifest.tokens
+        if dtype != "float32" or len(shape) != dimensions or shape[counted] != expected_count:
+            counts = f"{expected_count} {'labels' if name == 'anchors' else 'tokens'}"
+            raise PromptmillError(str(path), f"tensor {name} is {dtype} {shape}, the manifest says {counts}", "Tune the prompt again.")
         if not torch.isfinite(tensor).all():
             raise PromptmillError(str(path), f"tensor {name} has values that are not finite", "Tune the prompt again.")

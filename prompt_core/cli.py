@@ -35,7 +35,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except PromptmillError as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
             ctx.exit(2)
 
 
@@ -51,12 +51,12 @@ def main() -> None:
 @as_json
 def tune(task: str, out: Path | None, as_json: bool) -> None:
     """Tune the prompt of TASK, a task file or the name of one in tasks/."""
-    from prompt_core import tune as tune_prompt
-    from prompt_core.progress import Progress
-
-    spec = _task(task)
+    spec = _task(task)  # before torch is imported: a typing mistake is answered at once
     if out and out.exists():
         raise PromptmillError(str(out), "exists already", "Name a folder that does not.")
+    from prompt_core.progress import Progress
+    from prompt_core.tuning.tune import tune as tune_prompt
+
     with Progress(spec.name) as progress:
         prompt = tune_prompt(spec, on_step=progress.step)
     folder = out or Path(".promptmill/prompts") / f"{prompt.name}-{prompt.digest[:12]}"
@@ -76,11 +76,13 @@ def evaluate(task: str, prompt: Path, publish: bool, store_url: str, as_json: bo
 
     Ends with status 1 if the gate does not pass.
     """
-    from prompt_core import PromptStore, TunedPrompt, evaluate as evaluate_prompt
+    spec = _task(task)
+    from prompt_core import PromptStore, TunedPrompt
+    from prompt_core import evaluate as evaluate_prompt
     from prompt_core.data import prepare
     from prompt_core.progress import Progress
 
-    spec, tuned, store = _task(task), TunedPrompt.load(prompt), PromptStore(store_url)
+    tuned, store = TunedPrompt.load(prompt), PromptStore(store_url)
     splits, _ = prepare(spec)
     with Progress(spec.name) as progress:
         evaluation = evaluate_prompt(spec, tuned, splits, production=store.live(spec.name), on_progress=progress.contender)
@@ -201,7 +203,7 @@ def promote(name: str, alias: str, why: str, store_url: str) -> None:
     prompt, _, version = name.partition("@")
     if not version:
         raise PromptmillError("promote", f'"{name}" names no version', f"Write {prompt}@VERSION.")
-    PromptStore(store_url).promote(prompt, _version(version), alias, who=_user(), why=why)
+    PromptStore(store_url).promote(prompt, version, alias, who=_user(), why=why)
     click.echo(f"{alias} -> {name}", err=True)
 
 
@@ -239,12 +241,8 @@ def _published(given: str, store_url: str) -> tuple[int, TunedPrompt]:
 
     store: PromptStore = PromptStore(store_url)
     name, _, version = given.partition("@")
-    number = store.resolve(name, _version(version or "production"))
+    number = store.resolve(name, version or "production")
     return number, store.get(name, number)
-
-
-def _version(given: str) -> int | str:
-    return int(given) if given.isdecimal() else given
 
 
 def _fields(prompt: TunedPrompt, text: str, options: tuple[str, ...]) -> dict[str, str]:

@@ -43,15 +43,20 @@ class TaskEncoding:
         root: its token ids, with the tokenizer's leading special tokens; empty where the template starts with a field.
 
     Raises:
-        PromptmillError: chat messages for a model without a chat format, or a root longer than the limit.
+        PromptmillError: generation with an encoder, chat messages for a model without a chat format, or a root longer
+            than the limit.
     """
 
     def __init__(self, task: TaskSpec, backbone: Backbone) -> None:
         self._where = f"task {task.name}: template"
         self._template = Template(task)
+        if task.objective == "generate" and not backbone.causal:
+            what = f"generate, but {backbone.identity.name} is an encoder"
+            raise PromptmillError(f"task {task.name}: objective", what, "Use a causal model.")
         self._tokenizer, self._causal = backbone.tokenizer, backbone.causal
         if self._template.is_chat and not getattr(self._tokenizer, "chat_template", None):
-            raise PromptmillError(self._where, f"backbone {backbone.identity.name} has no chat format", "Write the template as one string.")
+            what = f"backbone {backbone.identity.name} has no chat format"
+            raise PromptmillError(self._where, what, "Write the template as one string.")
         self._marked = {name: f"{_OPEN}{name}{_CLOSE}" for name in self._template.fields}
         marked = self._text(self._marked)
         head, _, rest = marked.partition(_OPEN)
@@ -95,7 +100,8 @@ class TaskEncoding:
             suffix = self._ids(self._suffix) if self._suffix and text.endswith(self._suffix) else []
             keep = room - around - len(suffix)
             if keep < 1:
-                raise PromptmillError(self._where, f"a target has {len(end)} tokens, more than fit", f"Raise tune.max_tokens ({self._limit}).")
+                what = f"a target has {len(end)} tokens, more than fit"
+                raise PromptmillError(self._where, what, f"Raise tune.max_tokens ({self._limit}).")
             ids = self._ids(text.removesuffix(self._suffix))[:keep] + suffix
         if not self._causal:
             ids = self._leading + ids + self._trailing

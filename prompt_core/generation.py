@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from prefix_attention import PromptForest
 from torch import Tensor
 
-from prefix_attention import PromptForest
 from prompt_core.backbone import Backbone, DecodePass, ForestPass
 from prompt_core.prompts import DeepPrefix
 

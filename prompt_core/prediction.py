@@ -15,7 +15,6 @@ from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.generation import generate
 from prompt_core.prompts import DeepPrefix, Prompt, SoftPrompt, lower
-from prompt_core.task import BackboneSpec
 from prompt_core.tuning.build import build_classifier
 from prompt_core.tuning.objective import Classification, LabelAnchors
 
@@ -29,7 +28,7 @@ def predict(
     backbone = backbone or backbone_of(prompt)
     check_base(prompt, backbone)
     encoding = TaskEncoding(prompt.task, backbone)
-    encoded = [encoding.encode(fields) for fields in as_fields(inputs, encoding.fields)]
+    encoded = [_encoded(encoding, fields, number) for number, fields in enumerate(as_fields(inputs, encoding.fields), 1)]
     tuned = restore(prompt, backbone)
     if prompt.task.objective == "generate":
         assert prompt.manifest.max_new_tokens is not None  # the tuning of a generation task records it
@@ -109,13 +108,20 @@ def as_fields(inputs: Sequence[str | Mapping[str, Any]], fields: Sequence[str]) 
         PromptmillError: a text where the template has several fields.
     """
     rows: list[Mapping[str, Any]] = []
-    for number, given in enumerate(inputs):
+    for number, given in enumerate(inputs, 1):
         if isinstance(given, str) and len(fields) != 1:
             raise PromptmillError(
                 f"input {number}", f"is a text, but the template has the fields {', '.join(fields)}", "Give a mapping of field to text."
             )
         rows.append({fields[0]: given} if isinstance(given, str) else given)
     return rows
+
+
+def _encoded(encoding: TaskEncoding, fields: Mapping[str, Any], number: int) -> Encoded:
+    try:
+        return encoding.encode(fields)
+    except PromptmillError as error:
+        raise PromptmillError(f"input {number}: {error.where}", error.what, error.fix) from None
 
 
 def backbone_of(prompt: TunedPrompt) -> Backbone:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from tqdm import tqdm
 
@@ -23,7 +23,7 @@ class Progress:
 
     def __init__(self, title: str, always: bool = False) -> None:
         self._title, self._hidden = title, None if not always else False
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[NoReturn] | None = None
         self._label = self._validation = ""
 
     def __enter__(self) -> Self:
@@ -52,7 +52,7 @@ class Progress:
         """Show how many inputs are predicted."""
         self.contender("predicting", done, total)
 
-    def _at(self, label: str, total: int, unit: str) -> tqdm[None]:
+    def _at(self, label: str, total: int, unit: str) -> tqdm[NoReturn]:
         if self._bar is None or self._label != label:
             self._close()
             self._label = label

@@ -101,6 +101,14 @@ class PromptStore:
             raise PromptmillError(str(folder), f"holds content with digest {prompt.digest}", "The store is damaged; restore the folder.")
         return prompt
 
+    def live(self, name: str) -> TunedPrompt | None:
+        """The prompt in production; None where the name is not published or no version is live.
+
+        Raises:
+            PromptmillError: the name is not plain, or the stored content is damaged.
+        """
+        return self.get(name) if "production" in _read_aliases(self._folder(name)) else None
+
     def record(self, name: str, version: int | str) -> VersionRecord:
         """What was recorded when a version was published."""
         return read_record(self._folder(name) / "versions" / f"{self.resolve(name, version)}.json", VersionRecord)

@@ -21,16 +21,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
 class Part(BaseModel):
     """Base of every part of a task file: frozen, and strict about unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BackboneSpec(Part):
     """The frozen model: an embedded name (`minilm`, `smollm2`), a hub id, a local folder or a `.gguf` file."""
 
     name: str = Field(min_length=1, description="embedded name, hub id, local folder or .gguf file")
-    revision: str | None = Field(None, description="commit of a hub id; pin it, so that a rerun sees the same weights")
+    revision: str | None = Field(default=None, description="commit of a hub id; pin it, so that a rerun sees the same weights")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 for causal models where the processor computes in it, else float32"
+        default="auto", description="auto: bfloat16 for causal models where the processor computes in it, else float32"
     )
 
 
@@ -39,70 +39,73 @@ class DataSpec(Part):
 
     path: str = Field(min_length=1, description="CSV, JSONL or Parquet; any URL polars scans; relative to the task file")
     target: str = Field(min_length=1, description="column with the label or the text to generate")
-    test_path: str | None = Field(None, description="a fixed test file; without it, test rows are split off by content hash")
-    test: float = Field(0.3, ge=0.05, le=0.9, description="share of rows held out for the evaluation")
-    validation: float = Field(0.15, ge=0.0, le=0.5, description="share of rows that choose when to stop")
+    test_path: str | None = Field(default=None, description="a fixed test file; without it, test rows are split off by content hash")
+    test: float = Field(default=0.3, ge=0.05, le=0.9, description="share of rows held out for the evaluation")
+    validation: float = Field(default=0.15, ge=0.0, le=0.5, description="share of rows that choose when to stop")
     near_duplicate: float = Field(
-        0.9, gt=0.0, le=1.0, description="rows whose word 3-grams overlap by this Jaccard share count as one; 1 keeps all but equal ones"
+        default=0.9,
+        gt=0.0,
+        le=1.0,
+        description="rows whose word 3-grams overlap by this Jaccard share count as one; 1 keeps all but equal ones"
     )
 
 
 class PromptSpec(Part):
     """What is tuned."""
 
-    kind: Literal["soft", "deep"] = Field("deep", description="soft: input embeddings; deep: keys and values in every layer")
+    kind: Literal["soft", "deep"] = Field(default="deep", description="soft: input embeddings; deep: keys and values in every layer")
     tokens: int | None = Field(
-        None, ge=1, le=4096, description="length of the prompt; default: the template's root as it is, or 16 where that is empty"
+        default=None, ge=1, le=4096, description="length of the prompt; default: the template's root as it is, or 16 where that is empty"
     )
     start: Literal["root", "random"] | None = Field(
-        None, description="start from the root's own states or at random; default: root where the template has one"
+        default=None, description="start from the root's own states or at random; default: root where the template has one"
     )
 
 
 class TuneSpec(Part):
     """How the prompt is tuned. The defaults suit a few hundred examples."""
 
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="the only source of randomness")
-    steps: int = Field(80, ge=1, le=1_000_000, description="optimizer steps at most")
-    batch_examples: int = Field(16, ge=1, le=65536, description="examples per step")
-    batch_tokens: int = Field(8192, ge=16, description="tokens per forward pass; a batch over this budget is accumulated")
-    learning_rate: float = Field(1e-2, gt=0.0, le=10.0)
-    weight_decay: float = Field(0.0, ge=0.0, le=10.0, description="pulls the prompt back to where it started")
-    warmup: float = Field(0.1, ge=0.0, le=1.0, description="share of the steps with a rising rate")
-    clip: float = Field(1.0, gt=0.0, description="largest gradient norm")
-    average: float = Field(0.9, ge=0.0, lt=1.0, description="decay per step of the running average that is validated and kept")
-    validate_every: int = Field(10, ge=1, description="steps between two looks at the validation loss")
-    patience: int = Field(4, ge=1, description="looks without a better validation loss before stopping")
-    anchor_scale: float = Field(20.0, gt=0.0, description="factor on the cosine of text and label anchor (encoders)")
-    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0)
-    max_tokens: int = Field(512, ge=8, le=131072, description="longest input; a longer one loses its end, never its target")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="the only source of randomness")
+    steps: int = Field(default=80, ge=1, le=1_000_000, description="optimizer steps at most")
+    batch_examples: int = Field(default=16, ge=1, le=65536, description="examples per step")
+    batch_tokens: int = Field(default=8192, ge=16, description="tokens per forward pass; a batch over this budget is accumulated")
+    learning_rate: float = Field(default=1e-2, gt=0.0, le=10.0)
+    weight_decay: float = Field(default=0.0, ge=0.0, le=10.0, description="pulls the prompt back to where it started")
+    warmup: float = Field(default=0.1, ge=0.0, le=1.0, description="share of the steps with a rising rate")
+    clip: float = Field(default=1.0, gt=0.0, description="largest gradient norm")
+    average: float = Field(default=0.9, ge=0.0, lt=1.0, description="decay per step of the running average that is validated and kept")
+    validate_every: int = Field(default=10, ge=1, description="steps between two looks at the validation loss")
+    patience: int = Field(default=4, ge=1, description="looks without a better validation loss before stopping")
+    anchor_scale: float = Field(default=20.0, gt=0.0, description="factor on the cosine of text and label anchor (encoders)")
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    max_tokens: int = Field(default=512, ge=8, le=131072, description="longest input; a longer one loses its end, never its target")
 
 
 class EvaluateSpec(Part):
     """What the evaluation measures."""
 
-    metrics: tuple[Metric, ...] = Field((), description="default: accuracy and macro_f1, or chrf and rouge_l")
+    metrics: tuple[Metric, ...] = Field(default=(), description="default: accuracy and macro_f1, or chrf and rouge_l")
     must_contain: str | None = Field(
-        None, description="column of `key: value` lines whose values an output must contain: the metric facts_kept"
+        default=None, description="column of `key: value` lines whose values an output must contain: the metric facts_kept"
     )
-    few_shot: int = Field(3, ge=0, le=64, description="demonstrations in the few-shot baseline of a causal model")
-    max_new_tokens: int | None = Field(None, ge=1, le=8192, description="default: a quarter more than the longest training target")
+    few_shot: int = Field(default=3, ge=0, le=64, description="demonstrations in the few-shot baseline of a causal model")
+    max_new_tokens: int | None = Field(default=None, ge=1, le=8192, description="default: a quarter more than the longest training target")
 
 
 class GateSpec(Part):
     """When a prompt may go live."""
 
-    metric: Metric | None = Field(None, description="default: the first metric of the evaluation")
-    min_gain: float = Field(0.0, ge=0.0, description="least gain over the untuned baselines, in points of the metric (0 to 100)")
-    alpha: float = Field(0.01, gt=0.0, lt=0.5, description="level of the paired tests")
+    metric: Metric | None = Field(default=None, description="default: the first metric of the evaluation")
+    min_gain: float = Field(default=0.0, ge=0.0, description="least gain over the untuned baselines, in points of the metric (0 to 100)")
+    alpha: float = Field(default=0.01, gt=0.0, lt=0.5, description="level of the paired tests")
 
 
 class TaskSpec(Part):
     """One task: data, frozen model, template, what is tuned, and the rule by which the result may go live."""
 
     name: str = Field(description="letters, digits, _ and -; the prompt's name in the store")
-    description: str = Field("", description="one line for people")
-    owner: str | None = Field(None, description="who answers for this prompt, an e-mail address or team:name")
+    description: str = Field(default="", description="one line for people")
+    owner: str | None = Field(default=None, description="who answers for this prompt, an e-mail address or team:name")
     backbone: BackboneSpec
     data: DataSpec
     objective: Objective
@@ -146,8 +149,8 @@ class TaskSpec(Part):
                 raise ValueError(f"metric {metric!r} does not fit objective {self.objective!r}; it has {', '.join(fitting)}")
         if "facts_kept" in asked and not self.evaluate.must_contain:
             raise ValueError("metric 'facts_kept' needs evaluate.must_contain, the column with the facts")
-        if self.gate.metric and self.evaluate.metrics and self.gate.metric not in self.evaluate.metrics:
-            raise ValueError(f"gate.metric {self.gate.metric!r} is not among evaluate.metrics {list(self.evaluate.metrics)}")
+        if self.gate.metric and self.gate.metric not in self.metrics:
+            raise ValueError(f"gate.metric {self.gate.metric!r} is not among evaluate.metrics {list(self.metrics)}")
         return self
 
     @property
@@ -193,7 +196,7 @@ def load_task(path: str | Path) -> TaskSpec:
         raise PromptmillError(str(path), "there is no such task file", nearest(path.name, beside)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise PromptmillError(str(path), f"cannot be read ({error})", "A task file is UTF-8 text.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date like 2026-13-45 is a ValueError of its own
         raise PromptmillError(str(path), f"is not YAML ({' '.join(str(error).split())})", "See the example in README.md.") from None
     if not isinstance(content, dict):
         raise PromptmillError(str(path), f"holds {type(content).__name__}, not fields", "Start with `name: ...`.")

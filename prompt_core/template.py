@@ -59,5 +59,5 @@ class Template:
                 raise PromptmillError(self._where, f'field "{name}" is empty', "Give it a text.")
         try:
             return [(role, message.render({k: fields[k] for k in self.fields})) for role, message in self._messages]
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # a template is code: a division by zero, say, is its author's to correct
             raise PromptmillError(self._where, f"cannot be rendered ({error})", "Correct the template.") from None

@@ -244,6 +244,19 @@ def test_a_tuned_prompt_comes_back_by_number_and_alias(tmp_path: Path) -> None:
     assert store.get("reply", "1").tensors["embeddings"].unique().tolist() == [1.0]
 
 
+def test_what_is_live_is_the_prompt_in_production_or_nothing(tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    assert store.live("reply") is None
+    store.publish(a_tuned_prompt(1.0), PASSED)
+    store.promote("reply", 1, alias="staging")
+    assert store.live("reply") is None
+    store.promote("reply", 1)
+    live = store.live("reply")
+    assert live is not None and live.digest == a_tuned_prompt(1.0).digest
+    with pytest.raises(PromptmillError, match="is not a plain name"):
+        store.live("../reply")
+
+
 def test_content_that_was_changed_or_swapped_is_refused(tmp_path: Path) -> None:
     store = a_store(tmp_path)
     for value in (1.0, 2.0):

@@ -1,11 +1,13 @@
 """A plain job that uses a published prompt: no Dagster, `prompt_core` alone.
 
-    python examples/consumer/batch_job.py --name support_intent examples/consumer/messages_to_route.csv routed.csv
+python examples/consumer/batch_job.py --name support_intent examples/consumer/messages_to_route.csv routed.csv
 """
 
 import argparse
 import sys
 from pathlib import Path
+
+import polars as pl
 
 from prompt_core import PromptmillError, PromptStore
 from prompt_core.data.table import check_writable, read_table, write_table
@@ -22,7 +24,8 @@ def main() -> None:
         check_writable(given.output)
         table = read_table(given.input)
         prompt = PromptStore(given.store).get(given.name)
-        write_table(table.with_columns(prediction=prompt.predict(table.rows(named=True))), given.output)
+        predictions = prompt.predict(table.rows(named=True))
+        write_table(table.with_columns(pl.Series("prediction", predictions)), given.output)
     except PromptmillError as error:
         sys.exit(f"Error: {error}")
     print(f"{len(table)} rows -> {given.output} by {prompt.name} {prompt.digest[:12]}")

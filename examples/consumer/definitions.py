@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import dagster as dg
+import polars as pl
 
 from prompt_core import PromptStore
 from prompt_core.data.table import read_table, write_table
@@ -26,7 +27,7 @@ class SupportDesk(dg.ConfigurableResource):
         version = store.resolve(prompt_name, "production")
         prompt = store.get(prompt_name, version)
         table = read_table(HERE / messages)
-        answered = table.with_columns(prediction=prompt.predict(table.rows(named=True)))
+        answered = table.with_columns(pl.Series("prediction", prompt.predict(table.rows(named=True))))
         path = Path(self.output) / f"{result}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_table(answered, path)

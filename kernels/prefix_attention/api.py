@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .forest import PromptForest
-from .operator import attention
+from .operator import attention, triton_complaint
 from .reference import dense_attention
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -50,9 +50,8 @@ def prefix_attention(
         raise ValueError(f"softcap is {softcap}: use a positive number, or None for no cap")
     backend = _chosen_backend(backend, q)
     if backend == "reference":
-        out = dense_attention(q, k, v, forest, prefix_k, prefix_v, scale, window, softcap, sinks)
-        return out.to(q.dtype)
-    out, _ = attention(q, k, v, forest.layout, prefix_k, prefix_v, sinks, scale, window, softcap, backend)
+        return dense_attention(q, k, v, forest, prefix_k, prefix_v, scale, window, softcap, sinks).to(q.dtype)
+    out: Tensor = attention(q, k, v, forest.layout, prefix_k, prefix_v, sinks, scale, window, softcap, backend)[0]
     return out
 
 
@@ -103,11 +102,13 @@ def _check_tensors(
 
 def _chosen_backend(backend: str | None, q: Tensor) -> str:
     if backend is None:
-        if q.device.type != "cpu":
-            raise ValueError(f"q is on {q.device}: no backend for this device, use 'cpu' tensors or backend='reference'")
-        return "cpu"
-    if backend not in ("cpu", "reference"):
-        raise ValueError(f"backend is {backend!r}: use 'cpu', 'reference' or None for the device's own")
+        backend = "triton" if q.device.type == "cuda" else "cpu"
+    if backend not in ("cpu", "triton", "reference"):
+        raise ValueError(f"backend is {backend!r}: use 'cpu', 'triton', 'reference' or None for the device's own")
     if backend == "cpu" and q.device.type != "cpu":
         raise ValueError(f"backend is 'cpu', but q is on {q.device}: move the tensors or leave backend out")
+    if backend == "triton":
+        complaint = triton_complaint(q)
+        if complaint:
+            raise ValueError(f"backend is 'triton', but {complaint}")
     return backend

@@ -40,19 +40,19 @@ class Scores:
         if self.softcap is not None:
             tanh = scores.tanh()
             scores = torch.mul(tanh, self.softcap * _LOG2_E, out=scores)
-        bias = product.bias if self.window is None else self._windowed(product)
+        bias = product.bias if self.window is None else self._windowed(product, self.window)
         if bias is not None:
             batch, rows = product.rows.shape
             by_head = scores.view(batch, -1, rows, scores.shape[-1])
             by_head[..., -bias.shape[-1] :] += bias
         return scores, tanh
 
-    def _windowed(self, product: Product) -> Tensor:
+    def _windowed(self, product: Product, window: int) -> Tensor:
         """The bias from the definition; a window makes it too large to keep."""
         forest, rows, keys = self.forest, product.rows[:, :, None], product.keys[:, None, :]
         position = torch.cat([forest.prefix_position_ids, forest.position_ids])
         first, last = torch.cat([forest.prefix_first, forest.first]), torch.cat([forest.prefix_last, forest.last])
-        near = (forest.position_ids[rows] - position[keys]).abs() < self.window
+        near = (forest.position_ids[rows] - position[keys]).abs() < window
         if forest.bidirectional:
             near |= keys < forest.num_prefix_tokens
         visible = near & (first[keys] <= rows) & (rows < last[keys])
@@ -74,10 +74,11 @@ def forward(
     sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Attention and its log-sum-exp: out [S, Hq, D] of q's dtype, lse [S, Hq] float32 (float64 for float64)."""
-    plan = plan_of(forest, window, softcap, q.shape[1])
+    plan = plan_of(forest, window, softcap, q.shape[1], k.shape[1])
     narrow, wide = _dtypes(q)
     scores = Scores(forest, plan.window, scale, softcap, wide)
-    queries, keys, values = q.to(narrow), _joined(prefix_k, k, narrow), _joined(prefix_v, v, narrow)
+    queries = q.to(narrow).contiguous()
+    keys, values = _scratch.joined("keys", prefix_k, k, narrow), _scratch.joined("values", prefix_v, v, narrow)
 
     merged = bool(plan.shared) or sinks is not None
     out = torch.empty(q.shape, dtype=wide if merged else narrow)
@@ -131,11 +132,11 @@ def backward(
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of q, k, v, prefix_k, prefix_v and sinks; None where `needs` says that nobody asks."""
-    plan = plan_of(forest, window, softcap, q.shape[1])
+    plan = plan_of(forest, window, softcap, q.shape[1], k.shape[1])
     narrow, wide = _dtypes(q)
     scores = Scores(forest, plan.window, scale, softcap, wide)
-    queries, grads = q.to(narrow), grad.to(narrow)
-    keys, values = _joined(prefix_k, k, narrow), _joined(prefix_v, v, narrow)
+    queries, grads = q.to(narrow).contiguous(), grad.to(narrow).contiguous()
+    keys, values = _scratch.joined("keys", prefix_k, k, narrow), _scratch.joined("values", prefix_v, v, narrow)
     wide_grad, wide_out = _scratch.cast("wide grad", grad, wide), _scratch.cast("wide out", out, wide)
     delta = torch.mul(wide_grad, wide_out, out=_scratch.take("delta", q.shape, wide)).sum(-1)
 
@@ -167,23 +168,21 @@ def backward(
         (dk, slice(0, offset), needs[3]),
         (dv, slice(0, offset), needs[4]),
     ]
-    inputs = [
-        total[span].to(q.dtype, copy=span != slice(0, None)) if total is not None and need else None
-        for total, span, need in spans
-    ]
+    inputs = [total[span].to(q.dtype, copy=span != slice(0, None)) if total is not None and need else None for total, span, need in spans]
     return (*inputs, dsinks)
 
 
 def _attend(product: Product, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> tuple[Tensor, Tensor]:
     """Softmax over the product's keys alone: [n, Hq, D] and its log-sum-exp [n, Hq] for the product's real rows."""
-    kv_heads = k.shape[1]
-    weights, _ = scores.of(product, _grouped("q", q, product.rows, kv_heads), _grouped("k", k, product.keys, kv_heads))
+    batch, heads = k.shape[1] * len(product.rows), q.shape[1]
+    weights, _ = scores.of(product, _rows("q", q, product, batch), _keys("k", k, product, batch))
     peak = weights.amax(-1, keepdim=True)
     total = weights.sub_(peak).exp2_().sum(-1, keepdim=True)
     weights = _scratch.cast("weights", weights.div_(total), q.dtype)
-    out = _scratch.product("product", weights, _grouped("v", v, product.keys, kv_heads))
+    out = _scratch.product("product", weights, _keys("v", v, product, batch))
     lse = peak.div_(_LOG2_E).add_(total.log_())
-    return _packed("out", out, product, kv_heads), _packed("lse", lse, product, kv_heads)[..., 0]
+    packed = _scratch.heads("out", out, product.pack_rows).view(-1, heads, q.shape[-1])
+    return packed, _scratch.heads("lse", lse, product.pack_rows).view(-1, heads)
 
 
 def _add_gradients(
@@ -200,11 +199,11 @@ def _add_gradients(
     dv: Tensor | None,
 ) -> None:
     """Add what this product contributes to the gradients of all rows and of all keys."""
-    kv_heads = k.shape[1]
-    q_rows, grad_rows = _grouped("q", q, product.rows, kv_heads), _grouped("grad", grad, product.rows, kv_heads)
-    k_rows = _grouped("k", k, product.keys, kv_heads)
+    batch = k.shape[1] * len(product.rows)
+    q_rows, grad_rows = _rows("q", q, product, batch), _rows("grad", grad, product, batch)
+    k_rows = _keys("k", k, product, batch)
     weights, tanh = scores.of(product, q_rows, k_rows)
-    row_lse = _grouped("lse", lse[..., None], product.rows, kv_heads)
+    row_lse = _rows("lse", lse[..., None], product, batch)
     if product.padding is not None:
         row_lse.view(len(product.rows), -1, product.rows.shape[1]).masked_fill_(product.padding, torch.inf)
     weights = weights.sub_(row_lse.mul_(_LOG2_E)).exp2_()
@@ -214,14 +213,15 @@ def _add_gradients(
     if dq is None and dk is None:
         return
 
-    slopes = _scratch.product("slopes", grad_rows, _grouped("v", v, product.keys, kv_heads).transpose(1, 2))
+    slopes = _scratch.product("slopes", grad_rows, _keys("v", v, product, batch).transpose(1, 2))
     slopes = _scratch.cast("slopes", slopes, scores.dtype)
-    slopes = slopes.sub_(_grouped("row delta", delta[..., None], product.rows, kv_heads)).mul_(weights)
+    slopes = slopes.sub_(_rows("row delta", delta[..., None], product, batch)).mul_(weights)
     if tanh is not None:
         slopes.addcmul_(slopes, tanh.square_(), value=-1)
     slopes = _scratch.cast("slopes", slopes, q.dtype)
     if dq is not None:
-        part = _packed("dq", _scratch.product("product", slopes, k_rows, scores.scale), product, kv_heads)
+        part = _scratch.product("product", slopes, k_rows, scores.scale)
+        part = _scratch.heads("dq", part, product.pack_rows).view(-1, *dq.shape[1:])
         dq.index_add_(0, product.row_ids, _scratch.cast("cast", part, dq.dtype))
     if dk is not None:
         _add_keys(dk, _scratch.product("product", slopes.transpose(1, 2), q_rows, scores.scale), product)
@@ -229,34 +229,23 @@ def _add_gradients(
 
 def _add_keys(total: Tensor, part: Tensor, product: Product) -> None:
     """Add part [B * Hkv, K, D] to the keys' gradients [N, Hkv, D]; common keys sum over B first, in a fixed order."""
-    batch, keys = product.keys.shape
-    part = part.view(batch, -1, keys, part.shape[-1])
     common = product.common
     if common:
-        shared = part[:, :, :common].sum(0, dtype=total.dtype).transpose(0, 1)
+        by_group = part.view(len(product.keys), -1, *part.shape[1:])
+        shared = by_group[:, :, :common].sum(0, dtype=total.dtype).transpose(0, 1)
         total.index_add_(0, product.keys[0, :common], shared)
-    own = part[:, :, common:].transpose(1, 2)
-    own = _scratch.take("packed", own.shape, own.dtype).copy_(own).flatten(0, 1)
-    if product.key_slots is not None:
-        own = _scratch.rows("picked", own, product.key_slots)
+    own = _scratch.heads("own", part, product.pack_keys).view(-1, *total.shape[1:])
     total.index_add_(0, product.key_ids, _scratch.cast("cast", own, total.dtype))
 
 
-def _grouped(name: str, x: Tensor, index: Tensor, kv_heads: int) -> Tensor:
-    """Rows [B, L] of x [S, Hkv * G, D] -> [B * Hkv, G * L, D]: the query heads of a KV head share one product."""
-    batch, rows = index.shape
-    picked = _scratch.rows("picked", x, index.flatten()).view(batch, rows, kv_heads, -1, x.shape[-1])
-    picked = picked.permute(0, 2, 3, 1, 4)
-    return _scratch.take(name, picked.shape, x.dtype).copy_(picked).view(batch * kv_heads, -1, x.shape[-1])
+def _rows(name: str, x: Tensor, product: Product, batch: int) -> Tensor:
+    """x [S, Hkv * G, D] -> [B * Hkv, G * L, D]: the query heads of a KV head share one product."""
+    return _scratch.heads(name, x, product.group_rows).view(batch, -1, x.shape[-1])
 
 
-def _packed(name: str, x: Tensor, product: Product, kv_heads: int) -> Tensor:
-    """The inverse of `_grouped` for real rows: [B * Hkv, G * L, D] -> [n, Hq, D]."""
-    batch, rows = product.rows.shape
-    x = x.view(batch, kv_heads, -1, rows, x.shape[-1]).permute(0, 3, 1, 2, 4)
-    buffer = _scratch.take(name if product.row_slots is None else "packed", x.shape, x.dtype)
-    packed = buffer.copy_(x).view(batch * rows, -1, x.shape[-1])
-    return packed if product.row_slots is None else _scratch.rows(name, packed, product.row_slots)
+def _keys(name: str, x: Tensor, product: Product, batch: int) -> Tensor:
+    """x [N, Hkv, D] -> [B * Hkv, K, D]."""
+    return _scratch.heads(name, x, product.group_keys).view(batch, -1, x.shape[-1])
 
 
 def _zeros(name: str, shape: Sequence[int], dtype: torch.dtype, returned: torch.dtype) -> Tensor:
@@ -272,10 +261,6 @@ def _flash_spans(plan: Plan, forest: PromptForest) -> list[tuple[slice, slice]]:
 def _heads_first(x: Tensor) -> Tensor:
     """[L, H, D] -> [1, H, L, D]."""
     return x.transpose(0, 1)[None]
-
-
-def _joined(prefix: Tensor | None, x: Tensor, dtype: torch.dtype) -> Tensor:
-    return (x if prefix is None else torch.cat([prefix, x])).to(dtype)
 
 
 def _dtypes(q: Tensor) -> tuple[torch.dtype, torch.dtype]:

@@ -17,23 +17,29 @@ _LAUNCH = 8192  # rows x keys that cost as much as one more product
 _ROWS = 128  # longer segments are cut into chunks of rows, so that a causal one skips the keys after them
 _FLASH = 2048  # from this length on a segment's own keys go through ATen flash
 _CONTEXT = 1024  # longer contexts are never copied next to the examples' own keys
-_LANES = 32  # key counts are padded to this: row reductions are several times faster
+_LANES = 16  # key counts are padded to this: row reductions and products are faster
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """One batched product: B groups of L rows against K keys each. Within a product no row appears twice."""
+    """One batched product: B groups of L rows against K keys each. Within a product no row appears twice.
 
-    rows: Tensor  # [B, L] packed rows; padding repeats the last real one
-    keys: Tensor  # [B, K] indices into [prefix keys | token keys]; padding likewise
+    The four gathers address single heads: they go from packed [rows, heads, D] to groups [B, heads, L, D] and back in
+    one copy. Padding repeats the last real row or key.
+    """
+
+    rows: Tensor  # [B, L] packed rows
+    keys: Tensor  # [B, K] indices into [prefix keys | token keys]
     common: int  # the first `common` keys are the same for every B
     bias: Tensor | None  # [B or 1, 1, L or 1, W], added to the last W columns; None: everything is visible
-    padding: Tensor | None  # bool [B, 1, L]: rows that are padding
-    row_slots: Tensor | None  # [n] real rows among the B * L; None: all of them, in order
-    row_ids: Tensor  # [n] their packed rows
-    key_slots: Tensor | None  # [m] real keys among the B * (K - common)
-    key_ids: Tensor  # [m] their indices
+    padding: Tensor | None  # bool [B, 1, L]: rows that are padding; None: none is
     real_keys: Tensor | None  # bool [B, K]; None: all of them
+    row_ids: Tensor  # [n] the real rows
+    key_ids: Tensor  # [m] the real keys after the common ones
+    group_rows: Tensor  # [B * Hq * L] from q [S * Hq]
+    group_keys: Tensor  # [B * Hkv * K] from k [N * Hkv]
+    pack_rows: Tensor  # [n * Hq] from groups to the real rows
+    pack_keys: Tensor  # [m * Hkv] from groups to the real keys
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,20 +52,22 @@ class Plan:
     window: int | None  # None where the window hides nothing
 
 
-def plan_of(forest: PromptForest, window: int | None, softcap: float | None, heads: int) -> Plan:
+def plan_of(forest: PromptForest, window: int | None, softcap: float | None, heads: int, kv_heads: int) -> Plan:
     """The plan of this forest, built once per kind of layer and kept with the forest."""
     if window is not None and (forest.num_tokens == 0 or window > int(forest.position_ids.max())):
         window = None
     flash = window is None and softcap is None
-    plan: Plan = forest.plan(("cpu", window, flash, heads), lambda: _Planner(forest, window, flash, heads).plan())
+    key = ("cpu", window, flash, heads, kv_heads)
+    plan: Plan = forest.plan(key, lambda: _Planner(forest, window, flash, heads, kv_heads).plan())
     return plan
 
 
 class _Planner:
-    def __init__(self, forest: PromptForest, window: int | None, flash: bool, heads: int) -> None:
+    def __init__(self, forest: PromptForest, window: int | None, flash: bool, heads: int, kv_heads: int) -> None:
         self.forest, self.window = forest, window
         self.lengths, self.starts = forest.segments.lengths, forest.segments.starts
         self.offset = forest.num_prefix_tokens  # token keys come after the prefix keys
+        self.heads, self.kv_heads = torch.arange(heads), torch.arange(kv_heads)
         self.area = max(1, _SCORES // heads)  # rows x keys of one product
         self.flash_from = _FLASH if flash else forest.num_tokens + 1
 
@@ -95,14 +103,14 @@ class _Planner:
         """
         if not len(behind):
             return
-        _, family, counts = family.unique(return_inverse=True, return_counts=True)
+        _, family, counts = torch.unique(family, return_inverse=True, return_counts=True)
         rows = torch.zeros_like(counts).index_add_(0, family, self.lengths[behind])
         context = torch.zeros_like(counts).index_copy_(0, family, self.forest.segments.contexts[behind])
         worth = (rows >= 64) | torch.tensor(len(counts) <= 4)
         copied = worth & (context <= _CONTEXT) & (rows >= 8 * counts)
         yield behind[~copied[family]], False
         order = family.argsort(stable=True)
-        for number, members in enumerate(behind[order].split(counts.tolist())):
+        for number, members in enumerate(torch.split(behind[order], counts.tolist())):
             if copied[number]:
                 yield members, True
 
@@ -112,10 +120,10 @@ class _Planner:
         parent, prefix = int(segments.parents[segment]), int(segments.prefixes[segment])
         spans = []
         while parent >= 0:
-            spans.append(torch.arange(self.starts[parent], self.starts[parent + 1]) + self.offset)
+            spans.append(torch.arange(int(self.starts[parent]), int(self.starts[parent + 1])) + self.offset)
             parent = int(segments.parents[parent])
         if prefix >= 0:
-            spans.append(torch.arange(segments.prefix_starts[prefix], segments.prefix_starts[prefix + 1]))
+            spans.append(torch.arange(int(segments.prefix_starts[prefix]), int(segments.prefix_starts[prefix + 1])))
         return torch.cat(spans[::-1])
 
     def _own(self, members: Tensor, context: Tensor) -> Iterator[Product]:
@@ -123,13 +131,13 @@ class _Planner:
         lengths = self.lengths[members]
         order = lengths.argsort(stable=True)
         members = members[order]
-        for bucket in members.split(_bucket_sizes(lengths[order], len(context))):
+        for bucket in torch.split(members, _bucket_sizes(lengths[order], len(context))):
             longest = int(self.lengths[bucket[-1]])
             for top in range(0, longest, _ROWS):
                 bottom = min(top + _ROWS, longest)
                 reaching = bucket[self.lengths[bucket] > top]
                 width = len(context) + (longest if self.forest.bidirectional else bottom)
-                for part in reaching.split(max(1, self.area // ((bottom - top) * width))):
+                for part in torch.split(reaching, max(1, self.area // ((bottom - top) * width))):
                     yield self._own_rows(part, top, bottom, context)
 
     def _own_rows(self, members: Tensor, top: int, bottom: int, context: Tensor) -> Product:
@@ -140,17 +148,15 @@ class _Planner:
         width = _padded(len(context) + int(ends.max())) - len(context)
         key = torch.arange(width)
         own_keys = starts + torch.minimum(key, ends - 1) + self.offset
-        if self.forest.bidirectional:
-            hidden = (key >= ends)[:, None, None]
-        else:
-            hidden = (key > row[:, None])[None, None, :, min(top, width) :]
+        beyond = (key >= ends)[:, None, None]  # [B, 1, 1, keys]
+        later = (key > row[:, None])[None, None, :, min(top, width) :]  # [1, 1, L, keys from the first row on]
         return self._product(
             rows=starts + torch.minimum(row, lengths - 1),
             real_rows=row < lengths,
             keys=torch.cat([context.expand(len(members), -1), own_keys], dim=1),
             real_keys=torch.cat([torch.ones(len(members), len(context), dtype=torch.bool), key < ends], dim=1),
             common=len(context),
-            hidden=hidden,
+            hidden=beyond if self.forest.bidirectional else later,
         )
 
     def _shared(self, needs_shared: Tensor) -> Iterator[Product]:
@@ -168,7 +174,7 @@ class _Planner:
 
         used = ((row_counts > 0) & (key_counts > 0)).nonzero().flatten()
         kinds = torch.stack([levels, _size_class(row_counts), _size_class(key_counts)], dim=1)[used]
-        kinds, kind_of = kinds.unique(dim=0, return_inverse=True)
+        kinds, kind_of = torch.unique(kinds, dim=0, return_inverse=True)
         for kind in range(len(kinds)):
             members = used[kind_of == kind]
             longest, keys = int(row_counts[members].max()), int(key_counts[members].max())
@@ -176,7 +182,7 @@ class _Planner:
             for top in range(0, longest, step):
                 bottom = min(top + step, longest)
                 reaching = members[row_counts[members] > top]
-                for part in reaching.split(max(1, self.area // ((bottom - top) * keys))):
+                for part in torch.split(reaching, max(1, self.area // ((bottom - top) * keys))):
                     row = torch.arange(top, bottom)
                     count, first = row_counts[part, None], row_ranges[part, 0, None]
                     key = torch.arange(_padded(keys))
@@ -191,24 +197,32 @@ class _Planner:
                         hidden=~real_keys[:, None, None],
                     )
 
-    def _product(
-        self, rows: Tensor, real_rows: Tensor, keys: Tensor, real_keys: Tensor, common: int, hidden: Tensor
-    ) -> Product:
-        row_slots = None if real_rows.all() else real_rows.flatten().nonzero().flatten()
-        key_slots = None if real_keys[:, common:].all() else real_keys[:, common:].flatten().nonzero().flatten()
-        own_keys = keys[:, common:].flatten()
+    def _product(self, rows: Tensor, real_rows: Tensor, keys: Tensor, real_keys: Tensor, common: int, hidden: Tensor) -> Product:
         return Product(
             rows=rows,
             keys=keys,
             common=common,
             bias=_bias(hidden) if self.window is None else None,
-            padding=None if row_slots is None else ~real_rows[:, None],
-            row_slots=row_slots,
-            row_ids=rows.flatten() if row_slots is None else rows.flatten()[row_slots],
-            key_slots=key_slots,
-            key_ids=own_keys if key_slots is None else own_keys[key_slots],
-            real_keys=None if key_slots is None else real_keys,
+            padding=None if real_rows.all() else ~real_rows[:, None],
+            real_keys=None if real_keys.all() else real_keys,
+            row_ids=rows[real_rows],
+            key_ids=keys[:, common:][real_keys[:, common:]],
+            group_rows=_group(rows, self.heads),
+            group_keys=_group(keys, self.kv_heads),
+            pack_rows=_pack(real_rows, self.heads),
+            pack_keys=_pack(real_keys & (torch.arange(keys.shape[1]) >= common), self.kv_heads),
         )
+
+
+def _group(index: Tensor, heads: Tensor) -> Tensor:
+    """index [B, L] of rows -> index of single heads in the order [B, heads, L]."""
+    return (index[:, None, :] * len(heads) + heads[:, None]).flatten()
+
+
+def _pack(real: Tensor, heads: Tensor) -> Tensor:
+    """Where in [B, heads, L] the heads of the real rows of [B, L] are, row by row."""
+    batch, row = real.nonzero(as_tuple=True)
+    return ((batch[:, None] * len(heads) + heads) * real.shape[1] + row[:, None]).flatten()
 
 
 def _bias(hidden: Tensor) -> Tensor | None:
@@ -253,5 +267,4 @@ def _size_class(counts: Tensor) -> Tensor:
 
 
 def _padded(keys: int) -> int:
-    lanes = _LANES if keys > _LANES // 2 else _LANES // 2
-    return -(-keys // lanes) * lanes
+    return -(-keys // _LANES) * _LANES

@@ -29,9 +29,19 @@ class Scratch(threading.local):
         """x in another dtype; x itself if it has it."""
         return x if x.dtype == dtype else self.take(name, x.shape, dtype).copy_(x)
 
-    def rows(self, name: str, x: Tensor, index: Tensor) -> Tensor:
-        """x[index] along the first dimension."""
-        return torch.index_select(x, 0, index, out=self.take(name, (len(index), *x.shape[1:]), x.dtype))
+    def heads(self, name: str, x: Tensor, index: Tensor) -> Tensor:
+        """x [..., D] -> [n, D]: single heads by their index in the flattened leading dimensions."""
+        dim = x.shape[-1]
+        return torch.index_select(x.view(-1, dim), 0, index, out=self.take(name, (len(index), dim), x.dtype))
+
+    def joined(self, name: str, first: Tensor | None, second: Tensor, dtype: torch.dtype) -> Tensor:
+        """Both along their first dimension, contiguous and in dtype."""
+        start = 0 if first is None else len(first)
+        both = self.take(name, (start + len(second), *second.shape[1:]), dtype)
+        if first is not None:
+            both[:start] = first
+        both[start:] = second
+        return both
 
     def product(self, name: str, a: Tensor, b: Tensor, alpha: float = 1.0) -> Tensor:
         """alpha * a @ b of two batches of matrices."""

@@ -46,9 +46,8 @@ def decode_attention(
         by_head = q.view(batch, kv_heads, group, dim).transpose(0, 1).reshape(kv_heads, batch * group, dim)
         shared = torch.bmm(by_head, prefix_k.permute(1, 2, 0)).view(kv_heads, batch, group, prefix)
         parts.insert(0, shared.transpose(0, 1).reshape(batch, heads, prefix))
-        position = torch.arange(prefix, device=q.device)
-        last = prefix + lengths[:, None] - 1
-        masks.insert(0, torch.ones_like(position, dtype=torch.bool).expand(batch, -1) if window is None else last - position < window)
+        distance = prefix + lengths[:, None] - 1 - torch.arange(prefix, device=q.device)
+        masks.insert(0, torch.ones_like(distance, dtype=torch.bool) if window is None else distance < window)
 
     scores = torch.cat(parts, dim=-1).to(wide).mul_(scale)
     if softcap is not None:
@@ -60,9 +59,9 @@ def decode_attention(
     weights = torch.softmax(scores, dim=-1)[..., : prefix + slots]
     weights = weights.masked_fill(hidden, 0).to(q.dtype)  # a row that sees nothing is not a number until here
 
-    out = torch.bmm(
-        weights[..., prefix:].reshape(batch * kv_heads, group, slots), cache_v.reshape(batch * kv_heads, slots, dim)
-    ).view(batch, heads, dim)
+    out = torch.bmm(weights[..., prefix:].reshape(batch * kv_heads, group, slots), cache_v.reshape(batch * kv_heads, slots, dim)).view(
+        batch, heads, dim
+    )
     if prefix_v is not None and prefix:
         shared = weights[..., :prefix].reshape(batch, kv_heads, group, prefix).transpose(0, 1)
         shared = torch.bmm(shared.reshape(kv_heads, batch * group, prefix), prefix_v.transpose(0, 1))

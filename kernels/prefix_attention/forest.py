@@ -39,6 +39,7 @@ class PromptForest:
     starts: Tensor
     segments: Segments = field(repr=False)
     layout: Tensor = field(repr=False)
+    _host: PromptForest | None = field(default=None, repr=False)
     _plans: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -72,6 +73,11 @@ class PromptForest:
         return len(self.prefix_first)
 
     @property
+    def host(self) -> PromptForest:
+        """This forest with its index tensors on the CPU, where plans are made; no device is waited for."""
+        return self._host or self
+
+    @property
     def device(self) -> torch.device:
         """Where the index tensors live."""
         return self.position_ids.device
@@ -83,7 +89,7 @@ class PromptForest:
         moved = {name: getattr(self, name).to(device) for name in _INDEX_TENSORS}
         layout = self.layout.clone()
         layout[0] = handle = next(_HANDLES)
-        forest = PromptForest(self.num_tokens, self.bidirectional, **moved, segments=self.segments, layout=layout)
+        forest = PromptForest(self.num_tokens, self.bidirectional, **moved, segments=self.segments, layout=layout, _host=self.host)
         _ALIVE[handle] = forest
         return forest
 
@@ -174,7 +180,7 @@ def forest_of(layout: Tensor, device: torch.device) -> PromptForest:
     forest = _ALIVE.get(handle)
     if forest is not None:
         return forest
-    lengths, parents, prefixes, prefix_lengths = layout[4:].split([count, count, count, num_prefixes])
+    lengths, parents, prefixes, prefix_lengths = torch.split(layout[4:], [count, count, count, num_prefixes])
     segments = Segments.checked(lengths.tolist(), parents.tolist(), prefix_lengths.tolist(), prefixes.tolist())
     return _lay_out(segments, bool(bidirectional), handle).to(device)
 

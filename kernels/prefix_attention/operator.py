@@ -6,7 +6,11 @@ it completely; the living forest, with what was planned for it, is found again t
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import os
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,7 +19,24 @@ from torch import Tensor
 from . import cpu
 from .forest import forest_of
 
-_BACKENDS = {"cpu": cpu}
+
+def triton_complaint(q: Tensor) -> str | None:
+    """Why the Triton kernels cannot take q, and what to do; None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install triton, or leave backend out"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if q.device.type != "cuda" and not interpreted:
+        return f"q is on {q.device}: move the tensors to a CUDA or ROCm GPU, or leave backend out"
+    if q.dtype == torch.float64:
+        return "q has dtype torch.float64: use float32, float16 or bfloat16, or backend='reference'"
+    if not 16 <= q.shape[-1] <= 256 and not interpreted:
+        return f"q has head dimension {q.shape[-1]}: use 16 to 256, or backend='reference'"
+    return None
+
+
+def _backend(name: str) -> ModuleType:
+    """The module that computes; Triton is imported when it is used."""
+    return cpu if name == "cpu" else importlib.import_module(".fused", __package__)
 
 
 @torch.library.custom_op("prefix_attention::attention", mutates_args=())
@@ -34,7 +55,8 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """out [S, Hq, D] of q's dtype and lse [S, Hq], float32 (float64 for float64); arguments as in `prefix_attention`."""
     forest = forest_of(layout, q.device)
-    return _BACKENDS[backend].forward(q, k, v, forest, prefix_k, prefix_v, scale, window, softcap, sinks)
+    out, lse = _backend(backend).forward(q, k, v, forest, prefix_k, prefix_v, scale, window, softcap, sinks)
+    return out, lse
 
 
 @attention.register_fake
@@ -75,9 +97,7 @@ def attention_backward(
 ) -> list[Tensor]:
     """Gradients of q, k, v, prefix_k, prefix_v, sinks; an empty tensor where `needs` is False."""
     forest = forest_of(layout, q.device)
-    grads = _BACKENDS[backend].backward(
-        grad, q, k, v, out, lse, forest, prefix_k, prefix_v, scale, window, softcap, sinks, needs
-    )
+    grads = _backend(backend).backward(grad, q, k, v, out, lse, forest, prefix_k, prefix_v, scale, window, softcap, sinks, needs)
     return [q.new_empty(0) if grad is None else grad for grad in grads]
 
 
@@ -100,10 +120,7 @@ def _(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     inputs = (q, k, v, prefix_k, prefix_v, sinks)
-    return [
-        x.new_empty(x.shape) if needed and x is not None else q.new_empty(0)
-        for x, needed in zip(inputs, needs, strict=True)
-    ]
+    return [x.new_empty(x.shape) if needed and x is not None else q.new_empty(0) for x, needed in zip(inputs, needs, strict=True)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

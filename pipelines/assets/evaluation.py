@@ -3,6 +3,7 @@
 import dagster as dg
 
 from pipelines.failures import plain_failures
+from pipelines.io_managers import evaluation_digest
 from pipelines.metadata import evaluation_metadata
 from pipelines.resources import RunLog, Store, TaskFolder
 from prompt_core.data import Splits
@@ -31,4 +32,8 @@ def evaluation(
     task = tasks.load(context.partition_key)
     with progress.follow(context) as shown:
         measured = evaluate(task, tuned_prompt, splits, production=store.open().live(task.name), on_progress=shown.contender)
-    return dg.MaterializeResult(value=measured, metadata=evaluation_metadata(measured, task, splits, tuned_prompt))
+    return dg.MaterializeResult(
+        value=measured,
+        data_version=dg.DataVersion(evaluation_digest(measured)),
+        metadata=evaluation_metadata(measured, task, splits, tuned_prompt),
+    )

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from prefix_attention import PromptForest, decode_attention, prefix_attention
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
-
-from prefix_attention import PromptForest, decode_attention, prefix_attention
 
 NAME = "promptmill"
 _LAYER = "_promptmill_layer"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -29,7 +28,7 @@ def converted(file: Path) -> Path:
     beside = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     try:
         _convert(file, beside)
-        os.rename(beside, folder)
+        beside.rename(folder)
     except OSError:
         if not folder.is_dir():  # another process may have been first; its result is the same
             raise
@@ -47,7 +46,8 @@ def _convert(file: Path, folder: Path) -> None:
         loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     except Exception as error:  # the readers below raise whatever they meet first in a damaged file
         reason = " ".join(str(error).split())[:200]
-        raise PromptmillError(f"backbone: {file}", f"cannot be read as GGUF ({reason})", "The file is damaged or its architecture unknown.") from None
+        fix = "The file is damaged or its architecture unknown."
+        raise PromptmillError(f"backbone: {file}", f"cannot be read as GGUF ({reason})", fix) from None
     # A model that remembers its quantisation refuses save_pretrained; its weights are plain float32 by now.
     if hasattr(loaded.config, "quantization_config"):
         del loaded.config.quantization_config

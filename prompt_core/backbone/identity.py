@@ -31,6 +31,9 @@ def tokenizer_digest(folder: Path) -> str:
     for name in _TOKENIZER_FILES:
         if (folder / name).is_file():
             combined.update(name.encode() + (folder / name).read_bytes())
+    settings = folder / "tokenizer_config.json"  # where older models keep their chat template
+    if settings.is_file() and (template := json.loads(settings.read_text(encoding="utf-8")).get("chat_template")):
+        combined.update(json.dumps(template).encode())
     return combined.hexdigest()
 
 

@@ -86,7 +86,6 @@ def _with_weights(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise PromptmillError("backbone", f"folder {folder} has no config.json", "Give a folder written by save_pretrained.")
     if not any(folder.glob("*.safetensors")):
-        raise PromptmillError(
-            "backbone", f"folder {folder} has no weights in safetensors", "Save the model with save_pretrained; pickled weights are not read."
-        )
+        fix = "Save the model with save_pretrained; pickled weights are not read."
+        raise PromptmillError("backbone", f"folder {folder} has no weights in safetensors", fix)
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ class Backbone:
         self._embed = model.get_input_embeddings()
         model.set_attn_implementation(NAME)
         config = model.config
+        if not getattr(config, "num_attention_heads", None):
+            raise PromptmillError(f"backbone: architecture {type(model).__name__}", "has no attention heads", "Choose another model.")
         heads: int = config.num_attention_heads
         self.hidden_size: int = config.hidden_size
         self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
@@ -117,13 +120,16 @@ def _load(located: Located, revision: str | None, dtype_name: str) -> Backbone:
             causal = _is_causal(config, where)
             dtype = _dtype(dtype_name, causal)
             loader = AutoModelForCausalLM if causal else AutoModel
-            model = loader.from_pretrained(located.source, config=config, dtype=dtype, use_safetensors=True, **hub)
+            model, found = loader.from_pretrained(
+                located.source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **hub
+            )
             tokenizer = AutoTokenizer.from_pretrained(located.source, **hub)
         except PromptmillError:
             raise
         except Exception as error:  # transformers, safetensors and the hub client each raise their own kinds
             reason = " ".join(str(error).split())[:300]
             raise PromptmillError(where, f"cannot be loaded ({reason})", "Check the name, the revision and the files.") from None
+    _refuse_missing(found["missing_keys"], where)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     files = Path(model.config._name_or_path if not located.is_hub else _snapshot(located.source, revision))
     identity = BackboneIdentity(
@@ -134,7 +140,15 @@ def _load(located: Located, revision: str | None, dtype_name: str) -> Backbone:
         weights=weights_digest(files, located.weights),
         tokenizer=tokenizer_digest(files),
     )
-    return Backbone(model.to(device), tokenizer, causal, _pools_first(files), identity, located.origin)
+    with _quiet():
+        return Backbone(model.to(device), tokenizer, causal, _pools_first(files), identity, located.origin)
+
+
+def _refuse_missing(names: Iterable[str], where: str) -> None:
+    """transformers draws absent weights at random and goes on. Only a pooler may be absent: `Backbone.pool` replaces it."""
+    missing = sorted(name for name in names if "pooler" not in name)
+    if missing:
+        raise PromptmillError(where, f"its files lack {len(missing)} weights, the first is {missing[0]}", "Fetch or save the model again.")
 
 
 def _pools_first(folder: Path) -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from prefix_attention import PromptForest
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prefix_attention import PromptForest
 from prompt_core.backbone.attention import ForestPass, number_layer
 from prompt_core.errors import PromptmillError
 
@@ -62,7 +62,8 @@ def probe(base: PreTrainedModel, causal: bool, position_offset: int) -> None:
             raise PromptmillError(where, f"called the attention step {len(numbering.seen)} times in {layers} layers", advice)
         if len(set(numbering.seen)) != layers:
             raise PromptmillError(where, "shares one attention module between layers", advice)
-        return output.float()
+        states: Tensor = output.float()
+        return states
 
     before = run(ids)
     middle = _LENGTHS[0] + _LENGTHS[1]

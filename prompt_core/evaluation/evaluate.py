@@ -14,6 +14,7 @@ from prompt_core.evaluation.baselines import OnContender, baselines
 from prompt_core.evaluation.gate import Contender, Evaluation, evaluate_contenders
 from prompt_core.task import TaskSpec
 
+
 def evaluate(
     task: TaskSpec,
     prompt: TunedPrompt,

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
-from prompt_core.artifact import TunedPrompt
-from prompt_core.errors import PromptmillError
+from prompt_core.artifact import TunedPrompt, folder_beside
 
 
 def export_folder(prompt: TunedPrompt, version: int, folder: Path) -> None:
     """Write a prompt where another machine can take it from; all of it or nothing.
 
     Raises:
-        PromptmillError: the folder exists already.
+        PromptmillError: the folder exists already, or its parent cannot be written to.
     """
-    if folder.exists():
-        raise PromptmillError(str(folder), "exists already", "Name a folder that does not.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    beside = folder_beside(folder)
     try:
         prompt.save(beside / "prompt")
         (beside / "prompt" / "README.md").write_text(_readme(prompt, version), encoding="utf-8")
-        os.rename(beside / "prompt", folder)
+        (beside / "prompt").rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

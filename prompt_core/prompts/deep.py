@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from prefix_attention import PromptForest
 from torch import Tensor, nn
 
-from prefix_attention import PromptForest
 from prompt_core.backbone import Backbone, ForestPass
 
 
@@ -42,7 +42,7 @@ class DeepPrefix(nn.Module):
         # One cast for all layers: a layer then takes a view.
         keys, values = self.keys.to(backbone.dtype), self.values.to(backbone.dtype)
         hidden = backbone.hidden_states(backbone.embed(torch.cat(list(segments))), forest.position_ids, ForestPass(forest, keys, values))
-        return list(hidden.split(lengths))
+        return list(torch.split(hidden, lengths))
 
     def tensors(self) -> dict[str, Tensor]:
         """What the artifact keeps: `keys` and `values` [L, P, Hkv, D] float32 on the CPU."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from prefix_attention import PromptForest
 from torch import Tensor, nn
 
-from prefix_attention import PromptForest
 from prompt_core.backbone import Backbone, ForestPass
 
 
@@ -38,7 +38,7 @@ class SoftPrompt(nn.Module):
         forest = PromptForest.from_segments(lengths, [-1, *(parent + 1 for parent in parents)]).to(backbone.device)
         rows = torch.cat([self.embeddings.to(backbone.dtype), backbone.embed(torch.cat(list(segments)))])
         hidden = backbone.hidden_states(rows, forest.position_ids, ForestPass(forest))
-        return list(hidden.split(lengths))[1:]
+        return list(torch.split(hidden, lengths))[1:]
 
     def tensors(self) -> dict[str, Tensor]:
         """What the artifact keeps: `embeddings` [P, H] float32 on the CPU."""

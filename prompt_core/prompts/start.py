@@ -39,7 +39,8 @@ def starting_prompt(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, 
             "Use deep.",
         )
     if spec.start == "root" and not encoding.root:
-        raise PromptmillError(f"task {task.name}: prompt.start", "root, but the template starts with a field", "Use random, or add an instruction.")
+        fix = "Use random, or add an instruction."
+        raise PromptmillError(f"task {task.name}: prompt.start", "root, but the template starts with a field", fix)
     tokens = spec.tokens or len(encoding.root) or _DEFAULT_TOKENS
     if encoding.root and spec.start != "random":
         root = torch.tensor(encoding.root)

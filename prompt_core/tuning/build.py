@@ -23,7 +23,8 @@ def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, 
     if task.objective == "classify":
         return build_classifier(task, encoding, backbone, labels)
     if not backbone.causal:
-        raise PromptmillError(f"task {task.name}: objective", f"generate, but {backbone.identity.name} is an encoder", "Use a causal model.")
+        what = f"generate, but {backbone.identity.name} is an encoder"
+        raise PromptmillError(f"task {task.name}: objective", what, "Use a causal model.")
     return Generation(backbone)
 
 

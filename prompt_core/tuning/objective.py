@@ -112,7 +112,7 @@ class LabelWords(Classification):
         logits = self._backbone.logits(torch.cat(rows)).float()
         targets = torch.cat(self._words * len(inputs))
         likelihoods = -F.cross_entropy(logits, targets, reduction="none")
-        per_label = likelihoods.split([len(words) for words in self._words] * len(inputs))
+        per_label = torch.split(likelihoods, [len(words) for words in self._words] * len(inputs))
         return torch.stack([part.sum() for part in per_label]).view(len(inputs), labels)
 
 

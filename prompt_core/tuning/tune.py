@@ -52,7 +52,7 @@ def tune(
     backbone = backbone or load_backbone(task.backbone, task.folder)
     encoding = TaskEncoding(task, backbone)
     labels = tuple(sorted(train[task.data.target].unique())) if task.objective == "classify" else ()
-    encoded = [encode_frame(task, encoding, frame, labels) for frame in (train, validation)]
+    encoded = encode_frame(task, encoding, train, labels), encode_frame(task, encoding, validation, labels)
     generator = torch.Generator().manual_seed(task.tune.seed)
     prompt = starting_prompt(task, encoding, backbone, generator)
     objective = build_objective(task, encoding, backbone, labels)

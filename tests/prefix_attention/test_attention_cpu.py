@@ -69,7 +69,7 @@ def test_long_segments_go_through_flash(monkeypatch, dtype, bidirectional):
     forest = PromptForest.from_segments([100, 70, 20], [-1, 0, 0], bidirectional, [9])
     case = make_case(forest, 2, 3, 16, sinks=True)
     assert_within_the_error_rule(case, "cpu", dtype)
-    assert cpu_plan.plan_of(forest, None, None, 6).flash
+    assert cpu_plan.plan_of(forest, None, None, 6, 2).flash
 
 
 def test_gradients_agree_with_finite_differences():

@@ -26,9 +26,7 @@ def test_a_step_equals_the_last_row_of_each_path(lengths, prefix, heads, window,
     cache = torch.randn(2, batch, kv_heads, slots, dim, generator=generator).to(dtype)
     prefixes = torch.randn(2, prefix, kv_heads, dim, generator=generator).to(dtype)
     sinks = torch.randn(query_heads, generator=generator).to(dtype) if with_sinks else None
-    found = decode_attention(
-        q, *cache, torch.tensor(lengths), *prefixes, scale=0.5, window=window, softcap=softcap, sinks=sinks
-    )
+    found = decode_attention(q, *cache, torch.tensor(lengths), *prefixes, scale=0.5, window=window, softcap=softcap, sinks=sinks)
 
     forest = PromptForest.from_segments(lengths, [-1] * batch, prefix_lengths=[prefix])
     k, v = (torch.cat([rows[b, :, :n].transpose(0, 1) for b, n in enumerate(lengths)]) for rows in cache)

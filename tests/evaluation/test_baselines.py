@@ -1,0 +1,62 @@
+"""What a tuned prompt has to beat, and `evaluate`, which runs all contenders on the same test rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import a_task, examples
+
+from prompt_core.backbone import Backbone
+from prompt_core.data import Splits
+from prompt_core.evaluation.evaluate import evaluate
+from prompt_core.task import TaskSpec
+from prompt_core.tuning import tune
+
+ROWS = [(f"The {thing} is {state}", kind) for state, kind in (("late", "a"), ("broken", "b")) for thing in ("box", "bag", "van", "lid", "map", "pen")]
+SPLITS = Splits(train=examples(*ROWS[::2]), validation=examples(), test=examples(*ROWS[1::2]))
+
+
+def contenders_of(task: TaskSpec, backbone: Backbone, splits: Splits = SPLITS) -> tuple[list[tuple[str, str]], list[tuple[str, int, int]]]:
+    seen: list[tuple[str, int, int]] = []
+    prompt = tune(task, splits.train, splits.validation, backbone)
+    result = evaluate(task, prompt, splits, backbone, on_progress=lambda *news: seen.append(news))
+    return [(c.name, c.kind) for c in result.contenders], seen
+
+
+def test_an_encoder_is_compared_with_label_names_and_a_linear_probe(bert: Backbone) -> None:
+    contenders, seen = contenders_of(a_task(bert.identity.name, tune={"steps": 2}), bert)
+    assert contenders == [("label_names", "untuned"), ("linear_probe", "rival"), ("tuned", "tuned")]
+    assert ("label_names", 6, 6) in seen and ("tuned", 6, 6) in seen
+
+
+@pytest.mark.parametrize("template", ["Say a or b. {{ text }}\nIt is", "{{ text }}\nIt is"])
+def test_a_causal_classifier_is_compared_with_and_without_demonstrations(llama: Backbone, template: str) -> None:
+    task = a_task(llama.identity.name, template=template, tune={"steps": 2, "max_tokens": 64})
+    assert contenders_of(task, llama)[0] == [("zero_shot", "untuned"), ("few_shot", "untuned"), ("tuned", "tuned")]
+
+
+def test_a_writer_is_measured_on_texts(llama: Backbone) -> None:
+    task = a_task(
+        llama.identity.name, template="Go. {{ text }}\n", objective="generate", tune={"steps": 2, "max_tokens": 64}, evaluate={"few_shot": 0}
+    )
+    assert contenders_of(task, llama)[0] == [("zero_shot", "untuned"), ("tuned", "tuned")]
+
+
+def test_what_runs_today_is_a_contender_unless_it_is_the_same_prompt(llama: Backbone) -> None:
+    task = a_task(llama.identity.name, template="Say a or b. {{ text }}\nIt is", tune={"steps": 2, "max_tokens": 64}, evaluate={"few_shot": 0})
+    prompt = tune(task, SPLITS.train, None, llama)
+    other = tune(task.model_copy(update={"tune": task.tune.model_copy(update={"seed": 1})}), SPLITS.train, None, llama)
+    names = [[c.name for c in evaluate(task, prompt, SPLITS, llama, production=live).contenders] for live in (None, prompt, other)]
+    assert names == [["zero_shot", "tuned"], ["zero_shot", "tuned"], ["zero_shot", "production", "tuned"]]
+
+
+def test_an_evaluation_changes_neither_the_prompt_nor_the_random_stream(llama: Backbone) -> None:
+    task = a_task(llama.identity.name, template="Say a or b. {{ text }}\nIt is", tune={"steps": 2, "max_tokens": 64})
+    prompt = tune(task, SPLITS.train, None, llama)
+    before = {name: tensor.clone() for name, tensor in prompt.tensors.items()}
+    torch.manual_seed(0)
+    expected = torch.random.get_rng_state()
+    reports = [evaluate(task, prompt, SPLITS, llama).model_dump_json() for _ in range(2)]
+    assert reports[0] == reports[1]
+    assert torch.equal(torch.random.get_rng_state(), expected)
+    assert all(torch.equal(before[name], tensor) for name, tensor in prompt.tensors.items())

@@ -1,0 +1,56 @@
+"""Task files as partitions, and what a broken one does: nothing, until it is asked for."""
+
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from deployment import a_deployment, failure_of, run_retune, write_task
+
+from pipelines.partitions import find_task_files
+from prompt_core import PromptmillError
+
+
+def test_a_partition_is_named_after_its_task_not_its_file(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    write_task(settings, "returns").rename(settings.tasks_dir / "x.yaml")
+    assert [file.key for file in find_task_files(settings.tasks_dir)] == ["returns"]
+
+
+def test_a_broken_file_is_a_partition_that_fails_alone_with_one_line(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    write_task(settings, "good")
+    write_task(settings, "broken", objectiv="classify")
+    assert [file.key for file in find_task_files(settings.tasks_dir)] == ["broken", "good"]
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = run_retune(settings, instance, "broken")
+    assert not result.success
+    assert failure_of(result).endswith('tasks/broken.yaml: objectiv: unknown field. Did you mean "objective"?')
+
+
+def test_a_missing_data_file_fails_with_one_line(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    write_task(settings, "lost", data={"path": "nowhere.csv", "target": "label"})
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = run_retune(settings, instance, "lost")
+    assert "nowhere.csv" in failure_of(result)
+    assert "\n" not in failure_of(result)
+
+
+def test_two_files_with_one_name_are_two_partitions_of_which_the_second_fails(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    write_task(settings, "a").rename(settings.tasks_dir / "first.yaml")
+    write_task(settings, "a").rename(settings.tasks_dir / "second.yaml")
+    first, second = find_task_files(settings.tasks_dir)
+    assert (first.key, second.key) == ("a", "second")
+    assert first.load().name == "a"
+    with pytest.raises(PromptmillError, match='"a" is not this partition\'s name, "second"'):
+        second.load()
+
+
+def test_a_schedule_that_is_no_cron_line_breaks_its_task_only(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    write_task(settings, "weekly", schedule="every monday")
+    (file,) = find_task_files(settings.tasks_dir)
+    assert file.schedule is None
+    with pytest.raises(PromptmillError, match='schedule: "every monday" is not a cron line'):
+        file.load()

@@ -1,0 +1,140 @@
+"""The whole chain on a real model: a prompt that passes is published, one that does not changes nothing."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import dagster as dg
+import polars as pl
+import pytest
+from deployment import a_deployment, failure_of, run_retune, write_task
+
+from pipelines.definitions import build_defs
+from pipelines.settings import REPOSITORY, Settings
+from prompt_core import PromptStore
+
+TASK = "support_intent"  # the name that the consumer asks for
+
+
+@dataclass
+class Published:
+    """A deployment after its first successful run."""
+
+    settings: Settings
+    instance: dg.DagsterInstance
+    result: dg.ExecuteInProcessResult
+
+    @property
+    def store(self) -> PromptStore:
+        return PromptStore(self.settings.store_url)
+
+    def metadata(self, asset: str) -> dict[str, object]:
+        event = self.result.asset_materializations_for_node(asset)[0]
+        return {name: entry.value for name, entry in event.metadata.items()}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    settings = a_deployment(tmp_path_factory.mktemp("deployment") / "d")
+    write_task(settings, TASK)
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Published(settings, instance, run_retune(settings, instance, TASK))
+
+
+def example_module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"consumer_{name}", REPOSITORY / "examples" / "consumer" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_prompt_that_passes_its_gate_is_published_and_live(published: Published) -> None:
+    assert published.result.success
+    digest = published.result.output_for_node("tuned_prompt").digest
+    assert published.store.record(TASK, "production").digest == digest
+    assert published.metadata("published_prompt")["version"] == 1
+    assert published.metadata("published_prompt")["digest"] == digest
+
+
+def test_data_versions_are_digests_of_content(published: Published) -> None:
+    versions = {
+        event.asset_key.to_user_string(): event.step_materialization_data.materialization.tags["dagster/data_version"]
+        for event in published.result.get_asset_materialization_events()
+    }
+    assert versions["splits"] == published.result.output_for_node("splits").digest
+    assert versions["tuned_prompt"] == versions["published_prompt"] == published.result.output_for_node("tuned_prompt").digest
+
+
+def test_what_people_look_at_is_in_the_metadata(published: Published) -> None:
+    assert published.metadata("examples")["dagster/row_count"] == 60
+    assert str(published.metadata("tuned_prompt")["loss"]).startswith("![loss curve](data:image/png;base64,")
+    evaluation = published.metadata("evaluation")
+    assert [row.data["contender"] for row in evaluation["contenders"].records] == ["label_names", "linear_probe", "tuned"]
+    assert "confusion" in evaluation and "intervals" in evaluation
+
+
+def test_both_checks_pass(published: Published) -> None:
+    outcomes = {check.check_name: check.passed for check in published.result.get_asset_check_evaluations()}
+    assert outcomes == {"gate": True, "no_leakage": True}
+
+
+def test_a_rerun_finds_the_same_digest_and_publishes_no_new_version(published: Published) -> None:
+    again = run_retune(published.settings, published.instance, TASK)
+    assert again.success
+    assert again.output_for_node("tuned_prompt").digest == published.result.output_for_node("tuned_prompt").digest
+    assert published.store.list()[0].versions == (1,)
+
+
+def test_a_failed_gate_leaves_the_alias_where_it_was(published: Published) -> None:
+    path = published.settings.tasks_dir / f"{TASK}.yaml"
+    before = path.read_text(encoding="utf-8")
+    write_task(published.settings, TASK, gate={"min_gain": 101})
+    try:
+        result = run_retune(published.settings, published.instance, TASK, seed=1)
+    finally:
+        path.write_text(before, encoding="utf-8")
+    assert not result.success
+    (gate,) = [check for check in result.get_asset_check_evaluations() if check.check_name == "gate"]
+    assert not gate.passed and "needs 101 points or more" in gate.description
+    assert published.store.list()[0].versions == (1,)
+    assert published.store.list()[0].aliases == {"production": 1}
+
+
+def test_a_rejected_prompt_is_refused_even_where_the_check_was_passed_over(published: Published) -> None:
+    evaluation = published.result.output_for_node("evaluation")
+    verdict = evaluation.verdict.model_copy(update={"passed": False, "reasons": ("gain over label_names is too small",)})
+    defs = build_defs(published.settings)
+    published_prompt = defs.resolve_assets_def("published_prompt")
+    with pytest.raises(dg.Failure, match="the gate did not pass: gain over label_names is too small"):
+        published_prompt(
+            dg.build_asset_context(partition_key=TASK),
+            store=defs.resources["store"],
+            tuned_prompt=published.result.output_for_node("tuned_prompt"),
+            evaluation=evaluation.model_copy(update={"verdict": verdict}),
+        )
+
+
+def test_a_knob_that_no_task_file_could_have_is_one_line(published: Published) -> None:
+    result = run_retune(published.settings, published.instance, TASK, steps=0)
+    line = f"run config of tuned_prompt[{TASK}]: tune.steps: Input should be greater than or equal to 1 (found 0)"
+    assert failure_of(result).startswith(line)
+
+
+def test_a_consumer_in_another_code_location_uses_the_published_prompt(published: Published, tmp_path: Path) -> None:
+    consumer = example_module("definitions")
+    dg.Definitions.validate_loadable(consumer.defs)
+    desk = consumer.SupportDesk(store=published.settings.store_url, output=str(tmp_path))
+    assert dg.materialize([consumer.routed_messages], resources={"desk": desk}).success
+    routed = pl.read_parquet(tmp_path / "routed_messages.parquet")
+    assert len(routed) == 12 and set(routed["prediction"]) <= {"late", "damaged"}
+
+
+def test_a_plain_job_does_the_same(published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages, out = REPOSITORY / "examples" / "consumer" / "messages_to_route.csv", tmp_path / "routed.csv"
+    monkeypatch.setattr(sys, "argv", ["batch_job.py", "--store", published.settings.store_url, "--name", TASK, str(messages), str(out)])
+    example_module("batch_job").main()
+    assert len(pl.read_csv(out)) == 12

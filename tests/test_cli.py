@@ -1,0 +1,253 @@
+"""The command line: one path from a task file to a prompt in use, and one line with status 2 for every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from prompt_core.cli import main
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("tune", "evaluate", "predict", "try", "list", "show", "export", "promote", "rollback", "schema")
+
+
+def in_a_process(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from prompt_core.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def passed(*arguments: str | Path) -> Result:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def refused(folder: Path, *arguments: str | Path) -> str:
+    """The one line of a mistake: status 2, nothing on standard output, and no file that was not there before."""
+    before = tree(folder)
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, ""), result.output
+    assert result.stderr.endswith("\n") and result.stderr.count("\n") == 1, result.stderr
+    assert tree(folder) == before
+    return result.stderr.strip()
+
+
+def a_task_file(folder: Path, rows: list[tuple[str, str]] | None = None, **parts: Any) -> Path:
+    """A task `desk` beside its data: real messages of two intents whose labels say nothing."""
+    if rows is None:
+        messages = pl.read_csv(ROOT / "examples" / "support_desk" / "intents.csv")
+        names = messages["label"].unique().sort()[:2]
+        rows = [(text, f"kind_{names.to_list().index(label) + 1}") for text, label in messages.filter(pl.col("label").is_in(names)).rows()]
+    pl.DataFrame(rows, schema=["text", "label"], orient="row").write_csv(folder / "desk.csv")
+    content = {
+        "name": "desk",
+        "backbone": {"name": "minilm", "dtype": "float32"},
+        "data": {"path": "desk.csv", "target": "label", "test": 0.5},
+        "objective": "classify",
+        "template": "{{ text }}",
+        "prompt": {"tokens": 4},
+        "tune": {"steps": 6, "validate_every": 2},
+        "gate": {"alpha": 0.1},
+        **parts,
+    }
+    path = folder / "desk.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def test_help_answers_in_half_a_second_without_torch(tmp_path: Path) -> None:
+    seconds = []
+    for _ in range(3):
+        began = time.monotonic()
+        result = in_a_process("--help", cwd=tmp_path)
+        seconds.append(time.monotonic() - began)
+        assert result.returncode == 0 and "Tune the prompt of a frozen language model" in result.stdout
+    print(f"promptmill --help: {min(seconds):.2f} s")  # noqa: T201
+    assert min(seconds) < 1.0  # 0.5 s on a machine with nothing else to do
+    probe = "import sys, prompt_core.cli; print(*[m for m in ('torch', 'transformers', 'polars', 'pydantic') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    assert "Usage: " in passed(command, "--help").stdout
+    assert command in passed("--help").stdout
+
+
+def test_the_schema_is_printed_as_json() -> None:
+    assert json.loads(passed("schema").stdout)["title"] == "TaskSpec"
+
+
+def test_a_typing_mistake_is_one_line_in_a_real_process(tmp_path: Path) -> None:
+    a_task_file(tmp_path)
+    began = time.monotonic()
+    result = in_a_process("tune", "desk.yml", cwd=tmp_path)
+    assert time.monotonic() - began < 3  # no model library is imported for it
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == 'Error: desk.yml: there is no such task file. Did you mean "desk.yaml"?\n'
+    assert tree(tmp_path) == ["desk.csv", "desk.yaml"]
+
+
+def test_a_refused_architecture_is_one_line_in_a_real_process(tmp_path: Path) -> None:
+    from helpers import save_tiny
+
+    save_tiny("bloom", tmp_path / "tiny-bloom")
+    a_task_file(tmp_path, backbone="tiny-bloom", template="{{ text }} is")
+    before = tree(tmp_path)
+    result = in_a_process("tune", "desk.yaml", "--out", "p", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        "Error: backbone: architecture BloomModel: called the attention step 0 times in 2 layers. "
+        "It cannot be tuned exactly; choose another model.\n"
+    )
+    assert tree(tmp_path) == before
+
+
+def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PROMPTMILL_STORE", str(tmp_path / "store"))
+    task, folder = a_task_file(tmp_path), tmp_path / "p"
+
+    tuned = json.loads(passed("tune", task, "--out", folder, "--json").stdout)
+    assert tuned["folder"] == str(folder) and len(tuned["digest"]) == 64 and tuned["kind"] == "deep, 4 tokens"
+    assert "exists already" in refused(tmp_path, "tune", task, "--out", folder)
+
+    evaluated = passed("evaluate", task, folder, "--publish")
+    assert "label_names" in evaluated.stdout and "linear_probe" in evaluated.stdout
+    assert "published desk@1 as production" in evaluated.stderr
+    again = passed("evaluate", task, folder, "--publish", "--json")
+    assert json.loads(again.stdout)["verdict"]["passed"] is True
+    assert json.loads(passed("list", "--json").stdout)[0] == {"name": "desk", "versions": [1], "aliases": {"production": 1}}
+    assert passed("list").stdout == "desk  versions 1  production -> 1\n"
+
+    shown = json.loads(passed("show", "desk@production", "--json").stdout)
+    assert (shown["version"], shown["digest"]) == (1, tuned["digest"])
+    assert shown["record"]["evaluation"]["verdict"]["passed"] is True
+    assert tuned["digest"] in passed("show", "desk").stdout
+
+    pl.DataFrame({"id": [7, 8], "text": ["Where is it?", "It is broken"]}).write_csv("new.csv")
+    passed("predict", "desk", "new.csv", "answered.jsonl")
+    answered = pl.read_ndjson("answered.jsonl")
+    assert answered.columns == ["id", "text", "prediction", "prompt_version", "prompt_digest"]
+    assert set(answered["prediction"]) <= {"kind_1", "kind_2"} and answered["prompt_digest"].unique().to_list() == [tuned["digest"]]
+
+    tried = json.loads(passed("try", "desk", "It is broken", "--json").stdout)
+    assert (tried["prompt"], tried["with"]) == ("desk@1", answered["prediction"][1])
+    assert "with desk@1" in passed("try", "desk@1", "It is broken").stdout
+
+    passed("export", "desk", tmp_path / "out")
+    assert tree(tmp_path / "out") == ["README.md", "digest", "manifest.json", "prompt.safetensors"]
+    assert "exists already" in refused(tmp_path, "export", "desk", tmp_path / "out")
+
+    other = json.loads(passed("tune", a_task_file(tmp_path, tune={"steps": 6, "seed": 1}), "--json").stdout)
+    assert Path(other["folder"]) == Path(f".promptmill/prompts/desk-{other['digest'][:12]}")
+    from prompt_core import PromptStore, TunedPrompt
+
+    store = PromptStore(tmp_path / "store")
+    assert store.publish(TunedPrompt.load(other["folder"]), {"verdict": {"passed": True}}) == 2
+    assert passed("promote", "desk@2", "--why", "tried").stderr == "production -> desk@2\n"
+    assert store.resolve("desk", "production") == 2
+    assert passed("rollback", "desk").stderr == "production -> desk@1\n"
+    assert "there is no version before 1" in refused(tmp_path, "rollback", "desk")
+    assert 'no alias "staging"' in refused(tmp_path, "show", "desk@staging")
+    assert '"desk" names no version. Write desk@VERSION' in refused(tmp_path, "promote", "desk")
+
+    pl.DataFrame({"id": [7, 8], "text": ["Where is it?", " "]}).write_csv("empty.csv")
+    assert 'input 2: task desk: template: field "text" is empty. Give it a text.' in refused(tmp_path, "predict", "desk", "empty.csv", "a.csv")
+    pl.DataFrame({"txt": ["a"]}).write_csv("other.csv")
+    assert 'field "text" is not in the input. Did you mean "txt"?' in refused(tmp_path, "predict", "desk", "other.csv", "a.csv")
+    assert "there is no such file" in refused(tmp_path, "predict", "desk", "none.csv", "a.csv")
+    assert 'the ending ".doc" is not known' in refused(tmp_path, "predict", "desk", "new.csv", "a.doc")
+    assert 'field "text" is empty' in refused(tmp_path, "try", "desk", " ")
+    assert '"txet=a" sets no field of the template. Did you mean "text"?' in refused(tmp_path, "try", "desk", "a", "--field", "txet=a")
+    assert 'there is no prompt "dsk". Did you mean "desk"?' in refused(tmp_path, "show", "dsk")
+
+
+def test_a_prompt_that_is_no_better_is_reported_with_status_1_and_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = a_task_file(tmp_path, gate={"min_gain": 99.0})
+    passed("tune", task, "--out", "p")
+    result = run("evaluate", task, "p", "--publish", "--store", "store")
+    assert result.exit_code == 1 and "label_names" in result.stdout
+    assert not (tmp_path / "store").exists()
+
+
+MANY = [(f"{word} parcel number {i}", f"label_{i % 2}") for i, word in enumerate(["red", "blue", "late", "lost", "wet", "big", "odd", "new"] * 2)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts", "finding"),
+    [
+        (MANY, {"data": {"path": "dsk.csv", "target": "label"}}, "dsk.csv"),
+        (MANY, {"data": {"path": "desk.csv", "target": "lable"}}, 'data.target: column "lable" is not in'),
+        (MANY, {"template": "{{ txt }}"}, 'template: column "txt" is not in'),
+        (MANY, {"template": "{{ label }}"}, 'data.target: column "label" is also a field of the template'),
+        (MANY, {"template": "{{ text"}, "template: is not valid Jinja (unexpected end of template"),
+        ([(" ", "a"), ("", "b")], {}, 'template: column "text" is empty in all 2 rows'),
+        ([("one text", "a"), ("another text", "a")], {}, 'data.target: column "label" has only one label, "a", in all 2 usable rows'),
+        ([*MANY, ("a single one", "rare")], {}, 'data.target: column "label" has labels with a single usable example: "rare"'),
+        (MANY, {"name": "a/b"}, "desk.yaml: name: 'a/b' is not a plain name"),
+        (MANY, {"name": ".."}, "desk.yaml: name: '..' is not a plain name"),
+        (MANY, {"tempate": "x"}, 'desk.yaml: tempate: unknown field. Did you mean "template"?'),
+        (MANY, {"backbone": "smolm2"}, '"smolm2" is no embedded name, folder, .gguf file or hub id. Did you mean "smollm2"?'),
+        (MANY, {"backbone": "damaged.gguf"}, "damaged.gguf: cannot be read as GGUF ("),
+        (MANY, {"backbone": "empty"}, "has no config.json. Give a folder written by save_pretrained."),
+        (MANY, {"backbone": "weightless"}, "has no weights in safetensors. Save the model with save_pretrained"),
+        (MANY, {"backbone": "broken"}, "broken: cannot be loaded ("),
+        (MANY, {"template": [{"user": "{{ text }}"}]}, "template: backbone minilm has no chat format. Write the template as one string."),
+        (MANY, {"objective": "generate"}, "task desk: objective: generate, but minilm is an encoder. Use a causal model."),
+        (MANY, {"prompt": {"kind": "soft"}}, "task desk: prompt.kind: soft, but minilm is an encoder"),
+    ],
+)
+def test_a_task_that_cannot_be_tuned_is_one_line(tmp_path: Path, rows: list[tuple[str, str]], parts: dict[str, Any], finding: str) -> None:
+    (tmp_path / "damaged.gguf").write_bytes(b"GGUF\x03\x00\x00\x00garbage")
+    for name in ("empty", "weightless", "broken"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "weightless" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "broken" / "config.json").write_text("{")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"x")
+    task = a_task_file(tmp_path, rows, **parts)
+    assert finding in refused(tmp_path, "tune", task, "--out", tmp_path / "p")
+
+
+def test_bytes_that_are_not_utf_8_are_named_by_line(tmp_path: Path) -> None:
+    task = a_task_file(tmp_path, MANY)
+    (tmp_path / "desk.csv").write_bytes(b"text,label\ngut,a\nsch\xf6n,b\n")
+    assert "desk.csv: line 3: byte 20 (0xf6) is not UTF-8. Save the file as UTF-8" in refused(tmp_path, "tune", task)
+    task.write_bytes(b"name: caf\xe9")
+    assert "A task file is UTF-8 text." in refused(tmp_path, "tune", task)
+
+
+def test_a_place_that_cannot_be_written_is_known_before_the_tuning(tmp_path: Path) -> None:
+    task = a_task_file(tmp_path, MANY)
+    assert "cannot be written" in refused(tmp_path, "tune", task, "--out", task / "p")
+
+
+def test_a_folder_that_is_no_prompt_is_one_line(tmp_path: Path) -> None:
+    task = a_task_file(tmp_path, MANY)
+    assert "manifest.json: cannot be read (No such file or directory)" in refused(tmp_path, "evaluate", task, tmp_path / "none")
+    assert 'scheme "s3" is not supported' in refused(tmp_path, "list", "--store", "s3://bucket")
+
+
+def test_the_name_of_a_task_in_tasks_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tasks").mkdir()
+    a_task_file(tmp_path / "tasks", [("a text", "a"), ("b text", "a")])
+    assert "has only one label" in refused(tmp_path, "tune", "desk")

@@ -1,0 +1,129 @@
+"""From fields to token ids: the root that all examples share, what follows it, and what a limit may cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from helpers import a_task, tokenizer_of
+
+from prompt_core.backbone import Backbone
+from prompt_core.encoding import TaskEncoding
+from prompt_core.errors import PromptmillError
+
+CHAT = [{"system": "You route mail."}, {"user": "Message: {{ text }}\nWhich desk?"}]
+
+
+def encoding(backbone: Backbone, template: Any, **parts: Any) -> TaskEncoding:
+    return TaskEncoding(a_task(template=template, **parts), backbone)
+
+
+def text_of(backbone: Backbone, ids: Any) -> str:
+    text: str = backbone.tokenizer.decode(list(ids))
+    return text
+
+
+def test_a_chat_is_written_in_the_models_own_format(llama: Backbone) -> None:
+    enc = encoding(llama, CHAT)
+    assert text_of(llama, enc.root) == "<|im_start|>system\nYou route mail.<|im_end|>\n<|im_start|>user\nMessage:"
+    example = enc.encode({"text": "Where is it?"}, "Tracing")
+    assert text_of(llama, example.input) == " Where is it?\nWhich desk?<|im_end|>\n<|im_start|>assistant\n"
+    assert text_of(llama, example.target) == "Tracing<|im_end|>"
+
+
+def test_root_and_input_together_are_the_text_that_the_chat_template_writes(llama: Backbone) -> None:
+    enc = encoding(llama, CHAT)
+    messages = [{"role": "system", "content": "You route mail."}, {"role": "user", "content": "Message: A b.\nWhich desk?"}]
+    whole = tokenizer_of("smollm2").apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
+    assert [*enc.root, *enc.encode({"text": "A b."}).input] == whole
+
+
+def test_a_string_is_a_string_and_its_target_is_the_next_word(llama: Backbone) -> None:
+    enc = encoding(llama, "Text: {{ text }}\nLabel:")
+    assert text_of(llama, enc.root) == "Text:"
+    example = enc.encode({"text": "good"}, "positive")
+    assert text_of(llama, example.input) == " good\nLabel:"
+    assert text_of(llama, example.target) == " positive<|im_end|>"
+    assert text_of(llama, encoding(llama, "Text: {{ text }}\n").encode({"text": "good"}, "positive").target) == "positive<|im_end|>"
+
+
+def test_a_template_that_starts_with_a_field_has_no_root(llama: Backbone) -> None:
+    enc = encoding(llama, "{{ text }}")
+    assert (enc.root, enc.root_text) == ((), "")
+    assert text_of(llama, enc.encode({"text": "good"}).input) == "good"
+
+
+def test_an_encoders_special_tokens_stand_around_each_example(minilm: Backbone) -> None:
+    enc = encoding(minilm, "Kind of question: {{ text }}")
+    assert text_of(minilm, enc.root) == "kind of question :"
+    assert text_of(minilm, enc.encode({"text": "Where is it?"}).input) == "[CLS] where is it? [SEP]"
+    assert text_of(minilm, enc.encode_text("late parcel")) == "[CLS] late parcel [SEP]"
+
+
+@pytest.mark.parametrize("template", [CHAT, "Message: {{ text }}\nWhich desk?"])
+def test_a_long_text_loses_its_end_and_neither_suffix_nor_target(llama: Backbone, template: Any) -> None:
+    enc = encoding(llama, template, tune={"max_tokens": 48})
+    example = enc.encode({"text": "where is my parcel " * 40}, "Tracing")
+    assert example.truncated and len(enc.root) + len(example.input) + len(example.target) == 48
+    assert "\nWhich desk?" in text_of(llama, example.input) and text_of(llama, example.input).startswith(" where is my parcel")
+    assert text_of(llama, example.target).strip() == "Tracing<|im_end|>"
+    assert not enc.encode({"text": "short"}, "Tracing").truncated
+
+
+def test_a_long_text_of_an_encoder_keeps_its_last_special_token(minilm: Backbone) -> None:
+    example = encoding(minilm, "{{ text }}", tune={"max_tokens": 16}).encode({"text": "parcel " * 40})
+    assert example.truncated and len(example.input) == 16 and text_of(minilm, example.input).endswith("[SEP]")
+
+
+def test_what_cannot_fit_is_refused(llama: Backbone) -> None:
+    with pytest.raises(PromptmillError, match=r"a target has 41 tokens, more than fit. Raise tune.max_tokens \(40\)"):
+        encoding(llama, CHAT, tune={"max_tokens": 40}).encode({"text": "a"}, "word " * 39 + "end")
+    with pytest.raises(PromptmillError, match=r"what precedes the first field has \d+ tokens. The limit is 8"):
+        encoding(llama, CHAT, tune={"max_tokens": 8})
+
+
+def test_the_models_own_positions_are_a_limit_too(llama: Backbone) -> None:
+    example = encoding(llama, "{{ text }}", tune={"max_tokens": 4096}).encode({"text": "parcel " * 400})
+    assert example.truncated and len(example.input) == llama.max_positions
+
+
+def test_demonstrations_are_earlier_turns(llama: Backbone) -> None:
+    root = encoding(llama, CHAT, tune={"max_tokens": 64}).root_with_demonstrations([({"text": "One"}, "Tracing"), ({"text": "Two"}, "Claims")])
+    text = text_of(llama, root)
+    assert text.count("<|im_start|>system") == 1 and text.startswith("<|im_start|>system\nYou route mail.")
+    assert "user\nMessage: One\nWhich desk?<|im_end|>\n<|im_start|>assistant\nTracing<|im_end|>\n" in text
+    assert text.endswith("assistant\nClaims<|im_end|>\n<|im_start|>user\nMessage:")
+
+
+def test_demonstrations_of_a_string_are_solved_lines(llama: Backbone) -> None:
+    enc = encoding(llama, "Text: {{ text }}\nLabel:", tune={"max_tokens": 64})
+    assert text_of(llama, enc.root_with_demonstrations([({"text": "good"}, "positive")])) == "Text: good\nLabel: positive\n\nText:"
+
+
+def test_demonstrations_that_leave_no_room_are_refused(llama: Backbone) -> None:
+    with pytest.raises(PromptmillError, match=r"2 demonstrations take \d+ tokens of 256. Lower evaluate.few_shot"):
+        encoding(llama, CHAT, tune={"max_tokens": 200}).root_with_demonstrations([({"text": "word " * 20}, "x")] * 2)
+
+
+def test_chat_messages_for_a_model_without_a_chat_format_are_refused(minilm: Backbone) -> None:
+    with pytest.raises(PromptmillError, match=r"task t: template: backbone minilm has no chat format. Write the template as one string"):
+        encoding(minilm, CHAT)
+
+
+def test_text_before_the_first_field_that_depends_on_one_is_refused(llama: Backbone) -> None:
+    enc = encoding(llama, "{% if text == 'a' %}First{% else %}Second{% endif %}: {{ text }}")
+    with pytest.raises(PromptmillError, match="the text before the first field differs between examples. Move the condition behind it"):
+        enc.encode({"text": "a"})
+
+
+def test_an_empty_or_absent_field_is_refused(llama: Backbone) -> None:
+    with pytest.raises(PromptmillError, match='task t: template: field "text" is empty'):
+        encoding(llama, CHAT).encode({"text": " "})
+    with pytest.raises(PromptmillError, match='task t: template: field "text" is not in the input'):
+        encoding(llama, CHAT).encode({"txt": "a"})
+
+
+def test_decoding_drops_special_tokens(llama: Backbone) -> None:
+    enc = encoding(llama, CHAT)
+    assert enc.decode(enc.encode_target("Tracing desk")) == "Tracing desk"
+    assert enc.end_of_turn == (2,)

@@ -1,0 +1,117 @@
+"""Prediction: in the order of the inputs, on the base that the prompt was tuned on and no other."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import a_task, backbone_at, examples, save_tiny
+
+from prompt_core.artifact import TunedPrompt
+from prompt_core.backbone import Backbone
+from prompt_core.errors import PromptmillError
+from prompt_core.evaluation.sidebyside import side_by_side
+from prompt_core.prediction import as_fields, classify, generate_texts, restore, restore_classifier
+from prompt_core.encoding import TaskEncoding
+from prompt_core.prompts import SoftPrompt, lower
+from prompt_core.tuning import tune
+
+TRAIN = examples(*[(f"Text number {i} {'good' if i % 2 else 'bad'}", "good" if i % 2 else "bad") for i in range(8)])
+TEXTS = ["Text number 5 good", "bad", "A much longer text that says little about anything at all", "good"]
+
+
+@pytest.fixture(scope="module")
+def prompt(llama: Backbone) -> TunedPrompt:
+    """A tuned classifier with label words."""
+    task = a_task(llama.identity.name, template="Say good or bad. {{ text }}\nIt is", tune={"steps": 4}, prompt={"kind": "soft"})
+    return tune(task, TRAIN, None, llama)
+
+
+@pytest.fixture(scope="module")
+def writer(llama: Backbone) -> TunedPrompt:
+    """A tuned generator of two fields."""
+    task = a_task(llama.identity.name, template="Go. {{ text }} {{ more }}\n", objective="generate", tune={"steps": 2}, prompt={"kind": "soft"})
+    import polars as pl
+
+    return tune(task, TRAIN.with_columns(more=pl.lit("x")), None, llama)
+
+
+def test_predictions_stand_in_the_order_of_the_inputs(llama: Backbone, prompt: TunedPrompt) -> None:
+    together = prompt.predict(TEXTS, llama)
+    assert together == [prompt.predict([text], llama)[0] for text in TEXTS]
+    assert together == prompt.predict([{"text": text, "other": 1} for text in TEXTS], llama)
+    assert set(together) <= {"good", "bad"}
+    assert prompt.predict([], llama) == []
+
+
+def test_lowering_a_soft_prompt_changes_no_prediction(llama: Backbone, prompt: TunedPrompt, writer: TunedPrompt) -> None:
+    encoding = TaskEncoding(prompt.task, llama)
+    inputs = [encoding.encode({"text": text}) for text in TEXTS]
+    soft = restore(prompt, llama)
+    assert isinstance(soft, SoftPrompt)
+    classifier = restore_classifier(prompt, encoding, llama)
+    lowered = lower(llama, soft.embeddings)
+    with torch.no_grad():
+        scores = [classifier.scores(p, [e.input for e in inputs]) for p in (soft, lowered)]
+    assert torch.allclose(scores[0], scores[1], atol=1e-4)
+    labels = prompt.manifest.labels
+    assert classify(classifier, lowered, inputs, labels, 64) == classify(classifier, soft, inputs, labels, 8192) == prompt.predict(TEXTS, llama)
+    encoding = TaskEncoding(writer.task, llama)
+    fields = [{"text": text, "more": "y"} for text in TEXTS]
+    soft = restore(writer, llama)
+    assert isinstance(soft, SoftPrompt)
+    found = generate_texts(llama, encoding, lower(llama, soft.embeddings), [encoding.encode(f) for f in fields], writer.manifest.max_new_tokens or 0)
+    assert found == writer.predict(fields, llama)
+
+
+def test_progress_ends_with_all_rows(llama: Backbone, prompt: TunedPrompt) -> None:
+    seen: list[tuple[int, int]] = []
+    prompt.predict(TEXTS, llama, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (4, 4)
+
+
+def test_the_answers_side_by_side_are_those_of_the_model_and_of_the_prompt(llama: Backbone, prompt: TunedPrompt, writer: TunedPrompt) -> None:
+    answers = side_by_side(prompt, {"text": TEXTS[0]}, llama)
+    assert set(answers) == {"without", "with"} and answers["with"] == prompt.predict([TEXTS[0]], llama)[0]
+    assert side_by_side(writer, {"text": "a", "more": "b"}, llama)["with"] == writer.predict([{"text": "a", "more": "b"}], llama)[0]
+
+
+def test_another_base_is_refused(tmp_path: Path, prompt: TunedPrompt) -> None:
+    other = backbone_at(str(save_tiny("qwen2", tmp_path / "other")))
+    with pytest.raises(PromptmillError, match=r"prompt t: was tuned on tiny-llama with weights \w{12}, this backbone's are \w{12}. Use the base"):
+        prompt.predict(TEXTS, other)
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path, llama_folder: Path, prompt: TunedPrompt) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(llama_folder, tmp_path / "changed"))
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(PromptmillError, match="with tokenizer"):
+        prompt.predict(TEXTS, backbone_at(str(folder)))
+
+
+def test_the_base_is_found_where_it_was_when_the_prompt_was_tuned(tmp_path: Path, llama: Backbone, prompt: TunedPrompt) -> None:
+    prompt.save(tmp_path / "p")
+    assert TunedPrompt.load(tmp_path / "p").predict(TEXTS) == prompt.predict(TEXTS, llama)
+
+
+@pytest.mark.parametrize(
+    ("row", "finding"),
+    [
+        ({"text": " "}, 'input 2: task t: template: field "text" is empty. Give it a text.'),
+        ({"text": None}, 'input 2: task t: template: field "text" is empty. Give it a text.'),
+        ({"txt": "a"}, 'input 2: task t: template: field "text" is not in the input. Did you mean "txt"?'),
+    ],
+)
+def test_a_bad_input_is_named_by_its_number(llama: Backbone, prompt: TunedPrompt, row: dict[str, str | None], finding: str) -> None:
+    with pytest.raises(PromptmillError, match=re.escape(finding)):
+        prompt.predict(["fine", row], llama)
+
+
+def test_a_text_where_the_template_has_several_fields_is_refused() -> None:
+    assert as_fields(["a"], ["text"]) == [{"text": "a"}]
+    with pytest.raises(PromptmillError, match="input 1: is a text, but the template has the fields text, more. Give a mapping"):
+        as_fields(["a"], ["text", "more"])

@@ -1,0 +1,204 @@
+"""Task files: what a good one means, and one line that names file, field, value and way out for every bad one."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prompt_core.errors import PromptmillError
+from prompt_core.task import TaskSpec, load_task, parse_task
+
+GOOD: dict[str, Any] = {
+    "name": "returns",
+    "backbone": "minilm",
+    "data": {"path": "returns.csv", "target": "label"},
+    "objective": "classify",
+    "template": "{{ text }}",
+}
+
+
+def write(folder: Path, **changed: Any) -> Path:
+    """A task file with the fields of GOOD, some of them changed."""
+    path = folder / "returns.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, **changed}), encoding="utf-8")
+    return path
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(PromptmillError) as caught:
+        load_task(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_least_file_means_the_usual_settings(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path))
+    assert (task.backbone.name, task.prompt.kind, task.tune.seed) == ("minilm", "deep", 0)
+    assert (task.metrics, task.gate_metric) == (("accuracy", "macro_f1"), "accuracy")
+    assert task.locate(task.data.path) == str(tmp_path / "returns.csv")
+    assert task.locate("https://example.com/x.csv") == "https://example.com/x.csv"
+    assert task.locate("/data/x.csv") == "/data/x.csv"
+
+
+def test_a_generation_task_has_its_own_metrics(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path, objective="generate", gate={"metric": "rouge_l"}))
+    assert (task.metrics, task.gate_metric) == (("chrf", "rouge_l"), "rouge_l")
+
+
+def test_the_task_files_of_this_deployment_are_good() -> None:
+    paths = sorted((Path(__file__).parents[1] / "tasks").glob("*.yaml"))
+    assert [load_task(path).name for path in paths] == [path.stem for path in paths] != []
+
+
+def test_where_and_when_are_no_part_of_the_task_as_content(tmp_path: Path) -> None:
+    here = load_task(write(tmp_path, schedule="0 3 * * 1"))
+    there = load_task(write(tmp_path, data={"path": "/elsewhere.csv", "target": "label"}, backbone="/models/minilm"))
+    assert here.without_places("minilm") == there.without_places("minilm")
+    assert TaskSpec.model_validate(here.without_places("minilm")).name == "returns"
+
+
+def test_a_missing_file_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path)
+    path = tmp_path / "retruns.yaml"
+    assert refused(path) == f'{path}: there is no such task file. Did you mean "returns.yaml"?'
+    assert refused(tmp_path / "none" / "x.yaml") == f"{tmp_path / 'none' / 'x.yaml'}: there is no such task file."
+
+
+@pytest.mark.parametrize(
+    ("content", "finding"),
+    [
+        (b"name: [", "is not YAML (while parsing"),
+        (b"name: a\n\tb: c", "is not YAML (while scanning"),
+        (b"name: 2026-13-45", "is not YAML (month must be in 1..12)"),
+        (b"a: " + b"[" * 5000, "is not YAML (maximum recursion"),
+        (b"!!python/object/apply:os.system [id]", "is not YAML (could not determine a constructor"),
+        (b"name: caf\xe9", "cannot be read ('utf-8' codec"),
+        (b"", "holds NoneType, not fields. Start with `name: ...`."),
+        (b"- name", "holds list, not fields"),
+    ],
+)
+def test_a_file_that_holds_no_fields_is_refused(tmp_path: Path, content: bytes, finding: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    assert refused(path).startswith(f"{path}: {finding}")
+
+
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
+    assert refused(tmp_path).startswith(f"{tmp_path}: cannot be read (")
+
+
+@pytest.mark.parametrize(
+    ("changed", "finding"),
+    [
+        ({"objectve": "classify"}, 'objectve: unknown field. Did you mean "objective"?'),
+        ({"tune": {"learning_rat": 0.1}}, 'tune.learning_rat: unknown field. Did you mean "learning_rate"?'),
+        ({"gate": {"zzz": 1}}, "gate.zzz: unknown field. Known: alpha, metric, min_gain."),
+        ({"backbone": {"name": "minilm", "revison": "main"}}, 'backbone.revison: unknown field. Did you mean "revision"?'),
+    ],
+)
+def test_an_unknown_field_is_answered_with_the_nearest_of_its_section(tmp_path: Path, changed: dict[str, Any], finding: str) -> None:
+    path = write(tmp_path, **changed)
+    assert refused(path) == f"{path}: {finding}"
+
+
+@pytest.mark.parametrize("field", sorted(GOOD))
+def test_a_missing_field_is_named(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "short.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in GOOD.items() if key != field}))
+    assert refused(path) == f"{path}: {field}: is missing. Add it; `promptmill schema` describes every field."
+
+
+def test_a_missing_field_of_a_section_is_named(tmp_path: Path) -> None:
+    assert "returns.yaml: data.target: is missing. Add it" in refused(write(tmp_path, data={"path": "x.csv"}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "finding"),
+    [
+        ({"tune": {"steps": "many"}}, "tune.steps: Input should be a valid integer, .* (found 'many')"),
+        ({"tune": {"seed": -1}}, "tune.seed: Input should be greater than or equal to 0 (found -1)"),
+        ({"tune": {"learning_rate": float("nan")}}, "tune.learning_rate: Input should be "),
+        ({"gate": {"min_gain": float("inf")}}, "gate.min_gain: Input should be a finite number (found inf)"),
+        ({"data": "returns.csv"}, "data: Input should be a valid dictionary or instance of DataSpec (found 'returns.csv')"),
+        ({"data": {"path": "", "target": "label"}}, "data.path: String should have at least 1 character (found '')"),
+        ({"objective": "clasify"}, "objective: Input should be 'classify' or 'generate' (found 'clasify')"),
+        ({"prompt": {"kind": "hard"}}, "prompt.kind: Input should be 'soft' or 'deep' (found 'hard')"),
+        ({"template": 5}, "template"),
+        ({"template": ""}, "template: the template is empty or a message has not exactly one role; write `- user: ...`"),
+        ({"template": []}, "template: the template is empty"),
+        ({"template": [{"system": "a", "user": "{{ b }}"}]}, "template: the template is empty or a message has not exactly one role"),
+        ({"template": [{"human": "{{ text }}"}]}, "template"),
+        ({"labels": {"a": 1}}, "labels.a: Input should be a valid string (found 1)"),
+        ({"evaluate": {"metrics": ["acuracy"]}}, "evaluate.metrics.0: Input should be 'accuracy', "),
+    ],
+)
+def test_a_value_that_does_not_fit_is_named_with_its_field(tmp_path: Path, changed: dict[str, Any], finding: str) -> None:
+    path = write(tmp_path, **changed)
+    assert re.match(re.escape(f"{path}: {finding}").replace(r"\.\*", ".*"), refused(path))
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "../up", ".hidden", "a b", "", "a\nb", "x" * 101])
+def test_a_name_that_could_be_a_path_is_refused(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, name=name)
+    assert refused(path).startswith(f"{path}: name: {name!r} is not a plain name; use letters, digits, _ and -")
+
+
+@pytest.mark.parametrize(
+    ("changed", "finding"),
+    [
+        ({"evaluate": {"metrics": ["chrf"]}}, "metric 'chrf' does not fit objective 'classify'; it has accuracy, macro_f1"),
+        ({"gate": {"metric": "bleu"}}, "metric 'bleu' does not fit objective 'classify'"),
+        ({"objective": "generate", "evaluate": {"metrics": ["accuracy"]}}, "metric 'accuracy' does not fit objective 'generate'; it has chrf"),
+        ({"objective": "generate", "evaluate": {"metrics": ["facts_kept"]}}, "metric 'facts_kept' needs evaluate.must_contain"),
+        (
+            {"objective": "generate", "evaluate": {"metrics": ["chrf"]}, "gate": {"metric": "bleu"}},
+            "gate.metric 'bleu' is not among evaluate.metrics ['chrf']",
+        ),
+        ({"objective": "generate", "gate": {"metric": "bleu"}}, "gate.metric 'bleu' is not among evaluate.metrics ['chrf', 'rouge_l']"),
+    ],
+)
+def test_metrics_that_do_not_fit_are_refused(tmp_path: Path, changed: dict[str, Any], finding: str) -> None:
+    assert finding in refused(write(tmp_path, **changed))
+
+
+def test_the_schema_is_json_and_describes_every_section() -> None:
+    schema = json.loads(json.dumps(TaskSpec.model_json_schema()))
+    assert schema["type"] == "object" and schema["additionalProperties"] is False
+    assert set(schema["properties"]) == set(TaskSpec.model_fields)
+    references = re.findall(r'"#/\$defs/(\w+)"', json.dumps(schema))
+    assert set(references) == set(schema["$defs"])
+    for section in schema["$defs"].values():
+        assert section["type"] == "object" and section["additionalProperties"] is False
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.integers(), inner, max_size=3), max_leaves=6
+)
+known = st.sampled_from(sorted(TaskSpec.model_fields))
+
+
+@given(st.dictionaries(known, values, max_size=6), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_any_fields_give_a_task_or_one_line(changed: dict[str, Any], complete: bool) -> None:
+    try:
+        task = parse_task({**GOOD, **changed} if complete else changed, "any.yaml", Path())
+        json.dumps(task.without_places("minilm"), allow_nan=False)
+    except PromptmillError as error:
+        assert str(error).startswith("any.yaml: ")
+
+
+@given(st.binary(max_size=60) | st.text("aA0-:!&*{}[]|>'\"%@`#? \n\t,.=~<", max_size=60).map(str.encode))
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_give_a_task_or_one_line(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    path.write_bytes(content)
+    with pytest.raises(PromptmillError, match=re.escape(str(path))):
+        load_task(path)

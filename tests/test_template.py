@@ -1,0 +1,66 @@
+"""Templates: the fields they name, what they render, and what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prompt_core.errors import PromptmillError
+from prompt_core.task import parse_task
+from prompt_core.template import Template
+
+CHAT = [{"system": "Answer as {{ tone }}."}, {"user": "{{ message }}\n{{ facts }}"}]
+
+
+def template(source: Any) -> Template:
+    content = {"name": "t", "backbone": "b", "objective": "generate", "template": source, "data": {"path": "x.csv", "target": "y"}}
+    return Template(parse_task(content, "t.yaml", Path()))
+
+
+def test_fields_stand_in_the_order_of_the_template() -> None:
+    assert template(CHAT).fields == ("tone", "message", "facts")
+    assert template("{% if hint %}{{ hint }} {% endif %}{{ text }}").fields == ("hint", "text")
+
+
+def test_a_variable_of_the_template_itself_is_no_field() -> None:
+    assert template("{% set n = 2 %}{% for line in lines %}{{ line }}{{ n }}{% endfor %}").fields == ("lines",)
+
+
+def test_messages_keep_their_roles_and_a_string_has_none() -> None:
+    fields = {"tone": "friend", "message": "Hi", "facts": "a: b", "other": "ignored"}
+    assert template(CHAT).render(fields) == [("system", "Answer as friend."), ("user", "Hi\na: b")]
+    assert template("Text: {{ text }}\n").render({"text": "{{ x }}"}) == [(None, "Text: {{ x }}\n")]
+    assert template(CHAT).is_chat and not template("{{ text }}").is_chat
+
+
+@pytest.mark.parametrize(
+    ("source", "finding"),
+    [
+        ("{{ text", "task t: template: is not valid Jinja (unexpected end of template"),
+        ("{{ text | shout }}", "task t: template: is not valid Jinja (No filter named 'shout'.)"),
+        ("no field", "task t: template: names no field. Put a column of the data in, like {{ text }}."),
+    ],
+)
+def test_a_template_that_cannot_work_is_refused(source: str, finding: str) -> None:
+    with pytest.raises(PromptmillError) as caught:
+        template(source)
+    assert str(caught.value).startswith(finding)
+
+
+@pytest.mark.parametrize("empty", [None, "", "  \n"])
+def test_an_empty_field_is_refused(empty: str | None) -> None:
+    with pytest.raises(PromptmillError, match=r'task t: template: field "text" is empty. Give it a text'):
+        template("{{ text }}").render({"text": empty})
+
+
+def test_an_absent_field_is_answered_with_the_nearest() -> None:
+    with pytest.raises(PromptmillError, match=r'field "text" is not in the input. Did you mean "txt"\?'):
+        template("{{ text }}").render({"txt": "a"})
+
+
+@pytest.mark.parametrize("source", ["{{ text.__class__.__mro__ }}", "{{ text / 2 }}", "{{ text.nothing.more }}", "{{ 1 // (text | length - 1) }}"])
+def test_code_that_the_sandbox_forbids_or_that_fails_is_refused(source: str) -> None:
+    with pytest.raises(PromptmillError, match="task t: template: cannot be rendered"):
+        template(source).render({"text": "a"})

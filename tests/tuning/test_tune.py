@@ -1,0 +1,106 @@
+"""`tune`: the same inputs give the same digest, other inputs another, and what the artifact records is what happened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from helpers import a_task, examples
+
+from prompt_core.artifact import TunedPrompt
+from prompt_core.backbone import Backbone
+from prompt_core.errors import PromptmillError
+from prompt_core.tuning import Step, tune
+
+WORDS = ["parcel", "letter", "invoice", "driver", "door", "street", "label", "scanner", "depot", "truck"]
+TRAIN = examples(*[(f"The {word} is {'late' if i % 2 else 'broken'}", "late" if i % 2 else "broken") for i, word in enumerate(WORDS)])
+VALIDATION = examples(("My box is late", "late"), ("My box is broken", "broken"))
+ROOTED = "Sort this complaint: {{ text }}\nKind:"
+
+
+def tuned(backbone: Backbone, seed: int = 0, template: str = ROOTED, validation: pl.DataFrame = VALIDATION, **parts: Any) -> TunedPrompt:
+    task = a_task(backbone.identity.name, template=template, tune={"seed": seed, "steps": 6, "batch_examples": 4, "validate_every": 2}, **parts)
+    return tune(task, TRAIN, validation, backbone)
+
+
+@pytest.mark.parametrize("kind", ["soft", "deep"])
+@pytest.mark.parametrize("objective", ["classify", "generate"])
+def test_a_causal_prompt_has_the_same_digest_for_the_same_seed_alone(llama: Backbone, kind: str, objective: str) -> None:
+    parts = {"prompt": {"kind": kind}, "objective": objective}
+    digests = [tuned(llama, seed, **parts).digest for seed in (0, 0, 1)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_an_encoder_prompt_has_the_same_digest_for_the_same_seed_alone(bert: Backbone) -> None:
+    digests = [tuned(bert, seed, prompt={"tokens": 4}, template="{{ text }}").digest for seed in (0, 0, 1)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_seed_zero_is_a_seed(llama: Backbone) -> None:
+    first = tuned(llama, 0).digest
+    torch.manual_seed(123)  # whatever the process drew before
+    torch.randn(7)
+    assert tuned(llama, 0).digest == first
+
+
+def test_the_order_of_the_rows_in_memory_is_not_drawn_from_the_clock(llama: Backbone) -> None:
+    one, other = tuned(llama), tuned(llama)
+    assert one.manifest == other.manifest
+    assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+
+
+def test_the_manifest_tells_what_happened(llama: Backbone) -> None:
+    seen: list[Step] = []
+    task = a_task(llama.identity.name, template=ROOTED, tune={"steps": 6, "batch_examples": 4, "validate_every": 2}, objective="generate")
+    prompt = tune(task, TRAIN, VALIDATION, llama, on_step=seen.append)
+    manifest = prompt.manifest
+    assert [step.number for step in seen] == list(range(1, manifest.tuning.steps + 1))
+    assert len(manifest.tuning.train_loss) == manifest.tuning.steps
+    assert manifest.tuning.kept_step in [look.step for look in manifest.tuning.validation]
+    assert (manifest.data.train_rows, manifest.data.validation_rows, manifest.labels) == (10, 2, ())
+    assert manifest.parameters == sum(tensor.numel() for tensor in prompt.tensors.values())
+    assert manifest.max_new_tokens == 3  # targets are one word and the end of turn, and a quarter more, rounded up
+    assert manifest.backbone == llama.identity
+    assert str(Path.cwd()) not in manifest.canonical().decode() and "examples.csv" not in manifest.canonical().decode()
+
+
+def test_tuning_lowers_the_loss_and_leaves_the_model_alone(llama: Backbone) -> None:
+    before = llama.vocabulary.clone()
+    losses = tune(
+        a_task(llama.identity.name, template=ROOTED, tune={"steps": 30, "learning_rate": 0.03}), TRAIN, VALIDATION.clear(), llama
+    ).manifest.tuning.train_loss
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert torch.equal(llama.vocabulary, before) and not any(p.requires_grad or p.grad is not None for p in llama._model.parameters())
+
+
+def test_without_validation_rows_the_last_step_is_kept(llama: Backbone) -> None:
+    record = tuned(llama, validation=VALIDATION.clear()).manifest.tuning
+    assert (record.steps, record.kept_step, record.validation) == (6, 6, ())
+
+
+def test_a_batch_over_the_token_budget_gives_the_same_prompt_to_rounding(llama: Backbone) -> None:
+    sizes = {"steps": 4, "batch_examples": 10}
+    whole, parts = (
+        tune(a_task(llama.identity.name, template=ROOTED, tune={**sizes, "batch_tokens": budget}), TRAIN, VALIDATION.clear(), llama)
+        for budget in (8192, 40)
+    )
+    assert whole.manifest.tuning.train_loss == pytest.approx(parts.manifest.tuning.train_loss, rel=1e-3)
+
+
+def test_a_saved_prompt_predicts_what_the_tuned_one_does(tmp_path: Path, llama: Backbone) -> None:
+    prompt = tuned(llama)
+    prompt.save(tmp_path / "p")
+    texts = TRAIN["text"].to_list()
+    assert TunedPrompt.load(tmp_path / "p").predict(texts, llama) == prompt.predict(texts, llama)
+
+
+def test_what_cannot_be_tuned_is_one_line(llama: Backbone, bert: Backbone) -> None:
+    with pytest.raises(PromptmillError, match="task t: data: there is no training example. Add rows"):
+        tune(a_task(), TRAIN.clear(), None, llama)
+    with pytest.raises(PromptmillError, match='label "strange" has no training example'):
+        tune(a_task(template=ROOTED), TRAIN, examples(("A thing", "strange")), llama)
+    with pytest.raises(PromptmillError, match="task t: objective: generate, but tiny-bert is an encoder. Use a causal model"):
+        tuned(bert, objective="generate")
