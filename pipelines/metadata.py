@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import dagster as dg
 import polars as pl
@@ -67,7 +68,8 @@ def tuning_metadata(prompt: "TunedPrompt", seconds: float) -> Metadata:
         [look.loss for look in record.validation],
     )
     metadata: Metadata = {
-        "loss": picture("loss curve", curve),
+        "loss": sketch(record.train_loss, [(look.step, look.loss) for look in record.validation]),
+        "loss curve": picture("loss curve", curve),
         "prompt": f"{manifest.kind}, {manifest.tokens} tokens, on {manifest.backbone.name}",
         "digest": prompt.digest,
         "parameters": manifest.parameters,
@@ -124,8 +126,23 @@ def table(rows: Sequence[Mapping[str, Any]]) -> dg.TableMetadataValue:
 
 
 def picture(alternative: str, data_uri: str) -> dg.MarkdownMetadataValue:
-    """An image that the UI shows in place."""
+    """An image, which the UI shows when it is clicked."""
     return dg.MetadataValue.md(f"![{alternative}]({data_uri})")
+
+
+def sketch(train_loss: Sequence[float], validation: Sequence[tuple[int, float]]) -> dg.MarkdownMetadataValue:
+    """The loss of training (grey) and validation (blue) without a scale. The UI shows Markdown in place only below 1,000 characters."""
+    steps, top = len(train_loss), max(train_loss)
+
+    def line(points: Sequence[tuple[int, float]], colour: str, most: int) -> str:
+        kept = points[:: -(-len(points) // most) or 1]
+        path = " ".join(f"{400 * step // steps},{88 - 86 * min(loss, top) / top:.0f}" for step, loss in kept)
+        return f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2'/>"
+
+    lines = line(list(enumerate(train_loss, start=1)), "silver", 40) + line(validation, "teal", 20)
+    image = f"<svg xmlns='http://www.w3.org/2000/svg' width='400' height='90'>{lines}</svg>"
+    in_link = quote(image, safe="/:=', -")
+    return dg.MetadataValue.md(f"![loss](<data:image/svg+xml,{in_link}>)")
 
 
 def _contender(evaluation: Evaluation, number: int) -> Metadata:
@@ -134,8 +151,8 @@ def _contender(evaluation: Evaluation, number: int) -> Metadata:
     for metric, found in result.metrics.items():
         row[metric] = f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"
     against = evaluation.comparisons.get(result.name, {}).get(evaluation.gate_metric)
-    row["gain of the tuned prompt"] = f"{evaluation.gate_metric} {against.gain:+.1f}" if against else ""
-    row["p of the gain"] = f"{against.p_better:.4f}" if against else ""
+    row[f"tuned gains {evaluation.gate_metric}"] = f"{against.gain:+.1f}" if against else ""
+    row["p"] = ("< 0.0001" if against.p_better < 0.0001 else f"{against.p_better:.4f}") if against else ""
     return row
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:  # torch, polars and pydantic are imported by the commands tha
     from prompt_core.store import PromptStore
     from prompt_core.task import TaskSpec
 
+_PROMPTS = ".promptmill/prompts"
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 store_option = click.option(
     "--store",
@@ -54,12 +56,13 @@ def tune(task: str, out: Path | None, as_json: bool) -> None:
     spec = _task(task)  # before torch is imported: a typing mistake is answered at once
     if out and out.exists():
         raise PromptmillError(str(out), "exists already", "Name a folder that does not.")
+    _check_place(out or Path(_PROMPTS) / spec.name)
     from prompt_core.progress import Progress
     from prompt_core.tuning.tune import tune as tune_prompt
 
     with Progress(spec.name) as progress:
         prompt = tune_prompt(spec, on_step=progress.step)
-    folder = out or Path(".promptmill/prompts") / f"{prompt.name}-{prompt.digest[:12]}"
+    folder = out or Path(_PROMPTS) / f"{prompt.name}-{prompt.digest[:12]}"
     if not folder.exists():
         prompt.save(folder)
     _print({"folder": str(folder), **_summary(prompt)}, as_json)
@@ -233,6 +236,13 @@ def _task(given: str) -> TaskSpec:
 
     named = Path("tasks") / f"{given}.yaml"
     return load_task(named if named.is_file() and not Path(given).is_file() else given)
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse a folder that could not be made, before hours of work are spent."""
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise PromptmillError(str(folder), f"cannot be written, {above} is no folder that you can write to", "Name another place.")
 
 
 def _published(given: str, store_url: str) -> tuple[int, TunedPrompt]:

@@ -46,7 +46,7 @@ class DataSpec(Part):
         default=0.9,
         gt=0.0,
         le=1.0,
-        description="rows whose word 3-grams overlap by this Jaccard share count as one; 1 keeps all but equal ones"
+        description="rows whose word 3-grams overlap by this Jaccard share count as one; 1 keeps all but equal ones",
     )
 
 

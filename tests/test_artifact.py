@@ -109,7 +109,9 @@ def test_a_changed_byte_is_found(tmp_path: Path, name: str) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
-    assert re.match(re.escape(f"{path.parent}: the content's digest is ") + ".* It was changed; restore it or tune again", refused(path.parent))
+    assert re.match(
+        re.escape(f"{path.parent}: the content's digest is ") + ".* It was changed; restore it or tune again", refused(path.parent)
+    )
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "prompt.safetensors", "digest"])
@@ -140,7 +142,10 @@ def test_a_huge_file_is_not_read(tmp_path: Path, name: str) -> None:
         ("{", "is not a manifest (Invalid JSON"),
         ("[" * 100_000, "is not a manifest (Invalid JSON"),
         ("{}", "is not a manifest (Field required)"),
-        (json.dumps(a_manifest().model_dump(mode="json") | {"format": "promptmill/9"}), "is not a manifest (Input should be 'promptmill/1')"),
+        (
+            json.dumps(a_manifest().model_dump(mode="json") | {"format": "promptmill/9"}),
+            "is not a manifest (Input should be 'promptmill/1')",
+        ),
     ],
 )
 def test_a_manifest_that_is_none_is_refused_even_with_its_digest(tmp_path: Path, content: str, finding: str) -> None:
@@ -179,7 +184,7 @@ def test_tensors_that_do_not_fit_the_manifest_are_refused_even_with_their_digest
 
 
 def test_a_task_that_this_version_does_not_know_is_one_line() -> None:
-    with pytest.raises(PromptmillError, match='prompt t: task: objectives: unknown field. Did you mean "objective"'):
+    with pytest.raises(PromptmillError, match=r'prompt t: task: objectives: unknown field. Did you mean "objective"'):
         _ = a_prompt(task=a_task().without_places("tiny") | {"objectives": ["classify"]}).task
 
 

@@ -20,6 +20,15 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = ("tune", "evaluate", "predict", "try", "list", "show", "export", "promote", "rollback", "schema")
 
 
+def messages_of_two_intents() -> list[tuple[str, str]]:
+    messages = pl.read_csv(ROOT / "examples" / "support_desk" / "intents.csv")
+    kinds = {name: f"kind_{number}" for number, name in enumerate(messages["label"].unique().sort()[:2], 1)}
+    return [(text, kinds[label]) for text, label in messages.select("text", "label").rows() if label in kinds]
+
+
+MESSAGES = messages_of_two_intents()
+
+
 def in_a_process(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from prompt_core.cli import main; main()", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
@@ -51,11 +60,7 @@ def refused(folder: Path, *arguments: str | Path) -> str:
 
 def a_task_file(folder: Path, rows: list[tuple[str, str]] | None = None, **parts: Any) -> Path:
     """A task `desk` beside its data: real messages of two intents whose labels say nothing."""
-    if rows is None:
-        messages = pl.read_csv(ROOT / "examples" / "support_desk" / "intents.csv")
-        names = messages["label"].unique().sort()[:2]
-        rows = [(text, f"kind_{names.to_list().index(label) + 1}") for text, label in messages.filter(pl.col("label").is_in(names)).rows()]
-    pl.DataFrame(rows, schema=["text", "label"], orient="row").write_csv(folder / "desk.csv")
+    pl.DataFrame(MESSAGES if rows is None else rows, schema=["text", "label"], orient="row").write_csv(folder / "desk.csv")
     content = {
         "name": "desk",
         "backbone": {"name": "minilm", "dtype": "float32"},
@@ -63,7 +68,7 @@ def a_task_file(folder: Path, rows: list[tuple[str, str]] | None = None, **parts
         "objective": "classify",
         "template": "{{ text }}",
         "prompt": {"tokens": 4},
-        "tune": {"steps": 6, "validate_every": 2},
+        "tune": {"steps": 16, "learning_rate": 0.03, "batch_examples": 8, "max_tokens": 32},
         "gate": {"alpha": 0.1},
         **parts,
     }
@@ -129,11 +134,9 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     assert tuned["folder"] == str(folder) and len(tuned["digest"]) == 64 and tuned["kind"] == "deep, 4 tokens"
     assert "exists already" in refused(tmp_path, "tune", task, "--out", folder)
 
-    evaluated = passed("evaluate", task, folder, "--publish")
-    assert "label_names" in evaluated.stdout and "linear_probe" in evaluated.stdout
+    evaluated = passed("evaluate", task, folder, "--publish", "--json")
+    assert json.loads(evaluated.stdout)["verdict"]["passed"] is True
     assert "published desk@1 as production" in evaluated.stderr
-    again = passed("evaluate", task, folder, "--publish", "--json")
-    assert json.loads(again.stdout)["verdict"]["passed"] is True
     assert json.loads(passed("list", "--json").stdout)[0] == {"name": "desk", "versions": [1], "aliases": {"production": 1}}
     assert passed("list").stdout == "desk  versions 1  production -> 1\n"
 
@@ -156,7 +159,7 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     assert tree(tmp_path / "out") == ["README.md", "digest", "manifest.json", "prompt.safetensors"]
     assert "exists already" in refused(tmp_path, "export", "desk", tmp_path / "out")
 
-    other = json.loads(passed("tune", a_task_file(tmp_path, tune={"steps": 6, "seed": 1}), "--json").stdout)
+    other = json.loads(passed("tune", a_task_file(tmp_path, tune={"steps": 1, "seed": 1}), "--json").stdout)
     assert Path(other["folder"]) == Path(f".promptmill/prompts/desk-{other['digest'][:12]}")
     from prompt_core import PromptStore, TunedPrompt
 
@@ -170,7 +173,9 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     assert '"desk" names no version. Write desk@VERSION' in refused(tmp_path, "promote", "desk")
 
     pl.DataFrame({"id": [7, 8], "text": ["Where is it?", " "]}).write_csv("empty.csv")
-    assert 'input 2: task desk: template: field "text" is empty. Give it a text.' in refused(tmp_path, "predict", "desk", "empty.csv", "a.csv")
+    assert 'input 2: task desk: template: field "text" is empty. Give it a text.' in refused(
+        tmp_path, "predict", "desk", "empty.csv", "a.csv"
+    )
     pl.DataFrame({"txt": ["a"]}).write_csv("other.csv")
     assert 'field "text" is not in the input. Did you mean "txt"?' in refused(tmp_path, "predict", "desk", "other.csv", "a.csv")
     assert "there is no such file" in refused(tmp_path, "predict", "desk", "none.csv", "a.csv")
@@ -182,38 +187,39 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
 
 def test_a_prompt_that_is_no_better_is_reported_with_status_1_and_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    task = a_task_file(tmp_path, gate={"min_gain": 99.0})
+    task = a_task_file(tmp_path, gate={"min_gain": 99.0}, tune={"steps": 1})
     passed("tune", task, "--out", "p")
     result = run("evaluate", task, "p", "--publish", "--store", "store")
     assert result.exit_code == 1 and "label_names" in result.stdout
     assert not (tmp_path / "store").exists()
 
 
-MANY = [(f"{word} parcel number {i}", f"label_{i % 2}") for i, word in enumerate(["red", "blue", "late", "lost", "wet", "big", "odd", "new"] * 2)]
-
-
 @pytest.mark.parametrize(
     ("rows", "parts", "finding"),
     [
-        (MANY, {"data": {"path": "dsk.csv", "target": "label"}}, "dsk.csv"),
-        (MANY, {"data": {"path": "desk.csv", "target": "lable"}}, 'data.target: column "lable" is not in'),
-        (MANY, {"template": "{{ txt }}"}, 'template: column "txt" is not in'),
-        (MANY, {"template": "{{ label }}"}, 'data.target: column "label" is also a field of the template'),
-        (MANY, {"template": "{{ text"}, "template: is not valid Jinja (unexpected end of template"),
+        (MESSAGES, {"data": {"path": "dsk.csv", "target": "label"}}, "dsk.csv"),
+        (MESSAGES, {"data": {"path": "desk.csv", "target": "lable"}}, 'data.target: column "lable" is not in'),
+        (MESSAGES, {"template": "{{ txt }}"}, 'template: column "txt" is not in'),
+        (MESSAGES, {"template": "{{ label }}"}, 'data.target: column "label" is also a field of the template'),
+        (MESSAGES, {"template": "{{ text"}, "template: is not valid Jinja (unexpected end of template"),
         ([(" ", "a"), ("", "b")], {}, 'template: column "text" is empty in all 2 rows'),
         ([("one text", "a"), ("another text", "a")], {}, 'data.target: column "label" has only one label, "a", in all 2 usable rows'),
-        ([*MANY, ("a single one", "rare")], {}, 'data.target: column "label" has labels with a single usable example: "rare"'),
-        (MANY, {"name": "a/b"}, "desk.yaml: name: 'a/b' is not a plain name"),
-        (MANY, {"name": ".."}, "desk.yaml: name: '..' is not a plain name"),
-        (MANY, {"tempate": "x"}, 'desk.yaml: tempate: unknown field. Did you mean "template"?'),
-        (MANY, {"backbone": "smolm2"}, '"smolm2" is no embedded name, folder, .gguf file or hub id. Did you mean "smollm2"?'),
-        (MANY, {"backbone": "damaged.gguf"}, "damaged.gguf: cannot be read as GGUF ("),
-        (MANY, {"backbone": "empty"}, "has no config.json. Give a folder written by save_pretrained."),
-        (MANY, {"backbone": "weightless"}, "has no weights in safetensors. Save the model with save_pretrained"),
-        (MANY, {"backbone": "broken"}, "broken: cannot be loaded ("),
-        (MANY, {"template": [{"user": "{{ text }}"}]}, "template: backbone minilm has no chat format. Write the template as one string."),
-        (MANY, {"objective": "generate"}, "task desk: objective: generate, but minilm is an encoder. Use a causal model."),
-        (MANY, {"prompt": {"kind": "soft"}}, "task desk: prompt.kind: soft, but minilm is an encoder"),
+        ([*MESSAGES, ("a single one", "rare")], {}, 'data.target: column "label" has labels with a single usable example: "rare"'),
+        (MESSAGES, {"name": "a/b"}, "desk.yaml: name: 'a/b' is not a plain name"),
+        (MESSAGES, {"name": ".."}, "desk.yaml: name: '..' is not a plain name"),
+        (MESSAGES, {"tempate": "x"}, 'desk.yaml: tempate: unknown field. Did you mean "template"?'),
+        (MESSAGES, {"backbone": "smolm2"}, '"smolm2" is no embedded name, folder, .gguf file or hub id. Did you mean "smollm2"?'),
+        (MESSAGES, {"backbone": "damaged.gguf"}, "damaged.gguf: cannot be read as GGUF ("),
+        (MESSAGES, {"backbone": "empty"}, "has no config.json. Give a folder written by save_pretrained."),
+        (MESSAGES, {"backbone": "weightless"}, "has no weights in safetensors. Save the model with save_pretrained"),
+        (MESSAGES, {"backbone": "broken"}, "broken: cannot be loaded ("),
+        (
+            MESSAGES,
+            {"template": [{"user": "{{ text }}"}]},
+            "template: backbone minilm has no chat format. Write the template as one string.",
+        ),
+        (MESSAGES, {"objective": "generate"}, "task desk: objective: generate, but minilm is an encoder. Use a causal model."),
+        (MESSAGES, {"prompt": {"kind": "soft"}}, "task desk: prompt.kind: soft, but minilm is an encoder"),
     ],
 )
 def test_a_task_that_cannot_be_tuned_is_one_line(tmp_path: Path, rows: list[tuple[str, str]], parts: dict[str, Any], finding: str) -> None:
@@ -228,7 +234,7 @@ def test_a_task_that_cannot_be_tuned_is_one_line(tmp_path: Path, rows: list[tupl
 
 
 def test_bytes_that_are_not_utf_8_are_named_by_line(tmp_path: Path) -> None:
-    task = a_task_file(tmp_path, MANY)
+    task = a_task_file(tmp_path, MESSAGES)
     (tmp_path / "desk.csv").write_bytes(b"text,label\ngut,a\nsch\xf6n,b\n")
     assert "desk.csv: line 3: byte 20 (0xf6) is not UTF-8. Save the file as UTF-8" in refused(tmp_path, "tune", task)
     task.write_bytes(b"name: caf\xe9")
@@ -236,12 +242,12 @@ def test_bytes_that_are_not_utf_8_are_named_by_line(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_known_before_the_tuning(tmp_path: Path) -> None:
-    task = a_task_file(tmp_path, MANY)
+    task = a_task_file(tmp_path, MESSAGES)
     assert "cannot be written" in refused(tmp_path, "tune", task, "--out", task / "p")
 
 
 def test_a_folder_that_is_no_prompt_is_one_line(tmp_path: Path) -> None:
-    task = a_task_file(tmp_path, MANY)
+    task = a_task_file(tmp_path, MESSAGES)
     assert "manifest.json: cannot be read (No such file or directory)" in refused(tmp_path, "evaluate", task, tmp_path / "none")
     assert 'scheme "s3" is not supported' in refused(tmp_path, "list", "--store", "s3://bucket")
 

@@ -88,7 +88,9 @@ def test_the_models_own_positions_are_a_limit_too(llama: Backbone) -> None:
 
 
 def test_demonstrations_are_earlier_turns(llama: Backbone) -> None:
-    root = encoding(llama, CHAT, tune={"max_tokens": 64}).root_with_demonstrations([({"text": "One"}, "Tracing"), ({"text": "Two"}, "Claims")])
+    root = encoding(llama, CHAT, tune={"max_tokens": 64}).root_with_demonstrations(
+        [({"text": "One"}, "Tracing"), ({"text": "Two"}, "Claims")]
+    )
     text = text_of(llama, root)
     assert text.count("<|im_start|>system") == 1 and text.startswith("<|im_start|>system\nYou route mail.")
     assert "user\nMessage: One\nWhich desk?<|im_end|>\n<|im_start|>assistant\nTracing<|im_end|>\n" in text
@@ -112,7 +114,7 @@ def test_chat_messages_for_a_model_without_a_chat_format_are_refused(minilm: Bac
 
 def test_text_before_the_first_field_that_depends_on_one_is_refused(llama: Backbone) -> None:
     enc = encoding(llama, "{% if text == 'a' %}First{% else %}Second{% endif %}: {{ text }}")
-    with pytest.raises(PromptmillError, match="the text before the first field differs between examples. Move the condition behind it"):
+    with pytest.raises(PromptmillError, match=r"the text before the first field differs between examples. Move the condition behind it"):
         enc.encode({"text": "a"})
 
 

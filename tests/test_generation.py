@@ -28,7 +28,12 @@ def test_smollm2_answers_as_it_does_in_transformers(smollm2: Backbone) -> None:
     for ids, answer in zip(inputs, found, strict=True):
         rows = torch.cat([root, model.get_input_embeddings()(torch.tensor(ids))])[None]
         expected = model.generate(
-            inputs_embeds=rows, attention_mask=torch.ones(rows.shape[:2]), max_new_tokens=16, do_sample=False, eos_token_id=end, pad_token_id=end
+            inputs_embeds=rows,
+            attention_mask=torch.ones(rows.shape[:2]),
+            max_new_tokens=16,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=end,
         )[0].tolist()
         assert answer == (expected[: expected.index(end)] if end in expected else expected)
     assert "Paris" in encoding.decode(found[0])

@@ -11,10 +11,10 @@ from helpers import a_task, backbone_at, examples, save_tiny
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
+from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.evaluation.sidebyside import side_by_side
 from prompt_core.prediction import as_fields, classify, generate_texts, restore, restore_classifier
-from prompt_core.encoding import TaskEncoding
 from prompt_core.prompts import SoftPrompt, lower
 from prompt_core.tuning import tune
 
@@ -32,7 +32,9 @@ def prompt(llama: Backbone) -> TunedPrompt:
 @pytest.fixture(scope="module")
 def writer(llama: Backbone) -> TunedPrompt:
     """A tuned generator of two fields."""
-    task = a_task(llama.identity.name, template="Go. {{ text }} {{ more }}\n", objective="generate", tune={"steps": 2}, prompt={"kind": "soft"})
+    task = a_task(
+        llama.identity.name, template="Go. {{ text }} {{ more }}\n", objective="generate", tune={"steps": 2}, prompt={"kind": "soft"}
+    )
     import polars as pl
 
     return tune(task, TRAIN.with_columns(more=pl.lit("x")), None, llama)
@@ -57,12 +59,18 @@ def test_lowering_a_soft_prompt_changes_no_prediction(llama: Backbone, prompt: T
         scores = [classifier.scores(p, [e.input for e in inputs]) for p in (soft, lowered)]
     assert torch.allclose(scores[0], scores[1], atol=1e-4)
     labels = prompt.manifest.labels
-    assert classify(classifier, lowered, inputs, labels, 64) == classify(classifier, soft, inputs, labels, 8192) == prompt.predict(TEXTS, llama)
+    assert (
+        classify(classifier, lowered, inputs, labels, 64)
+        == classify(classifier, soft, inputs, labels, 8192)
+        == prompt.predict(TEXTS, llama)
+    )
     encoding = TaskEncoding(writer.task, llama)
     fields = [{"text": text, "more": "y"} for text in TEXTS]
     soft = restore(writer, llama)
     assert isinstance(soft, SoftPrompt)
-    found = generate_texts(llama, encoding, lower(llama, soft.embeddings), [encoding.encode(f) for f in fields], writer.manifest.max_new_tokens or 0)
+    found = generate_texts(
+        llama, encoding, lower(llama, soft.embeddings), [encoding.encode(f) for f in fields], writer.manifest.max_new_tokens or 0
+    )
     assert found == writer.predict(fields, llama)
 
 
@@ -72,7 +80,9 @@ def test_progress_ends_with_all_rows(llama: Backbone, prompt: TunedPrompt) -> No
     assert seen[-1] == (4, 4)
 
 
-def test_the_answers_side_by_side_are_those_of_the_model_and_of_the_prompt(llama: Backbone, prompt: TunedPrompt, writer: TunedPrompt) -> None:
+def test_the_answers_side_by_side_are_those_of_the_model_and_of_the_prompt(
+    llama: Backbone, prompt: TunedPrompt, writer: TunedPrompt
+) -> None:
     answers = side_by_side(prompt, {"text": TEXTS[0]}, llama)
     assert set(answers) == {"without", "with"} and answers["with"] == prompt.predict([TEXTS[0]], llama)[0]
     assert side_by_side(writer, {"text": "a", "more": "b"}, llama)["with"] == writer.predict([{"text": "a", "more": "b"}], llama)[0]
@@ -80,7 +90,9 @@ def test_the_answers_side_by_side_are_those_of_the_model_and_of_the_prompt(llama
 
 def test_another_base_is_refused(tmp_path: Path, prompt: TunedPrompt) -> None:
     other = backbone_at(str(save_tiny("qwen2", tmp_path / "other")))
-    with pytest.raises(PromptmillError, match=r"prompt t: was tuned on tiny-llama with weights \w{12}, this backbone's are \w{12}. Use the base"):
+    with pytest.raises(
+        PromptmillError, match=r"prompt t: was tuned on tiny-llama with weights \w{12}, this backbone's are \w{12}. Use the base"
+    ):
         prompt.predict(TEXTS, other)
 
 
@@ -113,5 +125,5 @@ def test_a_bad_input_is_named_by_its_number(llama: Backbone, prompt: TunedPrompt
 
 def test_a_text_where_the_template_has_several_fields_is_refused() -> None:
     assert as_fields(["a"], ["text"]) == [{"text": "a"}]
-    with pytest.raises(PromptmillError, match="input 1: is a text, but the template has the fields text, more. Give a mapping"):
+    with pytest.raises(PromptmillError, match=r"input 1: is a text, but the template has the fields text, more. Give a mapping"):
         as_fields(["a"], ["text", "more"])

@@ -155,7 +155,10 @@ def test_a_name_that_could_be_a_path_is_refused(tmp_path: Path, name: str) -> No
     [
         ({"evaluate": {"metrics": ["chrf"]}}, "metric 'chrf' does not fit objective 'classify'; it has accuracy, macro_f1"),
         ({"gate": {"metric": "bleu"}}, "metric 'bleu' does not fit objective 'classify'"),
-        ({"objective": "generate", "evaluate": {"metrics": ["accuracy"]}}, "metric 'accuracy' does not fit objective 'generate'; it has chrf"),
+        (
+            {"objective": "generate", "evaluate": {"metrics": ["accuracy"]}},
+            "metric 'accuracy' does not fit objective 'generate'; it has chrf",
+        ),
         ({"objective": "generate", "evaluate": {"metrics": ["facts_kept"]}}, "metric 'facts_kept' needs evaluate.must_contain"),
         (
             {"objective": "generate", "evaluate": {"metrics": ["chrf"]}, "gate": {"metric": "bleu"}},
@@ -180,7 +183,9 @@ def test_the_schema_is_json_and_describes_every_section() -> None:
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates()
 values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.integers(), inner, max_size=3), max_leaves=6
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | st.integers(), inner, max_size=3),
+    max_leaves=6,
 )
 known = st.sampled_from(sorted(TaskSpec.model_fields))
 

@@ -60,7 +60,9 @@ def test_an_absent_field_is_answered_with_the_nearest() -> None:
         template("{{ text }}").render({"txt": "a"})
 
 
-@pytest.mark.parametrize("source", ["{{ text.__class__.__mro__ }}", "{{ text / 2 }}", "{{ text.nothing.more }}", "{{ 1 // (text | length - 1) }}"])
+@pytest.mark.parametrize(
+    "source", ["{{ text.__class__.__mro__ }}", "{{ text / 2 }}", "{{ text.nothing.more }}", "{{ 1 // (text | length - 1) }}"]
+)
 def test_code_that_the_sandbox_forbids_or_that_fails_is_refused(source: str) -> None:
     with pytest.raises(PromptmillError, match="task t: template: cannot be rendered"):
         template(source).render({"text": "a"})

@@ -13,11 +13,11 @@ from .forest import PromptForest
 MASKED = -1e30  # added to a hidden score; finite, so that a row that sees nothing gives no NaN
 
 _SCORES = 1 << 20  # of one product, over all heads: they stay in the cache
-_LAUNCH = 8192  # rows x keys that cost as much as one more product
+_LAUNCH = 4096  # rows x keys that cost as much as one more product
 _ROWS = 128  # longer segments are cut into chunks of rows, so that a causal one skips the keys after them
 _FLASH = 2048  # from this length on a segment's own keys go through ATen flash
 _CONTEXT = 1024  # longer contexts are never copied next to the examples' own keys
-_LANES = 16  # key counts are padded to this: row reductions and products are faster
+_LANES = 8  # key counts are padded to this: row reductions and products are faster
 
 
 @dataclass(frozen=True, eq=False)

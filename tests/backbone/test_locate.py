@@ -57,7 +57,9 @@ def test_a_hub_id_is_left_to_the_hub_and_a_path_is_not() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(PromptmillError, match=re.escape('"smolm2" is no embedded name, folder, .gguf file or hub id. Did you mean "smollm2"?')):
+    with pytest.raises(
+        PromptmillError, match=re.escape('"smolm2" is no embedded name, folder, .gguf file or hub id. Did you mean "smollm2"?')
+    ):
         found("smolm2")
 
 
@@ -102,7 +104,9 @@ def test_weights_that_lack_a_layer_are_refused(tmp_path: Path) -> None:
         backbone_at(str(folder))
 
 
-@pytest.mark.parametrize(("kept", "finding"), [(2_000_000, "cannot be read as GGUF"), (100, "cannot be read as GGUF"), (0, "is not a GGUF file")])
+@pytest.mark.parametrize(
+    ("kept", "finding"), [(2_000_000, "cannot be read as GGUF"), (100, "cannot be read as GGUF"), (0, "is not a GGUF file")]
+)
 def test_a_truncated_gguf_leaves_no_folder_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gguf_file: Path, kept: int, finding: str
 ) -> None:
@@ -120,7 +124,9 @@ def test_a_file_that_is_no_gguf_or_is_missing_is_refused(tmp_path: Path) -> None
     (tmp_path / "text.gguf").write_text("this is text")
     with pytest.raises(PromptmillError, match=r"text.gguf: is not a GGUF file. Fetch the file again"):
         found("text.gguf", tmp_path)
-    with pytest.raises(PromptmillError, match=re.escape(f"backbone: there is no file {tmp_path / 'none.gguf'}. Give the path of a .gguf file")):
+    with pytest.raises(
+        PromptmillError, match=re.escape(f"backbone: there is no file {tmp_path / 'none.gguf'}. Give the path of a .gguf file")
+    ):
         found("none.gguf", tmp_path)
 
 

@@ -54,9 +54,7 @@ def test_another_architecture_is_refused_by_name_in_one_line(
     assert capfd.readouterr().err == ""  # the one line is the command's; transformers adds none of its own
 
 
-@pytest.mark.parametrize(
-    ("shift", "finding"), [(-1, "looks ahead"), (1, "lets an example see its neighbour in the packed row")]
-)
+@pytest.mark.parametrize(("shift", "finding"), [(-1, "looks ahead"), (1, "lets an example see its neighbour in the packed row")])
 def test_a_model_that_mixes_tokens_outside_its_attention_is_refused(llama: Backbone, shift: int, finding: str) -> None:
     base = copy.deepcopy(llama._base)
     base.get_input_embeddings().register_forward_hook(lambda module, ids, rows: rows + rows.roll(shift, 1))

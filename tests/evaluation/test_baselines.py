@@ -12,7 +12,11 @@ from prompt_core.evaluation.evaluate import evaluate
 from prompt_core.task import TaskSpec
 from prompt_core.tuning import tune
 
-ROWS = [(f"The {thing} is {state}", kind) for state, kind in (("late", "a"), ("broken", "b")) for thing in ("box", "bag", "van", "lid", "map", "pen")]
+ROWS = [
+    (f"The {thing} is {state}", kind)
+    for state, kind in (("late", "a"), ("broken", "b"))
+    for thing in ("box", "bag", "van", "lid", "map", "pen")
+]
 SPLITS = Splits(train=examples(*ROWS[::2]), validation=examples(), test=examples(*ROWS[1::2]))
 
 
@@ -37,13 +41,19 @@ def test_a_causal_classifier_is_compared_with_and_without_demonstrations(llama: 
 
 def test_a_writer_is_measured_on_texts(llama: Backbone) -> None:
     task = a_task(
-        llama.identity.name, template="Go. {{ text }}\n", objective="generate", tune={"steps": 2, "max_tokens": 64}, evaluate={"few_shot": 0}
+        llama.identity.name,
+        template="Go. {{ text }}\n",
+        objective="generate",
+        tune={"steps": 2, "max_tokens": 64},
+        evaluate={"few_shot": 0},
     )
     assert contenders_of(task, llama)[0] == [("zero_shot", "untuned"), ("tuned", "tuned")]
 
 
 def test_what_runs_today_is_a_contender_unless_it_is_the_same_prompt(llama: Backbone) -> None:
-    task = a_task(llama.identity.name, template="Say a or b. {{ text }}\nIt is", tune={"steps": 2, "max_tokens": 64}, evaluate={"few_shot": 0})
+    task = a_task(
+        llama.identity.name, template="Say a or b. {{ text }}\nIt is", tune={"steps": 2, "max_tokens": 64}, evaluate={"few_shot": 0}
+    )
     prompt = tune(task, SPLITS.train, None, llama)
     other = tune(task.model_copy(update={"tune": task.tune.model_copy(update={"seed": 1})}), SPLITS.train, None, llama)
     names = [[c.name for c in evaluate(task, prompt, SPLITS, llama, production=live).contenders] for live in (None, prompt, other)]

@@ -22,7 +22,9 @@ ROOTED = "Sort this complaint: {{ text }}\nKind:"
 
 
 def tuned(backbone: Backbone, seed: int = 0, template: str = ROOTED, validation: pl.DataFrame = VALIDATION, **parts: Any) -> TunedPrompt:
-    task = a_task(backbone.identity.name, template=template, tune={"seed": seed, "steps": 6, "batch_examples": 4, "validate_every": 2}, **parts)
+    task = a_task(
+        backbone.identity.name, template=template, tune={"seed": seed, "steps": 6, "batch_examples": 4, "validate_every": 2}, **parts
+    )
     return tune(task, TRAIN, validation, backbone)
 
 
@@ -98,9 +100,9 @@ def test_a_saved_prompt_predicts_what_the_tuned_one_does(tmp_path: Path, llama: 
 
 
 def test_what_cannot_be_tuned_is_one_line(llama: Backbone, bert: Backbone) -> None:
-    with pytest.raises(PromptmillError, match="task t: data: there is no training example. Add rows"):
+    with pytest.raises(PromptmillError, match=r"task t: data: there is no training example. Add rows"):
         tune(a_task(), TRAIN.clear(), None, llama)
     with pytest.raises(PromptmillError, match='label "strange" has no training example'):
         tune(a_task(template=ROOTED), TRAIN, examples(("A thing", "strange")), llama)
-    with pytest.raises(PromptmillError, match="task t: objective: generate, but tiny-bert is an encoder. Use a causal model"):
+    with pytest.raises(PromptmillError, match=r"task t: objective: generate, but tiny-bert is an encoder. Use a causal model"):
         tuned(bert, objective="generate")

@@ -38,7 +38,7 @@ SHARED_LIMIT = {
     "gfx942": 65_536,
 }
 KERNELS = {"forward": forward_kernel, "dq": dq_kernel, "dkv": dkv_kernel, "reduce": reduce_kernel, "delta": delta_kernel}
-ALLOWED_SPILLS: dict[tuple[str, str, int], int] = {}  # (arch, kernel, dim) -> bytes, with the reason beside it
+ALLOWED_SPILLS = {("sm_86", "dq", 256): 4}  # (arch, kernel, dim) -> bytes; one register outside the loops
 _TENSOR_CORES = {"sm_80": r"mma\.sync", "sm_90": r"wgmma", "sm_100": r"tcgen05", "gfx942": r"v_mfma"}
 
 _BF16 = {"q", "k", "v", "prefix_k", "prefix_v", "sinks", "out", "grad", "dq", "dk", "dv"}

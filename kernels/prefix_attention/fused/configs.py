@@ -28,13 +28,13 @@ def config(arch: str, kernel: str, element_bytes: int, dim: int) -> Config:
     """The first entry that fits: for the architecture itself, then for its family's, then for any.
 
     Fallback order: sm_8x and sm_12x look at sm_86 (little shared memory) where it has an entry, then at sm_80; sm_10x
-    at sm_100, gfx9 at gfx942; everything then at "any", whose tiles were chosen for sm_90. kernel: "forward", "dq" or "dkv". Raises ValueError if the table has nothing (a damaged
-    table: "any" covers head dimensions to 256).
+    at sm_100, gfx9 at gfx942; everything then at "any", whose tiles were chosen for sm_90. kernel: "forward", "dq" or
+    "dkv". Raises ValueError if the table has nothing (a damaged table: "any" covers head dimensions to 256).
     """
     if arch == INTERPRETED:
         return Config(rows=32, keys=32, warps=1, stages=1)
     entries = json.loads(TABLE.read_text())["entries"]
-    family = next((tuned for prefix, tuned in _FAMILIES.items() if arch.startswith(prefix)), ())
+    family = next((known for prefix, known in _FAMILIES.items() if arch.startswith(prefix)), ())
     for candidate in (arch, *family, "any"):
         for entry in entries:
             fits = entry["kernel"] == kernel and entry["bytes"] == element_bytes and dim <= entry["dim"]

@@ -1,0 +1,29 @@
+"""Progress bars: drawn on a terminal or when asked for, silent elsewhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from prompt_core.progress import Progress
+from prompt_core.tuning import Step
+
+
+def work(progress: Progress) -> None:
+    with progress:
+        progress.step(Step(1, 2, 0.5, None, 0.01, 100.0, 1.0))
+        progress.step(Step(2, 2, 0.25, 0.75, 0.01, 100.0, 0.0))
+        progress.contender("tuned", 3, 3)
+        progress.rows(4, 4)
+
+
+def test_one_bar_follows_another(capsys: pytest.CaptureFixture[str]) -> None:
+    work(Progress("desk", always=True))
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    for part in ("desk: tuning: 100%", "2/2", "loss=0.250", "val=0.750", "desk: tuned: 100%", "desk: predicting: 100%"):
+        assert part in shown.err
+
+
+def test_nothing_is_drawn_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+    work(Progress("desk"))
+    assert capsys.readouterr() == ("", "")
