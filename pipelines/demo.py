@@ -20,13 +20,15 @@ TASKS = ("support_intent", "support_reply")
 
 
 class TerminalProgress(RunLog):
-    """The run's log, and a bar on the terminal."""
+    """The run's log, and a bar on the terminal, whose own descriptor is needed: Dagster redirects standard error inside a step."""
+
+    descriptor: int
 
     @contextmanager
     def follow(self, context: dg.AssetExecutionContext) -> Iterator[LoggedProgress]:
         from prompt_core.progress import Progress
 
-        with Progress(context.partition_key) as bar:
+        with open(self.descriptor, "w", closefd=False) as terminal, Progress(context.partition_key, file=terminal) as bar:
             yield _Both(context.log.info, self.every_seconds, bar)
 
 
@@ -50,7 +52,7 @@ def main(tasks: Sequence[str] = TASKS) -> int:
     from pipelines.definitions import build_defs  # reads DAGSTER_HOME
 
     settings = Settings.from_environment()
-    retune = build_defs(settings, {"progress": TerminalProgress()}).resolve_job_def("retune")
+    retune = build_defs(settings, {"progress": TerminalProgress(descriptor=os.dup(2))}).resolve_job_def("retune")
     with dg.DagsterInstance.get() as instance:
         for task in tasks:
             print(f"\n{task}: examples -> splits -> tuned_prompt -> evaluation -> published_prompt", flush=True)

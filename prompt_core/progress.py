@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import NoReturn, Self, TextIO
 
 from tqdm import tqdm
 
@@ -18,11 +18,12 @@ class Progress:
 
     Args:
         title: what stands in front of the bar.
-        always: draw bars even where standard error is no terminal.
+        always: draw bars even where the file is no terminal.
+        file: where to draw them; default: standard error.
     """
 
-    def __init__(self, title: str, always: bool = False) -> None:
-        self._title, self._hidden = title, None if not always else False
+    def __init__(self, title: str, always: bool = False, file: TextIO | None = None) -> None:
+        self._title, self._hidden, self._file = title, None if not always else False, file
         self._bar: tqdm[NoReturn] | None = None
         self._label = self._validation = ""
 
@@ -56,7 +57,7 @@ class Progress:
         if self._bar is None or self._label != label:
             self._close()
             self._label = label
-            self._bar = tqdm(total=total, desc=label, unit=unit, disable=self._hidden, dynamic_ncols=True)
+            self._bar = tqdm(total=total, desc=label, unit=unit, file=self._file, disable=self._hidden, dynamic_ncols=True)
         return self._bar
 
     def _close(self) -> None:

@@ -76,7 +76,7 @@ class TuneSpec(Part):
     average: float = Field(default=0.9, ge=0.0, lt=1.0, description="decay per step of the running average that is validated and kept")
     validate_every: int = Field(default=10, ge=1, description="steps between two looks at the validation loss")
     patience: int = Field(default=4, ge=1, description="looks without a better validation loss before stopping")
-    anchor_scale: float = Field(default=20.0, gt=0.0, description="factor on the cosine of text and label anchor (encoders)")
+    anchor_scale: float = Field(default=10.0, gt=0.0, description="factor on the cosine of text and label anchor (encoders)")
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     max_tokens: int = Field(default=512, ge=8, le=131072, description="longest input; a longer one loses its end, never its target")
 

@@ -16,8 +16,6 @@ from .forest import PromptForest
 _LOG2_E = math.log2(math.e)
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
 _scratch = Scratch()
 
 
@@ -77,7 +75,7 @@ def forward(
     plan = plan_of(forest, window, softcap, q.shape[1], k.shape[1])
     narrow, wide = _dtypes(q)
     scores = Scores(forest, plan.window, scale, softcap, wide)
-    queries = q.to(narrow).contiguous()
+    queries = _scratch.cast("queries", q, narrow)
     keys, values = _scratch.joined("keys", prefix_k, k, narrow), _scratch.joined("values", prefix_v, v, narrow)
 
     merged = bool(plan.shared) or sinks is not None
@@ -135,7 +133,7 @@ def backward(
     plan = plan_of(forest, window, softcap, q.shape[1], k.shape[1])
     narrow, wide = _dtypes(q)
     scores = Scores(forest, plan.window, scale, softcap, wide)
-    queries, grads = q.to(narrow).contiguous(), grad.to(narrow).contiguous()
+    queries, grads = _scratch.cast("queries", q, narrow), _scratch.cast("grads", grad, narrow)
     keys, values = _scratch.joined("keys", prefix_k, k, narrow), _scratch.joined("values", prefix_v, v, narrow)
     wide_grad, wide_out = _scratch.cast("wide grad", grad, wide), _scratch.cast("wide out", out, wide)
     delta = torch.mul(wide_grad, wide_out, out=_scratch.take("delta", q.shape, wide)).sum(-1)

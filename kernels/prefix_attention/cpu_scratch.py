@@ -26,8 +26,8 @@ class Scratch(threading.local):
         return buffer[:size].view(shape)
 
     def cast(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """x in another dtype; x itself if it has it."""
-        return x if x.dtype == dtype else self.take(name, x.shape, dtype).copy_(x)
+        """x contiguous and of dtype; x itself if it is."""
+        return x if x.dtype == dtype and x.is_contiguous() else self.take(name, x.shape, dtype).copy_(x)
 
     def heads(self, name: str, x: Tensor, index: Tensor) -> Tensor:
         """x [..., D] -> [n, D]: single heads by their index in the flattened leading dimensions."""

@@ -7,25 +7,15 @@ from collections.abc import Sequence
 import torch
 
 from prompt_core.backbone import Backbone
-from prompt_core.encoding import TaskEncoding
-from prompt_core.errors import PromptmillError
+from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.prompts import no_prompt
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.objective import Classification, Generation, LabelAnchors, LabelWords, Objective, embed_texts
 
 
 def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> Objective:
-    """The objective of a task: generation for `generate`, else `build_classifier`.
-
-    Raises:
-        PromptmillError: generation with an encoder.
-    """
-    if task.objective == "classify":
-        return build_classifier(task, encoding, backbone, labels)
-    if not backbone.causal:
-        what = f"generate, but {backbone.identity.name} is an encoder"
-        raise PromptmillError(f"task {task.name}: objective", what, "Use a causal model.")
-    return Generation(backbone)
+    """The objective of a task: generation for `generate`, else `build_classifier`."""
+    return Generation(backbone) if task.objective == "generate" else build_classifier(task, encoding, backbone, labels)
 
 
 @torch.no_grad()
@@ -36,6 +26,14 @@ def build_classifier(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone,
         return LabelWords(backbone, [encoding.encode_target(description) for description in descriptions])
     anchors = embed_texts(backbone, no_prompt(backbone), [encoding.encode_text(description) for description in descriptions])
     return LabelAnchors(backbone, anchors, task.tune.anchor_scale)
+
+
+def label_examples(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> list[Encoded]:
+    """The labels' descriptions as examples of themselves, for an encoder: with few examples per label one more that costs nothing."""
+    if backbone.causal:
+        return []
+    texts = [encoding.encode_text(describe(task, label)) for label in labels]
+    return [Encoded(tuple(ids), (number,), truncated=False) for number, ids in enumerate(texts)]
 
 
 def describe(task: TaskSpec, label: str) -> str:

@@ -19,7 +19,7 @@ from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.prompts import starting_prompt
 from prompt_core.task import TaskSpec
-from prompt_core.tuning.build import build_objective
+from prompt_core.tuning.build import build_objective, label_examples
 from prompt_core.tuning.gradient import OnStep, optimise
 
 
@@ -52,11 +52,12 @@ def tune(
     backbone = backbone or load_backbone(task.backbone, task.folder)
     encoding = TaskEncoding(task, backbone)
     labels = tuple(sorted(train[task.data.target].unique())) if task.objective == "classify" else ()
-    encoded = encode_frame(task, encoding, train, labels), encode_frame(task, encoding, validation, labels)
+    examples, held_out = encode_frame(task, encoding, train, labels), encode_frame(task, encoding, validation, labels)
+    named = label_examples(task, encoding, backbone, labels)
     generator = torch.Generator().manual_seed(task.tune.seed)
     prompt = starting_prompt(task, encoding, backbone, generator)
     objective = build_objective(task, encoding, backbone, labels)
-    record = optimise(prompt, objective, *encoded, task.tune, generator, on_step)
+    record = optimise(prompt, objective, [*examples, *named], held_out, task.tune, generator, on_step)
     tensors = prompt.tensors() | objective.tensors()
     manifest = Manifest(
         name=task.name,
@@ -65,10 +66,10 @@ def tune(
         parameters=sum(tensor.numel() for tensor in tensors.values()),
         task=task.without_places(backbone.identity.name),
         labels=labels,
-        max_new_tokens=_longest_answer(task, encoded[0]),
+        max_new_tokens=_longest_answer(task, examples),
         backbone=backbone.identity,
         tuning=record,
-        truncated_rows=sum(example.truncated for examples in encoded for example in examples),
+        truncated_rows=sum(example.truncated for example in (*examples, *held_out)),
         data=DataRecord(
             train_rows=len(train),
             train=frame_digest(train),

@@ -127,3 +127,12 @@ def test_rows_that_see_nothing_are_zero_and_pass_no_gradient():
     case = make_case(PromptForest.from_segments([5, 7], [-1, 0], prefix_lengths=[3]), 1, 2, 8, {"window": 0}, sinks=True)
     assert all(not value.any() for value in case.results(of_cpu).values())
     assert all(not value.any() for value in case.results(dense_attention).values())
+
+
+def test_views_of_any_strides_are_taken():
+    case = make_case(FORESTS["four prompts"](), 2, 2, 16).to(torch.float32)
+    expected = case.results(of_cpu)
+    for name, x in case.inputs.items():
+        case.inputs[name] = x.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    case.grad = case.grad.transpose(0, 1).contiguous().transpose(0, 1)
+    assert all(torch.equal(value, expected[name]) for name, value in case.results(of_cpu).items())
