@@ -1,7 +1,7 @@
 """Quality of tuned prompts on real data, beside what a user would otherwise do. Needs ../shared/data.
 
-    python benchmarks/quality.py e2e --examples 200 --seeds 0-2
-    python benchmarks/quality.py banking77 --shots 10 --seeds 0-4
+python benchmarks/quality.py e2e --examples 200 --seeds 0-2
+python benchmarks/quality.py banking77 --shots 10 --seeds 0-4
 """
 
 import re
@@ -19,7 +19,7 @@ from record import SHARED_DATA, parse_seeds, write_result
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.encoding import TaskEncoding
-from prompt_core.evaluation import compare, corpus_bleu, score, summary
+from prompt_core.evaluation import compare, corpus_bleu, summary
 from prompt_core.evaluation.baselines import baselines
 from prompt_core.evaluation.metrics import facts_kept
 from prompt_core.progress import Progress
@@ -48,8 +48,9 @@ def e2e(examples: int, test_rows: int, seeds: str, kind: str, settings: tuple[st
         "backbone": "smollm2",
         "data": {"path": "-", "target": "target"},
         "objective": "generate",
-        "template": [{"system": "Describe the restaurant in one sentence with all facts."}, {"user": "{{ source }}"}],
+        "template": [{"system": "Describe the restaurant in one sentence with all facts"}, {"user": "{{ source }}"}],
         "prompt": {"kind": kind},
+        "tune": {"steps": 100},
         "evaluate": {"metrics": ["chrf", "facts_kept"], "must_contain": "facts", "few_shot": 4, "max_new_tokens": 72},
     }
 
@@ -58,8 +59,7 @@ def e2e(examples: int, test_rows: int, seeds: str, kind: str, settings: tuple[st
         return {"bleu": bleu, "facts_kept": float(facts_kept(outputs, [row["facts"] for row in rows]).mean()) / 100}
 
     def draw(seed: int) -> pl.DataFrame:
-        sources = train.unique("source", keep="any", maintain_order=True).sample(examples, seed=seed, shuffle=True)
-        return sources
+        return train.unique("source", keep="first", maintain_order=True).sample(examples, seed=seed, shuffle=True)
 
     _run("e2e", spec, settings, parse_seeds(seeds), draw, rows, measure, None)
 
@@ -72,7 +72,8 @@ def banking77(shots: int, seeds: str, settings: tuple[str, ...]) -> None:
     """Banking77 on the frozen all-MiniLM-L6-v2: 77 intents of bank customers, test accuracy on the published test file."""
     train, test = (pl.read_parquet(SHARED_DATA / f"banking77_{side}.parquet").with_row_index("_id") for side in ("train", "test"))
     train, test = (frame.with_columns(pl.col("_id").cast(pl.String)) for frame in (train, test))
-    train = train.filter(~pl.col("text").str.to_lowercase().str.strip_chars().is_in(test["text"].str.to_lowercase().str.strip_chars().implode()))
+    known = test["text"].str.to_lowercase().str.strip_chars()
+    train = train.filter(~pl.col("text").str.to_lowercase().str.strip_chars().is_in(known.implode()))
     targets = test["label"].to_list()
     spec = {
         "name": "banking77",
@@ -81,6 +82,7 @@ def banking77(shots: int, seeds: str, settings: tuple[str, ...]) -> None:
         "objective": "classify",
         "template": "{{ text }}",
         "prompt": {"kind": "deep"},
+        "tune": {"steps": 200, "batch_examples": 32},
     }
 
     def measure(outputs: list[str]) -> dict[str, float]:
@@ -126,7 +128,12 @@ def _run(
             seconds = time.monotonic() - began
             outputs = _outputs(task, prompt, train, rows, backbone, progress)
         measured = {contender: measure(predictions) for contender, predictions in outputs.items()}
-        run = {"seed": seed, "tuning_seconds": round(seconds, 1), "parameters": prompt.manifest.parameters, "tokens": prompt.manifest.tokens}
+        run = {
+            "seed": seed,
+            "tuning_seconds": round(seconds, 1),
+            "parameters": prompt.manifest.parameters,
+            "tokens": prompt.manifest.tokens,
+        }
         run |= {"steps": prompt.manifest.tuning.steps, "last_train_loss": prompt.manifest.tuning.train_loss[-1], "contenders": measured}
         if targets is not None:
             found = compare("accuracy", outputs["tuned"], outputs["linear_probe"], targets, None)
@@ -141,7 +148,8 @@ def _run(
     }
     for contender, values in means.items():
         click.echo(f"mean {contender:14} {_shown(values)}   sd {_shown(deviations[contender])}")
-    path = write_result(f"quality_{name}", {"task": spec, "changed": changed, "test_rows": len(rows), "mean": means, "sd": deviations, "runs": runs})
+    content = {"task": spec, "changed": changed, "test_rows": len(rows), "mean": means, "sd": deviations, "runs": runs}
+    path = write_result(f"quality_{name}", content)
     click.echo(f"-> {path}", err=True)
 
 

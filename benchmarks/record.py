@@ -22,7 +22,7 @@ def write_result(name: str, content: dict[str, Any]) -> Path:
         "command": " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {"processor": _processor(), "threads": torch.get_num_threads(), "python": platform.python_version()},
-        "versions": {package: version(package) for package in ("torch", "transformers", "triton", "scikit-learn", "sacrebleu")},
+        "versions": {package: version(package) for package in ("torch", "transformers", "polars", "scikit-learn", "sacrebleu")},
         **content,
     }
     beside = path.with_suffix(".tmp")

@@ -141,7 +141,8 @@ def backward(
     dq = torch.zeros(q.shape, dtype=wide if plan.shared else narrow) if needs[0] else None
     dk = _zeros("dk", keys.shape, wide, q.dtype) if needs[1] or needs[3] else None
     dv = _zeros("dv", values.shape, wide, q.dtype) if needs[2] or needs[4] else None
-    for product in [*plan.own, *plan.shared] if dq is not None or dk is not None or dv is not None else []:
+    asked = any(needs[:5])
+    for product in [*plan.own, *plan.shared] if asked else []:
         _add_gradients(product, queries, keys, values, grads, lse, delta, scores, dq, dk, dv)
     for rows, own in _flash_spans(plan, forest):
         parts = _flash_backward(

@@ -78,7 +78,7 @@ class _Planner:
         flash, short = active[long], active[~long]
 
         own: list[Product] = []
-        alone = [short[segments.contexts[short] == 0]]
+        sharing = [flash[segments.contexts[flash] > 0]]  # segments that see a context without carrying a copy of it
         behind = short[segments.contexts[short] > 0]
         num_prefixes = len(segments.prefix_starts) - 1
         family = torch.where(segments.parents >= 0, segments.parents + num_prefixes, segments.prefixes)[behind]
@@ -86,14 +86,11 @@ class _Planner:
             if copied:
                 own += self._own(members, self._context(int(members[0])))
             else:
-                alone.append(members)
-        own += self._own(torch.cat(alone), torch.empty(0, dtype=torch.int64))
-
-        needs_shared = torch.zeros(len(self.lengths), dtype=torch.bool)
-        needs_shared[torch.cat([flash, *alone[1:]])] = True
-        needs_shared &= segments.contexts > 0
+                sharing.append(members)
+        alone = torch.cat([short[segments.contexts[short] == 0], *sharing[1:]])
+        own += self._own(alone, torch.empty(0, dtype=torch.int64))
         spans = [(int(self.starts[s]), int(self.starts[s + 1])) for s in flash.tolist()]
-        return Plan(own, spans, list(self._shared(needs_shared)), self.window)
+        return Plan(own, spans, list(self._shared(torch.cat(sharing))), self.window)
 
     def _families(self, behind: Tensor, family: Tensor) -> Iterator[tuple[Tensor, bool]]:
         """Segments behind the same context, and whether that context is copied next to each one's own keys.
@@ -159,12 +156,13 @@ class _Planner:
             hidden=beyond if self.forest.bidirectional else later,
         )
 
-    def _shared(self, needs_shared: Tensor) -> Iterator[Product]:
+    def _shared(self, sharing: Tensor) -> Iterator[Product]:
         """Products of shared keys with all rows below them that do not carry a copy. One level of the trees at a time."""
-        segments = self.forest.segments
-        rows = torch.repeat_interleave(needs_shared, self.lengths).nonzero().flatten()
-        if not len(rows):
+        if not len(sharing):
             return
+        segments = self.forest.segments
+        is_sharing = torch.zeros(len(self.lengths), dtype=torch.bool).index_fill_(0, sharing, True)
+        rows = torch.repeat_interleave(is_sharing, self.lengths).nonzero().flatten()
         below = torch.stack([self.starts[1:], self.starts[segments.subtree_ends]], dim=1)
         row_ranges = torch.searchsorted(rows, torch.cat([segments.prefix_rows, below]))
         key_starts = torch.cat([segments.prefix_starts[:-1], self.starts[:-1] + self.offset])
@@ -174,9 +172,8 @@ class _Planner:
 
         used = ((row_counts > 0) & (key_counts > 0)).nonzero().flatten()
         kinds = torch.stack([levels, _size_class(row_counts), _size_class(key_counts)], dim=1)[used]
-        kinds, kind_of = torch.unique(kinds, dim=0, return_inverse=True)
-        for kind in range(len(kinds)):
-            members = used[kind_of == kind]
+        _, kind_of, counts = torch.unique(kinds, dim=0, return_inverse=True, return_counts=True)
+        for members in torch.split(used[kind_of.argsort(stable=True)], counts.tolist()):
             longest, keys = int(row_counts[members].max()), int(key_counts[members].max())
             step = max(64, self.area // keys)
             for top in range(0, longest, step):

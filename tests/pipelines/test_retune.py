@@ -71,7 +71,7 @@ def test_data_versions_are_digests_of_content(published: Published) -> None:
 
 def test_what_people_look_at_is_in_the_metadata(published: Published) -> None:
     assert published.metadata("examples")["dagster/row_count"] == 60
-    assert str(published.metadata("tuned_prompt")["loss"]).startswith("![loss curve](data:image/png;base64,")
+    assert str(published.metadata("tuned_prompt")["loss curve"]).startswith("![loss curve](data:image/png;base64,")
     evaluation = published.metadata("evaluation")
     assert [row.data["contender"] for row in evaluation["contenders"].records] == ["label_names", "linear_probe", "tuned"]
     assert "confusion" in evaluation and "intervals" in evaluation

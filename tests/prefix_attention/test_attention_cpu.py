@@ -4,8 +4,21 @@ import pytest
 import torch
 from attention_cases import assert_within_the_error_rule, cases, make_case
 from hypothesis import given, settings
-from prefix_attention import PromptForest, cpu_plan, prefix_attention
+from prefix_attention import PromptForest, cpu, cpu_plan, prefix_attention
 from prefix_attention.reference import dense_attention
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """Whatever is not written stays NaN, in results and in the buffers that live between calls."""
+    empty = torch.empty
+    cpu._scratch._buffers.clear()
+
+    def poison(*shape, **options):
+        x = empty(*shape, **options)
+        return x.fill_(torch.nan) if x.is_floating_point() else x
+
+    monkeypatch.setattr(torch, "empty", poison)
 
 
 def of_cpu(**arguments):
