@@ -86,7 +86,7 @@ def banking77(shots: int, seeds: str, settings: tuple[str, ...]) -> None:
         "objective": "classify",
         "template": "{{ text }}",
         "prompt": {"kind": "deep"},
-        "tune": {"steps": 200, "batch_examples": 32},
+        "tune": {"steps": 240, "batch_examples": 32},
     }
 
     def measure(outputs: list[str]) -> dict[str, float]:

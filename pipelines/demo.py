@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from textwrap import indent
+from textwrap import fill, indent, shorten
 
 import dagster as dg
 
@@ -17,6 +17,7 @@ from prompt_core import PromptmillError
 from prompt_core.evaluation import Evaluation
 
 TASKS = ("support_intent", "support_reply")
+_INDENT = "    "
 
 
 class TerminalProgress(RunLog):
@@ -96,10 +97,14 @@ def _reason(result: dg.ExecuteInProcessResult) -> str:
 
 
 def _side_by_side(evaluation: Evaluation) -> str:
-    """One test message and the answers to it."""
+    """One test message and the answers to it; an untuned model may ramble, which is cut."""
     sample = evaluation.samples[0]
-    parts = {**sample.input, **sample.outputs, "a good agent": sample.target}
-    return "\n".join(f"{name}\n{indent(text, '    ')}\n" for name, text in parts.items())
+    inputs = [f"{name}\n{indent(text, _INDENT)}" for name, text in sample.input.items()]
+    answers = {**sample.outputs, "what a person answered": sample.target}
+    shown = [
+        f"{name}\n{fill(shorten(text, 400), 110, initial_indent=_INDENT, subsequent_indent=_INDENT)}" for name, text in answers.items()
+    ]
+    return "\n".join((*inputs, *shown)) + "\n"
 
 
 def _from_here(store_url: str) -> str:

@@ -132,11 +132,12 @@ def picture(alternative: str, data_uri: str) -> dg.MarkdownMetadataValue:
 
 def sketch(train_loss: Sequence[float], validation: Sequence[tuple[int, float]]) -> dg.MarkdownMetadataValue:
     """The loss of training (grey) and validation (blue) without a scale. The UI shows Markdown in place only below 1,000 characters."""
-    steps, top = len(train_loss), max(train_loss)
+    steps, losses = len(train_loss), [*train_loss, *(loss for _, loss in validation)]
+    lowest, height = min(losses), (max(losses) - min(losses)) or 1.0
 
     def line(points: Sequence[tuple[int, float]], colour: str, most: int) -> str:
         kept = points[:: -(-len(points) // most) or 1]
-        path = " ".join(f"{400 * step // steps},{88 - 86 * min(loss, top) / top:.0f}" for step, loss in kept)
+        path = " ".join(f"{400 * step // steps},{88 - 86 * (loss - lowest) / height:.0f}" for step, loss in kept)
         return f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2'/>"
 
     lines = line(list(enumerate(train_loss, start=1)), "silver", 40) + line(validation, "teal", 20)

@@ -11,7 +11,7 @@ from torch import Tensor
 from prompt_core.backbone import Backbone, DecodePass, ForestPass
 from prompt_core.prompts import DeepPrefix
 
-_ROWS = 64
+_ROWS = 96
 OnProgress = Callable[[int, int], None]
 
 
