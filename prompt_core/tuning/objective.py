@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -13,16 +14,16 @@ from prompt_core.encoding import Encoded
 from prompt_core.prompts import Prompt
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """A loss over examples, with whatever it trains beside the prompt as its parameters."""
 
     def weight(self, example: Encoded) -> int:
         """How much an example counts in a batch's mean: its terms in the sum that `loss` returns."""
         return 1
 
+    @abstractmethod
     def loss(self, prompt: Prompt, examples: Sequence[Encoded], smoothing: float = 0.0) -> Tensor:
         """Summed loss of the examples behind the prompt, a float32 scalar."""
-        raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
         """What the artifact keeps beside the prompt, float32 on the CPU."""
@@ -52,9 +53,9 @@ class Generation(Objective):
 class Classification(Objective):
     """Base of the classifiers: cross-entropy over the labels' scores. A target is encoded as its label's index."""
 
+    @abstractmethod
     def scores(self, prompt: Prompt, inputs: Sequence[Sequence[int]]) -> Tensor:
         """One score per input and label, float32 [inputs, labels]; the highest is the prediction."""
-        raise NotImplementedError
 
     def loss(self, prompt: Prompt, examples: Sequence[Encoded], smoothing: float = 0.0) -> Tensor:
         scores = self.scores(prompt, [e.input for e in examples])
