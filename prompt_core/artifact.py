@@ -70,7 +70,7 @@ class DataRecord(Record):
 
 
 class Manifest(Record):
-    """Everything about a prompt but its tensors."""
+    """Everything about a prompt but its tensors; `started_from` is the digest of the tuned prompt that it started from."""
 
     format: Literal["promptmill/1"] = "promptmill/1"
     name: str
@@ -81,6 +81,7 @@ class Manifest(Record):
     labels: tuple[str, ...]
     max_new_tokens: int | None
     backbone: BackboneIdentity
+    started_from: str | None = None
     tuning: TuningRecord
     truncated_rows: int
     data: DataRecord
@@ -99,7 +100,8 @@ class TunedPrompt:
     Attributes:
         manifest: what it is, what it was tuned on and how.
         tensors: float32, contiguous, on the CPU. `soft`: `embeddings` [P, H]. `deep`: `keys` and `values`
-            [L, P, Hkv, D]. A classifier on an encoder also has `anchors` [labels, H].
+            [L, P, Hkv, D], and `embeddings` [R, H] where the template has soft tokens behind its first field. A
+            classifier on an encoder also has `anchors` [labels, H].
         origin: where a local backbone was found when the prompt was tuned. A convenience for loading, outside the
             digest, since a path says nothing about content.
     """
@@ -249,17 +251,24 @@ def _parse(content: bytes, path: Path) -> Manifest:
 
 
 def _check_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    expected = {"embeddings"} if manifest.kind == "soft" else {"keys", "values"}
+    expected = {"embeddings": 2} if manifest.kind == "soft" else {"keys": 4, "values": 4}
     # A classifier on an encoder has anchors; on a causal model its label words are the task's.
-    if set(tensors) - ({"anchors"} if manifest.labels else set()) != expected:
+    allowed = expected | {"embeddings": 2} | ({"anchors": 2} if manifest.labels else {})
+    if not expected.keys() <= tensors.keys() <= allowed.keys():
         what = f"holds {sorted(tensors)}, a {manifest.kind} prompt has {sorted(expected)}"
         raise PromptmillError(str(path), what, "Tune the prompt again.")
+    counts = {
+        "anchors": (0, len(manifest.labels), "labels"),
+        "keys": (1, manifest.tokens, "tokens"),
+        "values": (1, manifest.tokens, "tokens"),
+    }
+    if manifest.kind == "soft":
+        counts["embeddings"] = (0, manifest.tokens, "tokens")
     for name, tensor in tensors.items():
         shape, dtype = list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
-        dimensions, counted = {"embeddings": (2, 0), "anchors": (2, 0)}.get(name, (4, 1))
-        expected_count = len(manifest.labels) if name == "anchors" else manifest.tokens
-        if dtype != "float32" or len(shape) != dimensions or shape[counted] != expected_count:
-            counts = f"{expected_count} {'labels' if name == 'anchors' else 'tokens'}"
-            raise PromptmillError(str(path), f"tensor {name} is {dtype} {shape}, the manifest says {counts}", "Tune the prompt again.")
+        dimension, count, unit = counts.get(name, (0, shape[0] if shape else 0, "rows"))
+        if dtype != "float32" or len(shape) != allowed[name] or shape[dimension] != count:
+            what = f"tensor {name} is {dtype} {shape}, the manifest says {count} {unit}"
+            raise PromptmillError(str(path), what, "Tune the prompt again.")
         if not torch.isfinite(tensor).all():
             raise PromptmillError(str(path), f"tensor {name} has values that are not finite", "Tune the prompt again.")

@@ -10,7 +10,7 @@ from typing import Any
 from prompt_core.backbone import Backbone
 from prompt_core.errors import PromptmillError
 from prompt_core.task import TaskSpec
-from prompt_core.template import Template
+from prompt_core.template import Template, plain, split_soft
 
 # Private-use characters stand for a field's value where the chat template is rendered only to find its parts.
 _OPEN, _CLOSE = "\ue000", "\ue001"
@@ -23,7 +23,7 @@ class Encoded:
     Attributes:
         input: what follows the root, up to where the target begins.
         target: the target with the end of turn; empty for an input without one.
-        truncated: whether the input lost its end to fit the token limit.
+        truncated: whether the input was cut to fit the token limit.
     """
 
     input: tuple[int, ...]
@@ -32,24 +32,28 @@ class Encoded:
 
 
 class TaskEncoding:
-    """The tokens of a task under one backbone's tokenizer and chat format.
+    """The tokens of a task under one backbone's tokenizer and chat format. Among ids, -1 - j is soft token j.
 
     Args:
         task: its template, and `tune.max_tokens` as the longest root + input + target.
         backbone: whose tokenizer and chat template are used.
+        soft: whether the template's soft tokens are there; without them it is the plain text of an untuned prompt.
 
     Attributes:
         root_text: everything before the first field, the same for every example.
         root: its token ids, with the tokenizer's leading special tokens; empty where the template starts with a field.
+        soft_tokens: how many the template has; 0 without `soft`.
 
     Raises:
         PromptmillError: generation with an encoder, chat messages for a model without a chat format, or a root longer
             than the limit.
     """
 
-    def __init__(self, task: TaskSpec, backbone: Backbone) -> None:
+    def __init__(self, task: TaskSpec, backbone: Backbone, soft: bool = True) -> None:
         self._where = f"task {task.name}: template"
-        self._template = Template(task)
+        self._template = Template(task, soft)
+        self.soft_tokens = self._template.soft_tokens if soft else 0
+        self._cut = task.tune.truncate
         if task.objective == "generate" and not backbone.causal:
             what = f"generate, but {backbone.identity.name} is an encoder"
             raise PromptmillError(f"task {task.name}: objective", what, "Use a causal model.")
@@ -87,7 +91,7 @@ class TaskEncoding:
             PromptmillError: a field is absent or empty, the text before the first field depends on a field, or the
                 target alone is longer than the limit.
         """
-        text = self._text(fields)
+        text = self._text({name: plain(value) if isinstance(value, str) else value for name, value in fields.items()})
         if not text.startswith(self.root_text):
             raise PromptmillError(self._where, "the text before the first field differs between examples", "Move the condition behind it.")
         text = text[len(self.root_text) :]
@@ -99,10 +103,10 @@ class TaskEncoding:
         if truncated:
             suffix = self._ids(self._suffix) if self._suffix and text.endswith(self._suffix) else []
             keep = room - around - len(suffix)
-            if keep < 1:
+            if keep < 1 + self.soft_tokens:
                 what = f"a target has {len(end)} tokens, more than fit"
                 raise PromptmillError(self._where, what, f"Raise tune.max_tokens ({self._limit}).")
-            ids = self._ids(text.removesuffix(self._suffix))[:keep] + suffix
+            ids = _shortened(self._ids(text.removesuffix(self._suffix)), keep, self._cut) + suffix
         if not self._causal:
             ids = self._leading + ids + self._trailing
         return Encoded(tuple(ids), tuple(end), truncated)
@@ -129,6 +133,7 @@ class TaskEncoding:
             solved = [f"{self._template.render(fields)[0][1]} {answer}\n\n" for fields, answer in demonstrations]
             text = "".join([*solved, query[0][1]])
         ids = (*(self._leading if self._causal else ()), *self._ids(text.partition(_OPEN)[0].rstrip(" ")))
+        ids = tuple(token for token in ids if token >= 0)  # as text, for which soft tokens say nothing
         if len(ids) + self._limit > self._positions:
             raise PromptmillError(
                 self._where, f"{len(demonstrations)} demonstrations take {len(ids)} tokens of {self._positions}", "Lower evaluate.few_shot."
@@ -140,6 +145,10 @@ class TaskEncoding:
         # A chat turn starts on a fresh line; in a plain string the target is the next word and needs its space.
         spaced = target if self._template.is_chat or self._suffix.endswith((" ", "\n")) else " " + target
         return [*self._ids(spaced), *self.end_of_turn]
+
+    def encode_bare(self, text: str) -> list[int]:
+        """Token ids of a text without anything around it."""
+        return self._ids(plain(text))
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a text that stands alone, with the tokenizer's special tokens around it."""
@@ -176,7 +185,9 @@ class TaskEncoding:
         return rendered
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
+        ids: list[int] = []
+        for part in split_soft(text):
+            ids += self._tokenizer(part, add_special_tokens=False).input_ids if isinstance(part, str) else soft_ids(part[1], part[0])
         return ids
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
@@ -187,3 +198,15 @@ class TaskEncoding:
         wrapped: list[int] = self._tokenizer("a").input_ids
         start = next(i for i in range(len(wrapped)) if wrapped[i : i + len(alone)] == alone)
         return wrapped[:start], wrapped[start + len(alone) :]
+
+
+def _shortened(ids: Sequence[int], keep: int, side: str) -> list[int]:
+    """At most `keep` ids, without plain tokens from the `start` or the `end`; soft tokens stay."""
+    order = range(len(ids)) if side == "start" else range(len(ids) - 1, -1, -1)
+    dropped = set([i for i in order if ids[i] >= 0][: len(ids) - keep])
+    return [token for i, token in enumerate(ids) if i not in dropped]
+
+
+def soft_ids(count: int, first: int = 0) -> range:
+    """Ids of the soft tokens `first` to `first + count - 1`."""
+    return range(-1 - first, -1 - first - count, -1)

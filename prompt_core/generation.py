@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from prefix_attention import PromptForest
 from torch import Tensor
 
-from prompt_core.backbone import Backbone, DecodePass, ForestPass
-from prompt_core.prompts import DeepPrefix
+from prompt_core.backbone import Backbone, DecodePass
+from prompt_core.prompts import PromptState, Tree, hidden_states, lower
 
 _ROWS = 96
 OnProgress = Callable[[int, int], None]
@@ -18,18 +17,18 @@ OnProgress = Callable[[int, int], None]
 @torch.inference_mode()
 def generate(
     backbone: Backbone,
-    prefix: DeepPrefix,
+    prompt: PromptState,
     inputs: Sequence[Sequence[int]],
     max_new_tokens: int,
     end: Sequence[int],
     on_progress: OnProgress | None = None,
 ) -> list[list[int]]:
-    """The most likely continuation of each input behind the prefix, token by token.
+    """The most likely continuation of each input behind a prompt, token by token.
 
     Args:
         backbone: a causal model.
-        prefix: of any prompt, lowered; its keys and values are held once for all rows.
-        inputs: token ids after the prefix, each at least one.
+        prompt: its root is read once, its keys and values are held once for all rows.
+        inputs: token ids after the root, each at least one.
         max_new_tokens: where a text ends at the latest.
         end: token ids that end a text; not part of the result.
         on_progress: called with (finished, all).
@@ -39,11 +38,11 @@ def generate(
     """
     results: list[list[int]] = [[] for _ in inputs]
     order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))  # rows of like length waste little cache
-    keys, values = prefix.keys.detach().to(backbone.dtype), prefix.values.detach().to(backbone.dtype)
+    prompt = lower(backbone, prompt)
     done = 0
     for start in range(0, len(order), _ROWS):
         rows = order[start : start + _ROWS]
-        for row, ids in zip(rows, _generate_rows(backbone, keys, values, [inputs[i] for i in rows], max_new_tokens, end), strict=True):
+        for row, ids in zip(rows, _generate_rows(backbone, prompt, [inputs[i] for i in rows], max_new_tokens, end), strict=True):
             results[row] = ids
         done += len(rows)
         if on_progress:
@@ -52,11 +51,12 @@ def generate(
 
 
 def _generate_rows(
-    backbone: Backbone, keys: Tensor, values: Tensor, inputs: Sequence[Sequence[int]], max_new_tokens: int, end: Sequence[int]
+    backbone: Backbone, prompt: PromptState, inputs: Sequence[Sequence[int]], max_new_tokens: int, end: Sequence[int]
 ) -> list[list[int]]:
-    device, prefix_tokens = backbone.device, keys.shape[1]
+    device, prefix_tokens = backbone.device, prompt.keys.shape[1]
+    keys, values = prompt.keys.to(backbone.dtype), prompt.values.to(backbone.dtype)
     lengths = torch.tensor([len(ids) for ids in inputs], device=device)
-    last, cache = _prefill(backbone, keys, values, inputs, int(lengths.max()) + max_new_tokens)
+    last, cache = _prefill(backbone, prompt, inputs, int(lengths.max()) + max_new_tokens)
     results: list[list[int]] = [[] for _ in inputs]
     alive = list(range(len(inputs)))
     for step in range(max_new_tokens):
@@ -79,23 +79,20 @@ def _generate_rows(
 
 
 def _prefill(
-    backbone: Backbone, keys: Tensor, values: Tensor, inputs: Sequence[Sequence[int]], capacity: int
+    backbone: Backbone, prompt: PromptState, inputs: Sequence[Sequence[int]], capacity: int
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Run the inputs as one packed row; their last hidden states [B, H] and per layer caches [B, Hkv, capacity, D]."""
-    device, trees = backbone.device, len(inputs)
-    lengths = [len(ids) for ids in inputs]
-    forest = PromptForest.from_segments(lengths, [-1] * trees, prefix_lengths=[keys.shape[1]], prefixes=[0] * trees).to(device)
+    device = backbone.device
     captured: list[tuple[Tensor, Tensor]] = []
-    tokens = torch.tensor([token for ids in inputs for token in ids], device=device)
-    hidden = backbone.hidden_states(backbone.embed(tokens), forest.position_ids, ForestPass(forest, keys, values, captured))
-    sizes = torch.tensor(lengths, device=device)
-    row = torch.repeat_interleave(torch.arange(trees, device=device), sizes)
-    column = torch.arange(len(tokens), device=device) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+    (hidden,) = hidden_states(backbone, [Tree(prompt, inputs)], captured)
+    sizes = torch.tensor([len(ids) for ids in inputs], device=device)
+    row = torch.repeat_interleave(torch.arange(len(inputs), device=device), sizes)
+    column = torch.arange(len(row), device=device) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
     cache = []
     for layer in captured:
         padded = []
         for states in layer:
-            room = states.new_zeros(trees, states.shape[1], capacity, states.shape[2])
+            room = states.new_zeros(len(inputs), states.shape[1], capacity, states.shape[2])
             room[row, :, column] = states
             padded.append(room)
         cache.append((padded[0], padded[1]))

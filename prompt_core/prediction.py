@@ -11,10 +11,10 @@ from torch import Tensor
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.data.packing import pack
-from prompt_core.encoding import Encoded, TaskEncoding
+from prompt_core.encoding import Encoded, TaskEncoding, soft_ids
 from prompt_core.errors import PromptmillError
 from prompt_core.generation import generate
-from prompt_core.prompts import DeepPrefix, Prompt, SoftPrompt, lower
+from prompt_core.prompts import PromptState, lower
 from prompt_core.tuning.build import build_classifier
 from prompt_core.tuning.objective import Classification, LabelAnchors
 
@@ -29,53 +29,56 @@ def predict(
     check_base(prompt, backbone)
     encoding = TaskEncoding(prompt.task, backbone)
     encoded = [_encoded(encoding, fields, number) for number, fields in enumerate(as_fields(inputs, encoding.fields), 1)]
-    tuned = restore(prompt, backbone)
+    tuned = restore(prompt, encoding, backbone)
     if prompt.task.objective == "generate":
         assert prompt.manifest.max_new_tokens is not None  # the tuning of a generation task records it
         return generate_texts(backbone, encoding, tuned, encoded, prompt.manifest.max_new_tokens, on_progress)
     classifier = restore_classifier(prompt, encoding, backbone)
-    return classify(classifier, tuned, encoded, prompt.manifest.labels, prompt.task.tune.batch_tokens, on_progress)
+    return classify(backbone, classifier, tuned, encoded, prompt.manifest.labels, prompt.task.tune.batch_tokens, on_progress)
 
 
 def generate_texts(
     backbone: Backbone,
     encoding: TaskEncoding,
-    prompt: Prompt,
+    prompt: PromptState,
     inputs: Sequence[Encoded],
     max_new_tokens: int,
     on_progress: OnProgress | None = None,
 ) -> list[str]:
-    """Greedy texts behind a prompt, which is lowered to keys and values first and so read once."""
-    prefix = prompt if isinstance(prompt, DeepPrefix) else lower(backbone, prompt.embeddings)
-    ids = generate(backbone, prefix, [e.input for e in inputs], max_new_tokens, encoding.end_of_turn, on_progress)
+    """Greedy texts behind a prompt."""
+    ids = generate(backbone, prompt, [e.input for e in inputs], max_new_tokens, encoding.end_of_turn, on_progress)
     return [encoding.decode(row) for row in ids]
 
 
 @torch.inference_mode()
 def classify(
+    backbone: Backbone,
     classifier: Classification,
-    prompt: Prompt,
+    prompt: PromptState,
     inputs: Sequence[Encoded],
     labels: Sequence[str],
     batch_tokens: int,
     on_progress: OnProgress | None = None,
 ) -> list[str]:
-    """The label with the highest score for each input."""
+    """The label with the highest score for each input; the prompt's root is read once."""
     found: list[str] = []
-    for batch in pack(inputs, batch_tokens):
-        best: Tensor = classifier.scores(prompt, [e.input for e in batch]).argmax(-1)
+    prompt = lower(backbone, prompt)
+    for batch in pack(inputs, classifier.tokens, batch_tokens):
+        best: Tensor = classifier.scores_behind(prompt, batch).argmax(-1)
         found += [labels[i] for i in best.tolist()]
         if on_progress:
             on_progress(len(found), len(inputs))
     return found
 
 
-def restore(prompt: TunedPrompt, backbone: Backbone) -> Prompt:
-    """The artifact's prompt on the backbone's device."""
+def restore(prompt: TunedPrompt, encoding: TaskEncoding, backbone: Backbone) -> PromptState:
+    """The artifact's prompt on the backbone's device, as its template places it."""
     tensors = {name: tensor.to(backbone.device) for name, tensor in prompt.tensors.items()}
-    if prompt.manifest.kind == "soft":
-        return SoftPrompt(tensors["embeddings"])
-    return DeepPrefix(tensors["keys"], tensors["values"])
+    rows = tensors.get("embeddings")
+    if prompt.manifest.kind == "deep":
+        return PromptState.of(backbone, rows=rows, keys=tensors["keys"], values=tensors["values"])
+    root = encoding.root if encoding.soft_tokens else soft_ids(prompt.manifest.tokens)
+    return PromptState.of(backbone, rows=rows, root=root)
 
 
 def restore_classifier(prompt: TunedPrompt, encoding: TaskEncoding, backbone: Backbone) -> Classification:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from prompt_core.errors import PromptmillError, nearest
 
 Objective = Literal["classify", "generate"]
+Start = Literal["root", "text", "labels", "demonstrations", "vocabulary", "random", "zero", "prompt"]
 Role = Literal["system", "user", "assistant"]
 Metric = Literal["accuracy", "macro_f1", "chrf", "rouge_l", "bleu", "exact_match", "facts_kept"]
 
@@ -55,11 +56,38 @@ class PromptSpec(Part):
 
     kind: Literal["soft", "deep"] = Field(default="deep", description="soft: input embeddings; deep: keys and values in every layer")
     tokens: int | None = Field(
-        default=None, ge=1, le=4096, description="length of the prompt; default: the template's root as it is, or 16 where that is empty"
+        default=None,
+        ge=1,
+        le=4096,
+        description="length of the prompt; default: that of what it starts from, or 16; a template with soft(n) says it itself",
     )
-    start: Literal["root", "random"] | None = Field(
-        default=None, description="start from the root's own states or at random; default: root where the template has one"
+    start: Start | None = Field(
+        default=None,
+        description="root: the text before the first field; text: prompt.text; labels: the labels' words; demonstrations: the root and "
+        "solved examples; vocabulary: words drawn at random; random: numbers at the model's own scale; zero (deep only); prompt: "
+        "prompt.start_from. Default: root where there is one, else vocabulary (causal models) or random (encoders)",
     )
+    text: str | None = Field(default=None, min_length=1, description="for start: text")
+    start_from: str | None = Field(default=None, description="for start: prompt, the folder of a tuned prompt; relative to the task file")
+    demonstrations: int = Field(default=4, ge=1, le=256, description="for start: demonstrations, how many training examples")
+    network: Literal["none", "mlp", "lstm"] = Field(
+        default="none", description="a network that produces the prompt while it is tuned: P-tuning (soft) or prefix tuning's MLP (deep)"
+    )
+    hidden: int = Field(default=256, ge=1, le=65536, description="width of that network")
+    sink: bool = Field(default=False, description="leave the first token of a deep prompt as it starts")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> PromptSpec:
+        given = {"text": self.text, "prompt": self.start_from}
+        for start, value in given.items():
+            if (self.start == start) != (value is not None):
+                field = "text" if start == "text" else "start_from"
+                raise ValueError(f"start: {start} and the field {field} go together; give both or neither")
+        if self.kind == "soft" and (self.start == "zero" or self.sink):
+            raise ValueError(f"{'sink' if self.sink else 'start: zero'} is for kind: deep; a soft prompt has no keys and values")
+        if self.kind == "deep" and self.network == "lstm":
+            raise ValueError("network: lstm is for kind: soft; a deep prompt takes mlp")
+        return self
 
 
 class TuneSpec(Part):
@@ -77,8 +105,12 @@ class TuneSpec(Part):
     validate_every: int = Field(default=10, ge=1, description="steps between two looks at the validation loss")
     patience: int = Field(default=4, ge=1, description="looks without a better validation loss before stopping")
     anchor_scale: float = Field(default=10.0, gt=0.0, description="factor on the cosine of text and label anchor (encoders)")
+    label_score: Literal["mean", "sum"] = Field(
+        default="mean", description="a label's score is the mean or the sum of its tokens' log-likelihoods (causal models)"
+    )
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
-    max_tokens: int = Field(default=512, ge=8, le=131072, description="longest input; a longer one loses its end, never its target")
+    max_tokens: int = Field(default=512, ge=8, le=131072, description="longest example; a longer input is cut, never its target")
+    truncate: Literal["end", "start"] = Field(default="end", description="which side of the fields' text a long input loses")
 
 
 class EvaluateSpec(Part):
@@ -173,6 +205,8 @@ class TaskSpec(Part):
         """The task as plain data, without what says where and when it ran; `backbone` is the model's public name."""
         content = self.model_dump(mode="json", exclude={"data": {"path", "test_path"}, "schedule": True})
         content["data"]["path"] = "-"
+        if self.prompt.start_from:
+            content["prompt"]["start_from"] = "-"
         content["backbone"]["name"] = backbone
         return content
 

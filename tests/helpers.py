@@ -16,6 +16,7 @@ from torch import Tensor
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.backbone.locate import locate
 from prompt_core.data.clean import example_id
+from prompt_core.prompts import Prompt, Tree, hidden_states
 from prompt_core.task import BackboneSpec, TaskSpec, parse_task
 
 _WIDTHS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256}
@@ -91,6 +92,12 @@ def examples(*pairs: tuple[str, str]) -> pl.DataFrame:
     """(text, label) pairs as a side of `Splits`."""
     rows = [(example_id([text]), text, label) for text, label in pairs]
     return pl.DataFrame(rows, schema={"_id": pl.String, "text": pl.String, "label": pl.String}, orient="row")
+
+
+def states_behind(backbone: Backbone, prompt: Prompt, segments: Sequence[Tensor], parents: Sequence[int] | None = None) -> list[Tensor]:
+    """Last hidden states of each segment in a packed row behind a prompt."""
+    (states,) = hidden_states(backbone, [Tree(prompt.state(), [ids.tolist() for ids in segments], parents)])
+    return list(torch.split(states, [len(ids) for ids in segments]))
 
 
 def random_ids(*lengths: int, seed: int = 0, vocabulary: int = 20_000) -> list[Tensor]:

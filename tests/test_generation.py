@@ -11,7 +11,7 @@ from prompt_core.backbone import Backbone
 from prompt_core.backbone.locate import locate
 from prompt_core.encoding import TaskEncoding
 from prompt_core.generation import generate
-from prompt_core.prompts import DeepPrefix, lower, no_prompt
+from prompt_core.prompts import PromptState
 from prompt_core.task import BackboneSpec
 
 CHAT = [{"system": "Answer in one short sentence."}, {"user": "{{ text }}"}]
@@ -22,7 +22,7 @@ def test_smollm2_answers_as_it_does_in_transformers(smollm2: Backbone) -> None:
     encoding = TaskEncoding(a_task("smollm2", template=CHAT, objective="generate"), smollm2)
     root = smollm2.embed(torch.tensor(encoding.root))
     inputs = [encoding.encode({"text": question}).input for question in QUESTIONS]
-    found = generate(smollm2, lower(smollm2, root), inputs, 16, encoding.end_of_turn)
+    found = generate(smollm2, PromptState.of(smollm2, root=encoding.root), inputs, 16, encoding.end_of_turn)
     model = plain_model(locate(BackboneSpec(name="smollm2"), Path()).source)
     end = encoding.end_of_turn[0]
     for ids, answer in zip(inputs, found, strict=True):
@@ -40,7 +40,8 @@ def test_smollm2_answers_as_it_does_in_transformers(smollm2: Backbone) -> None:
 
 
 def test_rows_that_end_early_leave_and_the_rest_goes_on(llama: Backbone) -> None:
-    prefix = DeepPrefix(*random_prefix(llama, 5))
+    keys, values = random_prefix(llama, 5)
+    prefix = PromptState.of(llama, keys=keys, values=values)
     inputs = [ids.tolist() for ids in random_ids(3, 8, 1, 8, 5)]
     free = generate(llama, prefix, inputs, 10, end=())
     assert [len(ids) for ids in free] == [10] * 5
@@ -51,7 +52,8 @@ def test_rows_that_end_early_leave_and_the_rest_goes_on(llama: Backbone) -> None
 
 
 def test_an_input_is_answered_the_same_alone_and_among_others(llama: Backbone) -> None:
-    prefix = DeepPrefix(*random_prefix(llama, 5))
+    keys, values = random_prefix(llama, 5)
+    prefix = PromptState.of(llama, keys=keys, values=values)
     inputs = [ids.tolist() for ids in random_ids(*range(1, 101))]  # more than are generated at a time
     seen: list[tuple[int, int]] = []
     together = generate(llama, prefix, inputs, 3, (), lambda done, total: seen.append((done, total)))
@@ -60,5 +62,5 @@ def test_an_input_is_answered_the_same_alone_and_among_others(llama: Backbone) -
 
 
 def test_it_generates_without_a_prompt_and_from_no_inputs(llama: Backbone) -> None:
-    assert len(generate(llama, no_prompt(llama), [[5, 6]], 2, ())[0]) == 2
-    assert generate(llama, no_prompt(llama), [], 2, ()) == []
+    assert len(generate(llama, PromptState.of(llama), [[5, 6]], 2, ())[0]) == 2
+    assert generate(llama, PromptState.of(llama), [], 2, ()) == []

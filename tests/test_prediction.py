@@ -15,7 +15,7 @@ from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.evaluation.sidebyside import side_by_side
 from prompt_core.prediction import as_fields, classify, generate_texts, restore, restore_classifier
-from prompt_core.prompts import SoftPrompt, lower
+from prompt_core.prompts import lower
 from prompt_core.tuning import tune
 
 TRAIN = examples(*[(f"Text number {i} {'good' if i % 2 else 'bad'}", "good" if i % 2 else "bad") for i in range(8)])
@@ -51,26 +51,23 @@ def test_predictions_stand_in_the_order_of_the_inputs(llama: Backbone, prompt: T
 def test_lowering_a_soft_prompt_changes_no_prediction(llama: Backbone, prompt: TunedPrompt, writer: TunedPrompt) -> None:
     encoding = TaskEncoding(prompt.task, llama)
     inputs = [encoding.encode({"text": text}) for text in TEXTS]
-    soft = restore(prompt, llama)
-    assert isinstance(soft, SoftPrompt)
+    soft = restore(prompt, encoding, llama)
+    assert len(soft.root) == prompt.manifest.tokens
     classifier = restore_classifier(prompt, encoding, llama)
-    lowered = lower(llama, soft.embeddings)
+    lowered = lower(llama, soft)
     with torch.no_grad():
-        scores = [classifier.scores(p, [e.input for e in inputs]) for p in (soft, lowered)]
+        scores = [classifier.scores_behind(p, inputs) for p in (soft, lowered)]
     assert torch.allclose(scores[0], scores[1], atol=1e-4)
     labels = prompt.manifest.labels
     assert (
-        classify(classifier, lowered, inputs, labels, 64)
-        == classify(classifier, soft, inputs, labels, 8192)
+        classify(llama, classifier, lowered, inputs, labels, 64)
+        == classify(llama, classifier, soft, inputs, labels, 8192)
         == prompt.predict(TEXTS, llama)
     )
     encoding = TaskEncoding(writer.task, llama)
     fields = [{"text": text, "more": "y"} for text in TEXTS]
-    soft = restore(writer, llama)
-    assert isinstance(soft, SoftPrompt)
-    found = generate_texts(
-        llama, encoding, lower(llama, soft.embeddings), [encoding.encode(f) for f in fields], writer.manifest.max_new_tokens or 0
-    )
+    soft = restore(writer, encoding, llama)
+    found = generate_texts(llama, encoding, lower(llama, soft), [encoding.encode(f) for f in fields], writer.manifest.max_new_tokens or 0)
     assert found == writer.predict(fields, llama)
 
 

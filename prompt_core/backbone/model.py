@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class Backbone:
         causal: whether it is a causal language model; else a bidirectional encoder.
         num_layers, num_kv_heads, head_dim, hidden_size: the shape of a prompt for it.
         dtype, device: of the weights.
+        logit_cap: logits become cap * tanh(logit / cap); None for no cap.
     """
 
     def __init__(
@@ -62,9 +63,15 @@ class Backbone:
         # RoBERTa and its kin count positions from padding_idx + 1, and mark that on the position table.
         tables = [m for name, m in self._base.named_modules() if name.endswith("position_embeddings") and isinstance(m, torch.nn.Embedding)]
         self._position_offset = tables[0].padding_idx + 1 if tables and tables[0].padding_idx is not None else 0
-        self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
         self.num_layers: int = config.num_hidden_layers
         probe(self._base, causal, self._position_offset)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output embedding matrix [V, H] of a causal model."""
+        weight: Tensor = self._model.get_output_embeddings().weight
+        return weight
 
     @property
     def vocabulary(self) -> Tensor:
@@ -87,14 +94,14 @@ class Backbone:
         ).last_hidden_state
         return output[0]
 
-    def pool(self, states: Tensor) -> Tensor:
-        """One vector for a text: the mean of its states, or the first where the encoder says so. [n, H] -> [H]."""
-        return states[0] if self._pool_first else states.mean(0)
+    def pool(self, states: Tensor, lengths: Sequence[int]) -> Tensor:
+        """One vector per text: the mean of its states, or the first where the encoder says so. [sum(lengths), H] -> [n, H]."""
+        return torch.stack([text[0] if self._pool_first else text.mean(0) for text in torch.split(states, list(lengths))])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits of a causal model. hidden [N, H] -> [N, V]."""
         logits: Tensor = self._model.get_output_embeddings()(hidden)
-        return logits if self._logit_cap is None else torch.tanh(logits / self._logit_cap) * self._logit_cap
+        return logits if self.logit_cap is None else torch.tanh(logits / self.logit_cap) * self.logit_cap
 
 
 def load_backbone(spec: BackboneSpec, folder: Path | None = None) -> Backbone:

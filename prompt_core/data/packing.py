@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
-if TYPE_CHECKING:  # reading data needs no torch
-    from prompt_core.encoding import Encoded
+T = TypeVar("T")
 
 
-def pack(examples: Sequence[Encoded], budget: int) -> Iterator[list[Encoded]]:
-    """Split examples, in order, into passes of at most `budget` tokens; one longer example is a pass of its own."""
-    taken: list[Encoded] = []
-    tokens = 0
-    for example in examples:
-        length = len(example.input) + len(example.target)
-        if taken and tokens + length > budget:
+def pack(items: Sequence[T], tokens: Callable[[T], int], budget: int) -> Iterator[list[T]]:
+    """Split items, in order, into passes of at most `budget` tokens; one longer item is a pass of its own."""
+    taken: list[T] = []
+    total = 0
+    for item in items:
+        length = tokens(item)
+        if taken and total + length > budget:
             yield taken
-            taken, tokens = [], 0
-        taken.append(example)
-        tokens += length
+            taken, total = [], 0
+        taken.append(item)
+        total += length
     if taken:
         yield taken

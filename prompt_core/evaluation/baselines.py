@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import polars as pl
 import torch
@@ -13,9 +14,9 @@ from prompt_core.data.packing import pack
 from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.evaluation.gate import Contender
 from prompt_core.prediction import classify, generate_texts
-from prompt_core.prompts import Prompt, lower, no_prompt
+from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec
-from prompt_core.tuning.build import build_classifier, describe
+from prompt_core.tuning.build import answer, build_classifier
 from prompt_core.tuning.objective import embed_texts
 
 OnContender = Callable[[str, int, int], None]
@@ -24,8 +25,7 @@ OnContender = Callable[[str, int, int], None]
 def baselines(
     task: TaskSpec,
     seen: pl.DataFrame,
-    inputs: Sequence[Encoded],
-    encoding: TaskEncoding,
+    rows: Sequence[Mapping[str, Any]],
     backbone: Backbone,
     max_new_tokens: int | None,
     on_progress: OnContender | None = None,
@@ -38,22 +38,24 @@ def baselines(
 
     Args:
         seen: the rows that the tuned prompt has seen, train and validation; few-shot and probe may use them all.
-        inputs: encoded test inputs.
+        rows: the fields of the test inputs.
         max_new_tokens: as for the tuned prompt; None for classification.
         on_progress: called with (contender, finished rows, all rows).
     """
+    encoding = TaskEncoding(task, backbone, soft=False)
+    inputs = [encoding.encode(row) for row in rows]
     if not backbone.causal:
         return _encoder_baselines(task, seen, inputs, encoding, backbone, on_progress)
     labels = sorted(seen[task.data.target].unique()) if task.objective == "classify" else []
     contenders = []
     for name, root in _untuned_roots(task, seen, encoding).items():
-        prompt: Prompt = lower(backbone, backbone.embed(torch.tensor(root, device=backbone.device))) if root else no_prompt(backbone)
+        prompt = PromptState.of(backbone, root=root)
         if task.objective == "generate":
             assert max_new_tokens is not None  # recorded by the tuning of every generation task
             texts = generate_texts(backbone, encoding, prompt, inputs, max_new_tokens, _named(on_progress, name))
         else:
             classifier = build_classifier(task, encoding, backbone, labels)
-            texts = classify(classifier, prompt, inputs, labels, task.tune.batch_tokens, _named(on_progress, name))
+            texts = classify(backbone, classifier, prompt, inputs, labels, task.tune.batch_tokens, _named(on_progress, name))
         contenders.append(Contender(name=name, kind="untuned", predictions=texts))
     return contenders
 
@@ -62,12 +64,8 @@ def _untuned_roots(task: TaskSpec, seen: pl.DataFrame, encoding: TaskEncoding) -
     roots = {"zero_shot": encoding.root}
     if task.evaluate.few_shot:
         rows = list(seen.sort("_id").head(task.evaluate.few_shot).iter_rows(named=True))  # ids are hashes: a fair draw
-        roots["few_shot"] = encoding.root_with_demonstrations([(row, _answer(task, row[task.data.target])) for row in rows])
+        roots["few_shot"] = encoding.root_with_demonstrations([(row, answer(task, row[task.data.target])) for row in rows])
     return roots
-
-
-def _answer(task: TaskSpec, target: str) -> str:
-    return describe(task, target) if task.objective == "classify" else target
 
 
 def _encoder_baselines(
@@ -81,9 +79,9 @@ def _encoder_baselines(
     from sklearn.linear_model import LogisticRegression
 
     labels = sorted(seen[task.data.target].unique())
-    bare = no_prompt(backbone)
+    bare = PromptState.of(backbone)
     by_name = build_classifier(task, encoding, backbone, labels)
-    named = classify(by_name, bare, inputs, labels, task.tune.batch_tokens, _named(on_progress, "label_names"))
+    named = classify(backbone, by_name, bare, inputs, labels, task.tune.batch_tokens, _named(on_progress, "label_names"))
     probe = LogisticRegression(C=10, max_iter=1000, random_state=task.tune.seed)
     training = [encoding.encode(row) for row in seen.iter_rows(named=True)]
     probe.fit(_features(backbone, training, task.tune.batch_tokens), seen[task.data.target].to_list())
@@ -96,8 +94,12 @@ def _encoder_baselines(
 
 @torch.inference_mode()
 def _features(backbone: Backbone, inputs: Sequence[Encoded], batch_tokens: int) -> list[list[float]]:
-    bare = no_prompt(backbone)
-    return [row for batch in pack(inputs, batch_tokens) for row in embed_texts(backbone, bare, [e.input for e in batch]).tolist()]
+    bare = PromptState.of(backbone)
+    return [
+        row
+        for batch in pack(inputs, lambda e: len(e.input), batch_tokens)
+        for row in embed_texts(backbone, bare, [e.input for e in batch]).tolist()
+    ]
 
 
 def _named(on_progress: OnContender | None, name: str) -> Callable[[int, int], None] | None:

@@ -9,10 +9,10 @@ import polars as pl
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.data import Splits
-from prompt_core.encoding import TaskEncoding
 from prompt_core.evaluation.baselines import OnContender, baselines
 from prompt_core.evaluation.gate import Contender, Evaluation, evaluate_contenders
 from prompt_core.task import TaskSpec
+from prompt_core.template import Template
 
 
 def evaluate(
@@ -37,11 +37,9 @@ def evaluate(
         PromptmillError: as `tune`, and where there are no test rows.
     """
     backbone = backbone or load_backbone(task.backbone, task.folder)
-    encoding = TaskEncoding(task, backbone)
     rows = list(splits.test.iter_rows(named=True))
-    inputs = [encoding.encode(row) for row in rows]
     seen = pl.concat([splits.train, splits.validation])
-    contenders = baselines(task, seen, inputs, encoding, backbone, prompt.manifest.max_new_tokens, on_progress)
+    contenders = baselines(task, seen, rows, backbone, prompt.manifest.max_new_tokens, on_progress)
 
     def run(name: str, version: TunedPrompt) -> list[str]:
         return version.predict(rows, backbone, partial(on_progress, name) if on_progress else None)
@@ -50,5 +48,6 @@ def evaluate(
         contenders.append(Contender("production", "production", run("production", production)))
     contenders.append(Contender("tuned", "tuned", run("tuned", prompt)))
     facts = splits.test[task.evaluate.must_contain].to_list() if task.evaluate.must_contain else None
-    shown = [{name: str(row[name]) for name in encoding.fields} for row in rows]
+    fields = Template(task).fields
+    shown = [{name: str(row[name]) for name in fields} for row in rows]
     return evaluate_contenders(task, shown, splits.test[task.data.target].to_list(), facts, contenders, prompt.digest)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.encoding import TaskEncoding
 from prompt_core.prediction import backbone_of, classify, generate_texts
-from prompt_core.prompts import lower, no_prompt
+from prompt_core.prompts import PromptState
 from prompt_core.tuning.build import build_classifier
 
 
@@ -21,14 +19,13 @@ def side_by_side(prompt: TunedPrompt, fields: Mapping[str, str], backbone: Backb
         PromptmillError: as `TunedPrompt.predict`.
     """
     backbone = backbone or backbone_of(prompt)
-    task, encoding = prompt.task, TaskEncoding(prompt.task, backbone)
+    task, encoding = prompt.task, TaskEncoding(prompt.task, backbone, soft=False)
     encoded = [encoding.encode(fields)]
-    root = torch.tensor(encoding.root, device=backbone.device)
-    untuned = lower(backbone, backbone.embed(root)) if backbone.causal and encoding.root else no_prompt(backbone)
+    untuned = PromptState.of(backbone, root=encoding.root if backbone.causal else ())
     if task.objective == "generate":
         assert prompt.manifest.max_new_tokens is not None  # recorded by the tuning of every generation task
         without = generate_texts(backbone, encoding, untuned, encoded, prompt.manifest.max_new_tokens)
     else:
         labels = prompt.manifest.labels
-        without = classify(build_classifier(task, encoding, backbone, labels), untuned, encoded, labels, task.tune.batch_tokens)
+        without = classify(backbone, build_classifier(task, encoding, backbone, labels), untuned, encoded, labels, task.tune.batch_tokens)
     return {"without": without[0], "with": prompt.predict([fields], backbone)[0]}

@@ -2,70 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from prefix_attention import PromptForest
 from torch import Tensor, nn
 
-from prompt_core.backbone import Backbone, ForestPass
+from prompt_core.backbone import Backbone
+from prompt_core.prompts.prompt import Prompt, PromptState
 
 
-class DeepPrefix(nn.Module):
-    """P key/value pairs per layer, seen by every example; no rows of its own.
+class DeepPrefix(Prompt):
+    """P key/value pairs per layer in front of every example.
 
     Args:
+        backbone: a causal model or an encoder.
         keys, values: where tuning starts, each [L, P, Hkv, D]; kept in float32.
+        embeddings: where soft tokens inside the examples start, [R, H]; None where the template has none.
+        sink: whether the first pair stays as it starts: models lean on their first token, whatever it says (Xiao et al.
+            2024, arXiv:2309.17453), and a prefix that moves it loses that (Eyuboglu et al. 2025, arXiv:2506.06266).
     """
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
+    def __init__(self, backbone: Backbone, keys: Tensor, values: Tensor, embeddings: Tensor | None = None, sink: bool = False) -> None:
         super().__init__()
-        self.keys = nn.Parameter(keys.detach().float().clone())
-        self.values = nn.Parameter(values.detach().float().clone())
+        keys, values = (states.detach().float() for states in (keys, values))
+        self.frozen_tokens = int(sink)
+        self._backbone, self._sink = backbone, [states[:, : self.frozen_tokens].clone() for states in (keys, values)]
+        self.keys, self.values = (nn.Parameter(states[:, self.frozen_tokens :].clone()) for states in (keys, values))
+        self.embeddings = None if embeddings is None else nn.Parameter(embeddings.detach().float().clone())
 
-    def forward(self, backbone: Backbone, segments: Sequence[Tensor], parents: Sequence[int] | None = None) -> list[Tensor]:
-        """Hidden states of segments behind the prefix.
-
-        Args:
-            backbone: a causal model or an encoder.
-            segments: token ids, each int64 [n_i], in depth-first order.
-            parents: index of each segment's parent among the segments, -1 (the default) for directly behind the prefix.
-
-        Returns:
-            The segments' last hidden states, each [n_i, H].
-        """
-        parents = parents or [-1] * len(segments)
-        lengths = [len(ids) for ids in segments]
-        forest = PromptForest.from_segments(
-            lengths, parents, bidirectional=not backbone.causal, prefix_lengths=[self.keys.shape[1]], prefixes=[0] * len(segments)
-        ).to(backbone.device)
-        # One cast for all layers: a layer then takes a view.
-        keys, values = self.keys.to(backbone.dtype), self.values.to(backbone.dtype)
-        hidden = backbone.hidden_states(backbone.embed(torch.cat(list(segments))), forest.position_ids, ForestPass(forest, keys, values))
-        return list(torch.split(hidden, lengths))
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What the artifact keeps: `keys` and `values` [L, P, Hkv, D] float32 on the CPU."""
-        return {"keys": self.keys.detach().cpu(), "values": self.values.detach().cpu()}
-
-
-@torch.no_grad()
-def lower(backbone: Backbone, rows: Tensor) -> DeepPrefix:
-    """What remains of a prompt once a causal model has read it: its keys and values in every layer.
-
-    Sequences behind the result get the hidden states that they get behind the rows themselves, to rounding.
-
-    Args:
-        backbone: a causal model; of an encoder it gives the keys and values of the rows alone.
-        rows: input embeddings of a soft or text prompt, [P, H], at least one.
-    """
-    captured: list[tuple[Tensor, Tensor]] = []
-    forest = PromptForest.from_segments([len(rows)], [-1], bidirectional=not backbone.causal).to(backbone.device)
-    backbone.hidden_states(rows.to(backbone.dtype), forest.position_ids, ForestPass(forest, captured=captured))
-    return DeepPrefix(torch.stack([k for k, _ in captured]), torch.stack([v for _, v in captured]))
-
-
-def no_prompt(backbone: Backbone) -> DeepPrefix:
-    """A prefix of no tokens: the bare model."""
-    empty = torch.empty(backbone.num_layers, 0, backbone.num_kv_heads, backbone.head_dim, device=backbone.device)
-    return DeepPrefix(empty, empty)
+    def state(self) -> PromptState:
+        keys, values = (torch.cat(parts, dim=1) for parts in zip(self._sink, (self.keys, self.values), strict=True))
+        return PromptState.of(self._backbone, rows=self.embeddings, keys=keys, values=values)

@@ -4,42 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from prefix_attention import PromptForest
 from torch import Tensor, nn
 
-from prompt_core.backbone import Backbone, ForestPass
+from prompt_core.backbone import Backbone
+from prompt_core.encoding import soft_ids
+from prompt_core.prompts.prompt import Prompt, PromptState
 
 
-class SoftPrompt(nn.Module):
-    """P input embeddings that every example of a causal model stands behind.
+class SoftPrompt(Prompt):
+    """Input embeddings that a causal model reads in place of soft tokens.
 
     Args:
-        embeddings: where tuning starts, [P, H]; kept in float32.
+        backbone: a causal model.
+        embeddings: where tuning starts, [R, H]; kept in float32.
+        root: the tokens in front of every example, text and soft tokens mixed; default: all soft tokens and nothing else.
     """
 
-    def __init__(self, embeddings: Tensor) -> None:
+    def __init__(self, backbone: Backbone, embeddings: Tensor, root: Sequence[int] | None = None) -> None:
         super().__init__()
         self.embeddings = nn.Parameter(embeddings.detach().float().clone())
+        self._backbone, self._root = backbone, tuple(soft_ids(len(embeddings)) if root is None else root)
 
-    def forward(self, backbone: Backbone, segments: Sequence[Tensor], parents: Sequence[int] | None = None) -> list[Tensor]:
-        """Hidden states of segments behind the prompt, which is the root segment: its rows are computed once.
-
-        Args:
-            backbone: a causal model.
-            segments: token ids, each int64 [n_i], in depth-first order.
-            parents: index of each segment's parent among the segments, -1 (the default) for directly behind the prompt.
-
-        Returns:
-            The segments' last hidden states, each [n_i, H].
-        """
-        parents = parents or [-1] * len(segments)
-        lengths = [len(self.embeddings), *(len(ids) for ids in segments)]
-        forest = PromptForest.from_segments(lengths, [-1, *(parent + 1 for parent in parents)]).to(backbone.device)
-        rows = torch.cat([self.embeddings.to(backbone.dtype), backbone.embed(torch.cat(list(segments)))])
-        hidden = backbone.hidden_states(rows, forest.position_ids, ForestPass(forest))
-        return list(torch.split(hidden, lengths))[1:]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """What the artifact keeps: `embeddings` [P, H] float32 on the CPU."""
-        return {"embeddings": self.embeddings.detach().cpu()}
+    def state(self) -> PromptState:
+        return PromptState.of(self._backbone, rows=self.embeddings, root=self._root)

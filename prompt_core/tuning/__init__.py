@@ -1,6 +1,6 @@
-"""Tuning: from a task and its examples to a tuned prompt."""
+"""Tuning: from tasks and their examples to tuned prompts."""
 
 from prompt_core.tuning.gradient import Step
-from prompt_core.tuning.tune import tune
+from prompt_core.tuning.tune import tune, tune_fleet
 
-__all__ = ["Step", "tune"]
+__all__ = ["Step", "tune", "tune_fleet"]

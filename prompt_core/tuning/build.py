@@ -8,24 +8,27 @@ import torch
 
 from prompt_core.backbone import Backbone
 from prompt_core.encoding import Encoded, TaskEncoding
-from prompt_core.prompts import no_prompt
+from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.objective import Classification, Generation, LabelAnchors, LabelWords, Objective, embed_texts
 
 
 def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> Objective:
     """The objective of a task: generation for `generate`, else `build_classifier`."""
-    return Generation(backbone) if task.objective == "generate" else build_classifier(task, encoding, backbone, labels)
+    if task.objective == "generate":
+        return Generation(backbone, task.tune.label_smoothing)
+    return build_classifier(task, encoding, backbone, labels)
 
 
 @torch.no_grad()
 def build_classifier(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> Classification:
     """Label words for a causal model; for an encoder label anchors that start at the descriptions' embeddings."""
-    descriptions = [describe(task, label) for label in labels]
+    descriptions, spec = [describe(task, label) for label in labels], task.tune
     if backbone.causal:
-        return LabelWords(backbone, [encoding.encode_target(description) for description in descriptions])
-    anchors = embed_texts(backbone, no_prompt(backbone), [encoding.encode_text(description) for description in descriptions])
-    return LabelAnchors(backbone, anchors, task.tune.anchor_scale)
+        words = [encoding.encode_target(description) for description in descriptions]
+        return LabelWords(backbone, words, spec.label_score == "mean", spec.label_smoothing)
+    anchors = embed_texts(backbone, PromptState.of(backbone), [encoding.encode_text(description) for description in descriptions])
+    return LabelAnchors(backbone, anchors, spec.anchor_scale, spec.label_smoothing)
 
 
 def label_examples(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> list[Encoded]:
@@ -39,3 +42,8 @@ def label_examples(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, l
 def describe(task: TaskSpec, label: str) -> str:
     """A label as text: the task's description of it, else its name in words (`Refund_not_showing_up`: `Refund not showing up`)."""
     return task.labels.get(label) or " ".join(label.replace("_", " ").replace("-", " ").split())
+
+
+def answer(task: TaskSpec, target: str) -> str:
+    """A row's target as the model is to say it: a label's description, or the text itself."""
+    return describe(task, target) if task.objective == "classify" else target

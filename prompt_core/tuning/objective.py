@@ -11,19 +11,32 @@ from torch import Tensor, nn
 
 from prompt_core.backbone import Backbone
 from prompt_core.encoding import Encoded
-from prompt_core.prompts import Prompt
+from prompt_core.prompts import PromptState, Tree, hidden_states
+from prompt_core.tuning.likelihood import next_token_losses
 
 
 class Objective(nn.Module, ABC):
-    """A loss over examples, with whatever it trains beside the prompt as its parameters."""
+    """A loss over examples, with whatever it trains beside the prompt as its parameters.
+
+    It comes in two halves, so that many prompts with objectives of their own share one pass: what stands behind the
+    prompt, and the loss of its hidden states.
+    """
 
     def weight(self, example: Encoded) -> int:
         """How much an example counts in a batch's mean: its terms in the sum that `loss` returns."""
         return 1
 
+    def tokens(self, example: Encoded) -> int:
+        """How many tokens an example takes in a pass."""
+        return len(example.input) + len(example.target)
+
     @abstractmethod
-    def loss(self, prompt: Prompt, examples: Sequence[Encoded], smoothing: float = 0.0) -> Tensor:
-        """Summed loss of the examples behind the prompt, a float32 scalar."""
+    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int] | None]:
+        """Segments and parents of a `Tree` over the examples."""
+
+    @abstractmethod
+    def loss(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
+        """Summed loss, a float32 scalar, of the segments' last hidden states [tokens, H]; smoothed in training mode."""
 
     def tensors(self) -> dict[str, Tensor]:
         """What the artifact keeps beside the prompt, float32 on the CPU."""
@@ -31,36 +44,59 @@ class Objective(nn.Module, ABC):
 
 
 class Generation(Objective):
-    """Cross-entropy of the target tokens, each given the prompt, the input and the target before it."""
+    """Cross-entropy of the target tokens, each given the prompt, the input and the target before it.
 
-    def __init__(self, backbone: Backbone) -> None:
+    Args:
+        smoothing: label smoothing while training.
+    """
+
+    def __init__(self, backbone: Backbone, smoothing: float = 0.0) -> None:
         super().__init__()
-        self._backbone = backbone
+        self._backbone, self._smoothing = backbone, smoothing
 
     def weight(self, example: Encoded) -> int:
         return len(example.target)
 
-    def loss(self, prompt: Prompt, examples: Sequence[Encoded], smoothing: float = 0.0) -> Tensor:
-        device = self._backbone.device
-        sequences = [torch.tensor(e.input + e.target[:-1], device=device) for e in examples]
-        hidden = prompt(self._backbone, sequences)
+    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], None]:
+        return [e.input + e.target[:-1] for e in examples], None
+
+    def loss(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
         # The head is the widest matrix product of a small model: only the rows that predict a target token pass it.
-        rows = torch.cat([states[-len(e.target) :] for states, e in zip(hidden, examples, strict=True)])
-        targets = torch.tensor([token for e in examples for token in e.target], device=device)
-        return F.cross_entropy(self._backbone.logits(rows).float(), targets, reduction="sum", label_smoothing=smoothing)
+        rows: list[int] = []
+        end = 0
+        for example in examples:
+            end += len(example.input) + len(example.target) - 1
+            rows += range(end - len(example.target), end)
+        targets = torch.tensor([token for e in examples for token in e.target], device=states.device)
+        chosen = states[torch.tensor(rows, device=states.device)]
+        each = torch.arange(len(rows), device=states.device)
+        return next_token_losses(self._backbone, chosen, each, targets, self._smoothing if self.training else 0.0).sum()
 
 
 class Classification(Objective):
-    """Base of the classifiers: cross-entropy over the labels' scores. A target is encoded as its label's index."""
+    """Base of the classifiers: cross-entropy over the labels' scores. A target is encoded as its label's index.
+
+    Args:
+        smoothing: label smoothing while training.
+    """
+
+    def __init__(self, backbone: Backbone, smoothing: float) -> None:
+        super().__init__()
+        self._backbone, self._smoothing = backbone, smoothing
 
     @abstractmethod
-    def scores(self, prompt: Prompt, inputs: Sequence[Sequence[int]]) -> Tensor:
-        """One score per input and label, float32 [inputs, labels]; the highest is the prediction."""
+    def scores(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
+        """One score per example and label, float32 [examples, labels]; the highest is the prediction."""
 
-    def loss(self, prompt: Prompt, examples: Sequence[Encoded], smoothing: float = 0.0) -> Tensor:
-        scores = self.scores(prompt, [e.input for e in examples])
-        targets = torch.tensor([e.target[0] for e in examples], device=scores.device)
-        return F.cross_entropy(scores, targets, reduction="sum", label_smoothing=smoothing)
+    def loss(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
+        targets = torch.tensor([e.target[0] for e in examples], device=states.device)
+        smoothing = self._smoothing if self.training else 0.0
+        return F.cross_entropy(self.scores(states, examples), targets, reduction="sum", label_smoothing=smoothing)
+
+    def scores_behind(self, prompt: PromptState, examples: Sequence[Encoded]) -> Tensor:
+        """`scores` of examples behind one prompt."""
+        (states,) = hidden_states(self._backbone, [Tree(prompt, *self.segments(examples))])
+        return self.scores(states, examples)
 
 
 class LabelAnchors(Classification):
@@ -69,55 +105,120 @@ class LabelAnchors(Classification):
     Args:
         anchors: where they start, [labels, H]: usually the label descriptions as the frozen encoder sees them.
         scale: factor on the cosine in the softmax.
+        smoothing: label smoothing while training.
     """
 
-    def __init__(self, backbone: Backbone, anchors: Tensor, scale: float) -> None:
-        super().__init__()
-        self._backbone, self._scale = backbone, scale
+    def __init__(self, backbone: Backbone, anchors: Tensor, scale: float, smoothing: float = 0.0) -> None:
+        super().__init__(backbone, smoothing)
+        self._scale = scale
         self.anchors = nn.Parameter(F.normalize(anchors.detach().float(), dim=-1))
 
-    def scores(self, prompt: Prompt, inputs: Sequence[Sequence[int]]) -> Tensor:
-        return self._scale * embed_texts(self._backbone, prompt, inputs) @ F.normalize(self.anchors, dim=-1).T
+    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], None]:
+        return [e.input for e in examples], None
+
+    def scores(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
+        pooled = self._backbone.pool(states, [len(e.input) for e in examples])
+        return self._scale * F.normalize(pooled.float(), dim=-1) @ F.normalize(self.anchors, dim=-1).T
 
 
 class LabelWords(Classification):
-    """Classification with a causal model: log-likelihood of each label's words and the end of turn after the input.
+    """Classification with a causal model: how likely each label's words and the end of turn are after the input.
 
-    The labels branch off each input in the forest, so an input is computed once for all of them.
+    The labels branch off each input in the forest, as one tree of their common beginnings: an input is computed once
+    for all of them, and so is what several labels begin with.
 
     Args:
-        words: token ids of each label, ending in the end of turn, at least one token each.
+        words: token ids of each label, ending in the end of turn, at least one token each, no label twice.
+        normalised: score a label by the mean over its tokens (Brown et al. 2020, arXiv:2005.14165), else by their sum.
+        smoothing: label smoothing while training.
     """
 
-    def __init__(self, backbone: Backbone, words: Sequence[Sequence[int]]) -> None:
-        super().__init__()
-        self._backbone = backbone
-        self._words = [torch.tensor(ids, device=backbone.device) for ids in words]
+    def __init__(self, backbone: Backbone, words: Sequence[Sequence[int]], normalised: bool = True, smoothing: float = 0.0) -> None:
+        super().__init__(backbone, smoothing)
+        self._branches = LabelTree(words)
+        self._per_token = torch.tensor([1 / len(ids) if normalised else 1.0 for ids in words], device=backbone.device)
 
-    def scores(self, prompt: Prompt, inputs: Sequence[Sequence[int]]) -> Tensor:
-        device, labels = self._backbone.device, len(self._words)
-        segments: list[Tensor] = []
+    def tokens(self, example: Encoded) -> int:
+        return len(example.input) + self._branches.num_tokens
+
+    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int]]:
+        branches = self._branches
+        segments: list[Sequence[int]] = []
         parents: list[int] = []
-        for ids in inputs:
+        for example in examples:
             root = len(segments)
-            segments += [torch.tensor(ids, device=device), *(words[:-1] for words in self._words)]
-            parents += [-1] + [root] * labels
-        hidden = prompt(self._backbone, segments, parents)
-        # The input's last row predicts every label's first word, a label's own rows predict the words after.
-        rows = [
-            part
-            for start in range(0, len(segments), labels + 1)
-            for number in range(labels)
-            for part in (hidden[start][-1:], hidden[start + 1 + number])
-        ]
-        logits = self._backbone.logits(torch.cat(rows)).float()
-        targets = torch.cat(self._words * len(inputs))
-        likelihoods = -F.cross_entropy(logits, targets, reduction="none")
-        per_label = torch.split(likelihoods, [len(words) for words in self._words] * len(inputs))
-        return torch.stack([part.sum() for part in per_label]).view(len(inputs), labels)
+            segments += [example.input, *branches.segments]
+            parents += [-1, *(root + 1 + parent for parent in branches.parents)]
+        return segments, parents
+
+    def scores(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
+        branches, device = self._branches, states.device
+        lengths = torch.tensor([len(e.input) for e in examples], device=device)
+        last = lengths.cumsum(0) + torch.arange(len(examples), device=device) * branches.num_tokens - 1
+        # The input's last row predicts each label's first word, a label's own rows predict the words after.
+        rows = last[:, None] + torch.arange(branches.num_tokens + 1, device=device)
+        row_of = rows.new_tensor(branches.row_of) + torch.arange(len(examples), device=device)[:, None] * rows.shape[1]
+        targets = rows.new_tensor(branches.targets).expand(len(examples), -1)
+        losses = next_token_losses(self._backbone, states[rows.flatten()], row_of.flatten(), targets.flatten()).view(targets.shape)
+        member = torch.tensor(branches.members, device=device)
+        totals = losses.new_zeros(len(examples), len(self._per_token)).index_add(1, member[:, 1], losses[:, member[:, 0]])
+        return -totals * self._per_token
 
 
-def embed_texts(backbone: Backbone, prompt: Prompt, inputs: Sequence[Sequence[int]]) -> Tensor:
+class LabelTree:
+    """Token sequences as the tree of their common beginnings (a trie).
+
+    Attributes:
+        segments, parents: runs of tokens without a branch, depth first; parent -1 is what stands in front of all. The
+            last token of a sequence predicts nothing and has no row.
+        num_tokens: of all segments.
+        row_of, targets: each prediction: the row that makes it (0 is the last one in front, 1 + i the i-th token of the
+            segments) and the token that it is about. What sequences have in common is predicted once.
+        members: (prediction, sequence) for every token of every sequence.
+    """
+
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        self.segments: list[Sequence[int]] = []
+        self.parents: list[int] = []
+        self.num_tokens = 0
+        self.row_of: list[int] = []
+        self.targets: list[int] = []
+        self.members: list[tuple[int, int]] = []
+        self._grow([(number, tuple(ids)) for number, ids in enumerate(sequences)], depth=0, parent=-1, row=0)
+
+    def _grow(self, sequences: Sequence[tuple[int, tuple[int, ...]]], depth: int, parent: int, row: int) -> None:
+        """Add what comes after the first `depth` tokens, which the sequences share and `row` ends."""
+        by_token: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
+        for number, ids in sequences:
+            if len(ids) > depth:
+                by_token.setdefault(ids[depth], []).append((number, ids))
+        for branch in by_token.values():
+            self._branch(branch, depth, parent, row)
+
+    def _branch(self, sequences: Sequence[tuple[int, tuple[int, ...]]], depth: int, parent: int, row: int) -> None:
+        run: list[int] = []
+        while True:
+            token = sequences[0][1][depth]
+            self.members += [(len(self.targets), number) for number, _ in sequences]
+            self.row_of.append(row)
+            self.targets.append(token)
+            depth += 1
+            following = {ids[depth] if len(ids) > depth else None for _, ids in sequences}
+            if following == {None}:
+                break  # nothing is predicted from here
+            run.append(token)
+            self.num_tokens += 1
+            row = self.num_tokens
+            if len(following) > 1:
+                break
+        if run:
+            self.segments.append(run)
+            self.parents.append(parent)
+        if following != {None}:
+            self._grow(sequences, depth, len(self.segments) - 1, row)
+
+
+def embed_texts(backbone: Backbone, prompt: PromptState, inputs: Sequence[Sequence[int]]) -> Tensor:
     """Unit-length pooled states of token sequences behind a prompt, float32 [n, H]."""
-    hidden = prompt(backbone, [torch.tensor(ids, device=backbone.device) for ids in inputs])
-    return F.normalize(torch.stack([backbone.pool(states) for states in hidden]).float(), dim=-1)
+    (states,) = hidden_states(backbone, [Tree(prompt, inputs)])
+    return F.normalize(backbone.pool(states, [len(ids) for ids in inputs]).float(), dim=-1)

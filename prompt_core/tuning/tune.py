@@ -1,26 +1,32 @@
-"""`tune`: prepare, encode, start, optimise, and fold the result into an artifact."""
+"""`tune` and `tune_fleet`: prepare, encode, start, optimise, and fold the results into artifacts."""
 
 from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 import polars as pl
 import torch
 
 import prompt_core
-from prompt_core.artifact import DataRecord, Manifest, TunedPrompt
+from prompt_core.artifact import DataRecord, Manifest, TunedPrompt, TuningRecord
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.data import prepare
 from prompt_core.data.digest import frame_digest
 from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.errors import PromptmillError
+from prompt_core.prediction import check_base
 from prompt_core.prompts import starting_prompt
 from prompt_core.task import TaskSpec
-from prompt_core.tuning.build import build_objective, label_examples
-from prompt_core.tuning.gradient import OnStep, optimise
+from prompt_core.tuning.build import answer, build_objective, describe, label_examples
+from prompt_core.tuning.gradient import Member, OnStep, Step, optimise
+
+Sides = tuple[pl.DataFrame, pl.DataFrame | None]
+OnFleetStep = Callable[[int, Step], None]
 
 
 def tune(
@@ -43,47 +49,137 @@ def tune(
     Raises:
         PromptmillError: the task, its data or its backbone cannot be used; the message says what to do.
     """
-    if train is None:
-        splits, _ = prepare(task)
-        train, validation = splits.train, splits.validation
-    if train.is_empty():
-        raise PromptmillError(f"task {task.name}: data", "there is no training example", "Add rows.")
-    validation = train.clear() if validation is None else validation
-    backbone = backbone or load_backbone(task.backbone, task.folder)
-    encoding = TaskEncoding(task, backbone)
-    labels = tuple(sorted(train[task.data.target].unique())) if task.objective == "classify" else ()
-    examples, held_out = encode_frame(task, encoding, train, labels), encode_frame(task, encoding, validation, labels)
-    named = label_examples(task, encoding, backbone, labels)
-    generator = torch.Generator().manual_seed(task.tune.seed)
-    prompt = starting_prompt(task, encoding, backbone, generator)
-    objective = build_objective(task, encoding, backbone, labels)
-    record = optimise(prompt, objective, [*examples, *named], held_out, task.tune, generator, on_step)
-    tensors = prompt.tensors() | objective.tensors()
-    manifest = Manifest(
-        name=task.name,
-        kind=task.prompt.kind,
-        tokens=next(iter(prompt.tensors().values())).shape[-3 if task.prompt.kind == "deep" else -2],
-        parameters=sum(tensor.numel() for tensor in tensors.values()),
-        task=task.without_places(backbone.identity.name),
-        labels=labels,
-        max_new_tokens=_longest_answer(task, examples),
-        backbone=backbone.identity,
-        tuning=record,
-        truncated_rows=sum(example.truncated for example in (*examples, *held_out)),
-        data=DataRecord(
-            train_rows=len(train),
-            train=frame_digest(train),
-            validation_rows=len(validation),
-            validation=frame_digest(validation),
-        ),
-        versions={
-            "promptmill": prompt_core.__version__,
-            "python": ".".join(platform.python_version_tuple()[:2]),
-            **{package: version(package) for package in ("torch", "transformers", "tokenizers")},
-        },
-        device=backbone.device.type,
+    (result,) = tune_fleet(
+        [task],
+        None if train is None else [(train, validation)],
+        backbone,
+        on_step=None if on_step is None else lambda _, step: on_step(step),
     )
-    return TunedPrompt(manifest, tensors, backbone.origin)
+    if isinstance(result, PromptmillError):
+        raise result
+    return result
+
+
+def tune_fleet(
+    tasks: Sequence[TaskSpec],
+    examples: Sequence[Sides] | None = None,
+    backbone: Backbone | None = None,
+    *,
+    on_step: OnFleetStep | None = None,
+) -> list[TunedPrompt | PromptmillError]:
+    """Tune the prompts of many tasks (or seeds, or settings of one) side by side on one frozen model.
+
+    Each prompt is what `tune` makes of its task alone, to rounding: it keeps its own optimizer, schedule, early stopping
+    and random stream. One that is through, or that fails, leaves, and the others go on.
+
+    Args:
+        tasks: what to tune and how; all name the same backbone.
+        examples: (train, validation) frames of each task; by default each task's own data.
+        backbone: the loaded frozen model; by default the tasks' own.
+        on_step: called with the index of a task after each of its steps.
+
+    Returns:
+        For each task its prompt, or what kept it from one.
+
+    Raises:
+        PromptmillError: the backbone cannot be used, or the tasks name different ones.
+    """
+    if others := [task.name for task in tasks if task.backbone != tasks[0].backbone]:
+        what = f"does not name the backbone of {tasks[0].name}"
+        raise PromptmillError(f"task {others[0]}: backbone", what, "A fleet tunes on one frozen model; tune it apart.")
+    backbone = backbone or load_backbone(tasks[0].backbone, tasks[0].folder)
+    prepared: dict[int, _Prepared] = {}
+    results: dict[int, TunedPrompt | PromptmillError] = {}
+    for number, task in enumerate(tasks):
+        try:
+            prepared[number] = _Prepared(task, examples[number] if examples else None, backbone)
+        except PromptmillError as error:
+            results[number] = error
+    members = [ready.member(partial(on_step, number) if on_step else None) for number, ready in prepared.items()]
+    records = optimise(backbone, members) if members else []
+    for (number, ready), record in zip(prepared.items(), records, strict=True):
+        results[number] = record if isinstance(record, PromptmillError) else ready.artifact(record)
+    return [results[number] for number in range(len(tasks))]
+
+
+class _Prepared:
+    """A task with its examples encoded and its prompt at the start."""
+
+    def __init__(self, task: TaskSpec, sides: Sides | None, backbone: Backbone) -> None:
+        if sides is None:
+            splits, _ = prepare(task)
+            sides = splits.train, splits.validation
+        self._task, self._backbone = task, backbone
+        self._train, self._validation = sides[0], sides[0].clear() if sides[1] is None else sides[1]
+        if self._train.is_empty():
+            raise PromptmillError(f"task {task.name}: data", "there is no training example", "Add rows.")
+        encoding = TaskEncoding(task, backbone)
+        self._labels = tuple(sorted(self._train[task.data.target].unique())) if task.objective == "classify" else ()
+        self._examples = encode_frame(task, encoding, self._train, self._labels)
+        self._held_out = encode_frame(task, encoding, self._validation, self._labels)
+        self._named = label_examples(task, encoding, backbone, self._labels)
+        self._generator = torch.Generator().manual_seed(task.tune.seed)
+        self._source = _source(task, backbone)
+        self._prompt = starting_prompt(
+            task,
+            encoding,
+            backbone,
+            self._generator,
+            labels=[describe(task, label) for label in self._labels],
+            demonstrations=_demonstrations(task, self._train),
+            source=self._source,
+        )
+        self._objective = build_objective(task, encoding, backbone, self._labels)
+
+    def member(self, on_step: OnStep | None) -> Member:
+        """What the gradient loop needs of it."""
+        train = [*self._examples, *self._named]
+        return Member(self._prompt, self._objective, train, self._held_out, self._task.tune, self._generator, on_step)
+
+    def artifact(self, record: TuningRecord) -> TunedPrompt:
+        """The tuned prompt, with what is to be known about it."""
+        task, backbone, prompt = self._task, self._backbone, self._prompt.tensors()
+        tensors = prompt | self._objective.tensors()
+        manifest = Manifest(
+            name=task.name,
+            kind=task.prompt.kind,
+            tokens=prompt["keys"].shape[1] if task.prompt.kind == "deep" else len(prompt["embeddings"]),
+            parameters=sum(tensor.numel() for tensor in tensors.values()),
+            task=task.without_places(backbone.identity.name),
+            labels=self._labels,
+            max_new_tokens=_longest_answer(task, self._examples),
+            backbone=backbone.identity,
+            started_from=self._source.digest if self._source else None,
+            tuning=record,
+            truncated_rows=sum(example.truncated for example in (*self._examples, *self._held_out)),
+            data=DataRecord(
+                train_rows=len(self._train),
+                train=frame_digest(self._train),
+                validation_rows=len(self._validation),
+                validation=frame_digest(self._validation),
+            ),
+            versions={
+                "promptmill": prompt_core.__version__,
+                "python": ".".join(platform.python_version_tuple()[:2]),
+                **{package: version(package) for package in ("torch", "transformers", "tokenizers")},
+            },
+            device=backbone.device.type,
+        )
+        return TunedPrompt(manifest, tensors, backbone.origin)
+
+
+def _source(task: TaskSpec, backbone: Backbone) -> TunedPrompt | None:
+    if task.prompt.start_from is None:
+        return None
+    source = TunedPrompt.load(task.locate(task.prompt.start_from))
+    check_base(source, backbone)
+    return source
+
+
+def _demonstrations(task: TaskSpec, train: pl.DataFrame) -> list[tuple[dict[str, Any], str]]:
+    """Training examples with their answers; ids are hashes, so their order is a fair draw."""
+    rows = train.sort("_id").head(task.prompt.demonstrations).iter_rows(named=True)
+    return [(row, answer(task, row[task.data.target])) for row in rows]
 
 
 def encode_frame(task: TaskSpec, encoding: TaskEncoding, frame: pl.DataFrame, labels: Sequence[str]) -> list[Encoded]:

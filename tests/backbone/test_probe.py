@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import assert_equal_to_rounding, backbone_at, behind_cache, behind_rows, plain_model, random_ids, random_prefix, save_tiny
+from helpers import (
+    assert_equal_to_rounding,
+    backbone_at,
+    behind_cache,
+    behind_rows,
+    plain_model,
+    random_ids,
+    random_prefix,
+    save_tiny,
+    states_behind,
+)
 
 from prompt_core.backbone import Backbone
 from prompt_core.backbone.probe import probe
@@ -21,9 +31,11 @@ def test_an_accepted_architecture_is_exact_behind_both_kinds_of_prompt(tmp_path:
     folder = save_tiny(architecture, tmp_path / architecture)
     backbone, model, texts = backbone_at(str(folder)), plain_model(folder), random_ids(5, 1, 9)
     rows = backbone.embed(random_ids(3, seed=3)[0])
-    assert_equal_to_rounding(SoftPrompt(rows)(backbone, texts), [behind_rows(model, rows, ids) for ids in texts])
+    assert_equal_to_rounding(states_behind(backbone, SoftPrompt(backbone, rows), texts), [behind_rows(model, rows, ids) for ids in texts])
     keys, values = random_prefix(backbone, 3)
-    assert_equal_to_rounding(DeepPrefix(keys, values)(backbone, texts), [behind_cache(model, keys, values, ids) for ids in texts])
+    assert_equal_to_rounding(
+        states_behind(backbone, DeepPrefix(backbone, keys, values), texts), [behind_cache(model, keys, values, ids) for ids in texts]
+    )
     assert_equal_to_rounding(backbone.logits(rows), model.lm_head(rows) if architecture != "gemma2" else capped(model, rows))
 
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from helpers import assert_equal_to_rounding, behind_cache, bert_behind_cache, plain_model, random_ids, random_prefix
+from helpers import assert_equal_to_rounding, behind_cache, bert_behind_cache, plain_model, random_ids, random_prefix, states_behind
 from torch import Tensor
 
 from prompt_core.backbone import Backbone
-from prompt_core.prompts import DeepPrefix, no_prompt
+from prompt_core.prompts import DeepPrefix, PromptState, Tree, hidden_states
 
 
 def test_every_example_of_a_causal_model_sees_the_prefix_and_itself_alone(llama: Backbone, llama_folder: Path) -> None:
     model, texts = plain_model(llama_folder), random_ids(5, 1, 9)
     keys, values = random_prefix(llama, 6)
-    found = DeepPrefix(keys, values)(llama, texts)
+    found = states_behind(llama, DeepPrefix(llama, keys, values), texts)
     assert_equal_to_rounding(found, [behind_cache(model, keys, values, ids) for ids in texts])
 
 
 def test_gradients_are_the_sum_over_the_examples(llama: Backbone, llama_folder: Path) -> None:
     model, texts = plain_model(llama_folder), random_ids(5, 1, 9)
-    prompt = DeepPrefix(*random_prefix(llama, 6))
-    sum(states.square().sum() for states in prompt(llama, texts)).backward()
+    prompt = DeepPrefix(llama, *random_prefix(llama, 6))
+    sum(states.square().sum() for states in states_behind(llama, prompt, texts)).backward()
     keys, values = (states.requires_grad_() for states in random_prefix(llama, 6))
     for ids in texts:
         behind_cache(model, keys, values, ids).square().sum().backward()
@@ -34,13 +34,14 @@ def test_gradients_are_the_sum_over_the_examples(llama: Backbone, llama_folder: 
 def test_the_bare_encoder_packs_to_its_own_states(bert: Backbone, bert_folder: Path) -> None:
     model, texts = plain_model(bert_folder, causal=False), random_ids(5, 1, 9)
     expected: list[Tensor] = [model(input_ids=ids[None]).last_hidden_state[0] for ids in texts]
-    assert_equal_to_rounding(no_prompt(bert)(bert, texts), expected)
+    (found,) = hidden_states(bert, [Tree(PromptState.of(bert), [ids.tolist() for ids in texts])])
+    assert_equal_to_rounding(found, torch.cat(expected))
 
 
 def test_an_encoder_behind_a_prefix_equals_dense_attention(bert: Backbone, bert_folder: Path) -> None:
     model, texts = plain_model(bert_folder, causal=False), random_ids(5, 1, 9)
-    prompt = DeepPrefix(*random_prefix(bert, 3))
-    found = prompt(bert, texts)
+    prompt = DeepPrefix(bert, *random_prefix(bert, 3))
+    found = states_behind(bert, prompt, texts)
     keys, values = (states.requires_grad_() for states in random_prefix(bert, 3))
     expected = [bert_behind_cache(model, keys, values, ids) for ids in texts]
     assert_equal_to_rounding([states.detach() for states in found], [states.detach() for states in expected])
@@ -52,15 +53,15 @@ def test_an_encoder_behind_a_prefix_equals_dense_attention(bert: Backbone, bert_
 
 def test_the_dense_encoder_without_a_prefix_is_the_plain_one(bert: Backbone, bert_folder: Path) -> None:
     model, (ids,) = plain_model(bert_folder, causal=False), random_ids(7)
-    bare = no_prompt(bert)
+    bare = PromptState.of(bert)
     assert_equal_to_rounding(bert_behind_cache(model, bare.keys, bare.values, ids), model(input_ids=ids[None]).last_hidden_state[0])
 
 
 def test_two_passes_give_the_same_bits(llama: Backbone) -> None:
     gradients = []
     for _ in range(2):
-        prompt = DeepPrefix(*random_prefix(llama, 6))
-        sum(states.square().sum() for states in prompt(llama, random_ids(5, 1, 9))).backward()
+        prompt = DeepPrefix(llama, *random_prefix(llama, 6))
+        sum(states.square().sum() for states in states_behind(llama, prompt, random_ids(5, 1, 9))).backward()
         gradients.append(prompt.keys.grad)
     assert gradients[0] is not None and gradients[1] is not None
     assert torch.equal(gradients[0], gradients[1])

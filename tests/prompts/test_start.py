@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import a_task, assert_equal_to_rounding, random_ids
+from helpers import a_task, assert_equal_to_rounding, random_ids, states_behind
 
 from prompt_core.backbone import Backbone
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
-from prompt_core.prompts import DeepPrefix, SoftPrompt, lower, starting_prompt
+from prompt_core.prompts import Prompt, PromptState, SoftPrompt, lower, starting_prompt
 
 INSTRUCTION = "Say what the customer wants: {{ text }}"
 
 
-def start(backbone: Backbone, template: str = INSTRUCTION, seed: int = 0, **prompt: Any) -> tuple[SoftPrompt | DeepPrefix, TaskEncoding]:
+def start(backbone: Backbone, template: str = INSTRUCTION, seed: int = 0, **prompt: Any) -> tuple[Prompt, TaskEncoding]:
     task = a_task(template=template, prompt=prompt)
     encoding = TaskEncoding(task, backbone)
     return starting_prompt(task, encoding, backbone, torch.Generator().manual_seed(seed)), encoding
@@ -32,8 +32,8 @@ def test_a_soft_prompt_starts_as_the_roots_embeddings(llama: Backbone) -> None:
 def test_a_deep_prefix_starts_as_the_roots_keys_and_values(llama: Backbone) -> None:
     prompt, encoding = start(llama, kind="deep")
     texts = random_ids(4, 6)
-    rows = SoftPrompt(llama.embed(torch.tensor(encoding.root)))
-    assert_equal_to_rounding(prompt(llama, texts), rows(llama, texts))
+    rows = SoftPrompt(llama, llama.embed(torch.tensor(encoding.root)))
+    assert_equal_to_rounding(states_behind(llama, prompt, texts), states_behind(llama, rows, texts))
 
 
 def test_another_length_repeats_the_root_and_keeps_its_end(llama: Backbone) -> None:
@@ -53,7 +53,7 @@ def test_without_a_root_it_starts_from_words_that_the_seed_draws(llama: Backbone
 
 def test_an_encoder_starts_with_keys_and_values_of_its_own_tokens(bert: Backbone) -> None:
     prompt, encoding = start(bert, kind="deep")
-    assert torch.equal(prompt.tensors()["keys"], lower(bert, bert.embed(torch.tensor(encoding.root))).tensors()["keys"])
+    assert torch.equal(prompt.tensors()["keys"], lower(bert, PromptState.of(bert, root=encoding.root)).keys)
 
 
 def test_a_soft_prompt_for_an_encoder_is_refused(bert: Backbone) -> None:
@@ -62,5 +62,5 @@ def test_a_soft_prompt_for_an_encoder_is_refused(bert: Backbone) -> None:
 
 
 def test_a_start_from_an_empty_root_is_refused(llama: Backbone) -> None:
-    with pytest.raises(PromptmillError, match=re.escape("task t: prompt.start: root, but the template starts with a field. Use random")):
+    with pytest.raises(PromptmillError, match=re.escape("task t: prompt.start: root, but the template starts with a field. Use text")):
         start(llama, "{{ text }}", kind="soft", start="root")

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from prompt_core.backbone import Backbone
 from prompt_core.encoding import Encoded
-from prompt_core.prompts import DeepPrefix, Prompt, SoftPrompt, no_prompt
-from prompt_core.tuning.objective import Generation, LabelAnchors, LabelWords, embed_texts
+from prompt_core.prompts import DeepPrefix, Prompt, PromptState, SoftPrompt, Tree, hidden_states
+from prompt_core.tuning.objective import Generation, LabelAnchors, LabelWords, Objective, embed_texts
 
 
 def encoded(input_lengths: tuple[int, ...], target_lengths: tuple[int, ...]) -> list[Encoded]:
@@ -23,7 +23,16 @@ def encoded(input_lengths: tuple[int, ...], target_lengths: tuple[int, ...]) -> 
 
 
 def a_prompt(kind: str, backbone: Backbone) -> Prompt:
-    return SoftPrompt(backbone.embed(random_ids(6, seed=3)[0])) if kind == "soft" else DeepPrefix(*random_prefix(backbone, 6))
+    return (
+        SoftPrompt(backbone, backbone.embed(random_ids(6, seed=3)[0]))
+        if kind == "soft"
+        else DeepPrefix(backbone, *random_prefix(backbone, 6))
+    )
+
+
+def loss_behind(backbone: Backbone, prompt: Prompt, objective: Objective, examples: list[Encoded]) -> Tensor:
+    (states,) = hidden_states(backbone, [Tree(prompt.state(), *objective.segments(examples))])
+    return objective.loss(states, examples)
 
 
 def likelihood(model: Any, prompt: list[Tensor], ids: tuple[int, ...], target: tuple[int, ...]) -> Tensor:
@@ -41,7 +50,7 @@ def parts(prompt: Prompt) -> list[Tensor]:
 @pytest.mark.parametrize("kind", ["soft", "deep"])
 def test_generation_has_the_loss_and_gradients_of_each_example_alone(llama: Backbone, llama_folder: Path, kind: str) -> None:
     model, prompt, batch = plain_model(llama_folder), a_prompt(kind, llama), encoded((5, 1, 9), (4, 1, 3))
-    loss = Generation(llama).loss(prompt, batch)
+    loss = loss_behind(llama, prompt, Generation(llama), batch)
     loss.backward()
     alone = parts(prompt)
     expected = -sum(likelihood(model, alone, e.input, e.target) for e in batch)
@@ -57,7 +66,7 @@ def test_label_words_score_as_each_input_with_each_label_alone(llama: Backbone, 
     model, prompt, batch = plain_model(llama_folder), a_prompt(kind, llama), encoded((5, 1, 9), (1, 1, 1))
     words = [tuple(ids.tolist()) for ids in random_ids(2, 4, 1, seed=9)]
     inputs = [e.input for e in batch]
-    scores = LabelWords(llama, words).scores(prompt, inputs)
+    scores = LabelWords(llama, words, normalised=False).scores_behind(prompt.state(), batch)
     alone = parts(prompt)
     expected = torch.stack([torch.stack([likelihood(model, alone, ids, label) for label in words]) for ids in inputs])
     assert_equal_to_rounding(scores, expected)
@@ -71,13 +80,13 @@ def test_label_words_score_as_each_input_with_each_label_alone(llama: Backbone, 
 def test_label_anchors_score_the_cosine_of_each_text_alone(bert: Backbone, bert_folder: Path) -> None:
     model, texts = plain_model(bert_folder, causal=False), random_ids(5, 1, 9)
     anchors = torch.randn(4, bert.hidden_size, generator=torch.Generator().manual_seed(0))
-    scores = LabelAnchors(bert, anchors, scale=20.0).scores(no_prompt(bert), [tuple(ids.tolist()) for ids in texts])
+    scores = LabelAnchors(bert, anchors, scale=20.0).scores_behind(PromptState.of(bert), encoded((5, 1, 9), (1, 1, 1)))
     pooled = torch.stack([model(input_ids=ids[None]).last_hidden_state[0].mean(0) for ids in texts])
     assert_equal_to_rounding(scores / 20, F.cosine_similarity(pooled[:, None], anchors[None], dim=-1))
 
 
 def test_an_embedding_is_that_of_the_text_alone_and_of_unit_length(minilm: Backbone) -> None:
     texts = [tuple(ids.tolist()) for ids in random_ids(3, 12, 7)]
-    together = embed_texts(minilm, no_prompt(minilm), texts)
-    assert_equal_to_rounding(together, torch.cat([embed_texts(minilm, no_prompt(minilm), [ids]) for ids in texts]))
+    together = embed_texts(minilm, PromptState.of(minilm), texts)
+    assert_equal_to_rounding(together, torch.cat([embed_texts(minilm, PromptState.of(minilm), [ids]) for ids in texts]))
     assert_equal_to_rounding(together.norm(dim=-1), torch.ones(3))
