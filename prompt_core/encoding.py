@@ -136,7 +136,9 @@ class TaskEncoding:
         ids = tuple(token for token in ids if token >= 0)  # as text, for which soft tokens say nothing
         if len(ids) + self._limit > self._positions:
             raise PromptmillError(
-                self._where, f"{len(demonstrations)} demonstrations take {len(ids)} tokens of {self._positions}", "Lower evaluate.few_shot."
+                self._where,
+                f"{len(demonstrations)} demonstrations take {len(ids)} tokens of {self._positions}, too many before tune.max_tokens",
+                "Lower evaluate.few_shot or prompt.demonstrations.",
             )
         return ids
 

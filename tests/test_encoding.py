@@ -103,7 +103,7 @@ def test_demonstrations_of_a_string_are_solved_lines(llama: Backbone) -> None:
 
 
 def test_demonstrations_that_leave_no_room_are_refused(llama: Backbone) -> None:
-    with pytest.raises(PromptmillError, match=r"2 demonstrations take \d+ tokens of 256. Lower evaluate.few_shot"):
+    with pytest.raises(PromptmillError, match=r"2 demonstrations take \d+ tokens of 256, too many before tune.max_tokens. Lower evaluate"):
         encoding(llama, CHAT, tune={"max_tokens": 200}).root_with_demonstrations([({"text": "word " * 20}, "x")] * 2)
 
 
@@ -129,3 +129,18 @@ def test_decoding_drops_special_tokens(llama: Backbone) -> None:
     enc = encoding(llama, CHAT)
     assert enc.decode(enc.encode_target("Tracing desk")) == "Tracing desk"
     assert enc.end_of_turn == (2,)
+
+
+@pytest.mark.parametrize(("side", "kept"), [("end", " one two three"), ("start", " eight nine ten")])
+def test_a_long_text_loses_the_side_that_the_task_names_and_no_soft_token(llama: Backbone, side: str, kept: str) -> None:
+    words = "one two three four five six seven eight nine ten"
+    enc = encoding(llama, "Text: {{ text }}{{ soft(2) }}\nKind:", tune={"max_tokens": 12, "truncate": side})
+    example = enc.encode({"text": words}, "x")
+    assert example.truncated and len(enc.root) + len(example.input) + len(example.target) == 12
+    assert [token for token in example.input if token < 0] == [-1, -2]
+    assert text_of(llama, [token for token in example.input if token >= 0]) == kept + "\nKind:"
+
+
+def test_a_value_with_marks_is_text(llama: Backbone) -> None:
+    enc = encoding(llama, "Text: {{ text }}{{ soft(2) }}")
+    assert enc.encode({"text": "a\ue0020:2\ue003"}) == enc.encode({"text": "a0:2"})

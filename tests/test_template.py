@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from prompt_core.errors import PromptmillError
 from prompt_core.task import parse_task
-from prompt_core.template import Template
+from prompt_core.template import Template, plain, split_soft
 
 CHAT = [{"system": "Answer as {{ tone }}."}, {"user": "{{ message }}\n{{ facts }}"}]
 
@@ -66,3 +68,48 @@ def test_an_absent_field_is_answered_with_the_nearest() -> None:
 def test_code_that_the_sandbox_forbids_or_that_fails_is_refused(source: str) -> None:
     with pytest.raises(PromptmillError, match="task t: template: cannot be rendered"):
         template(source).render({"text": "a"})
+
+
+def test_soft_tokens_are_numbered_as_they_are_written_whatever_is_rendered() -> None:
+    source = [{"system": "{{ soft(3) }} {{ a }}"}, {"user": "{% if b == 'x' %}{{ soft(2) }}{% endif %}{{ b }}{{ soft(1) }}"}]
+    made = template(source)
+    assert (made.fields, made.soft_tokens) == (("a", "b"), 6)
+    system, user = (split_soft(text) for _, text in made.render({"a": "1", "b": "x"}))
+    assert system == [(0, 3), " 1"] and user == [(3, 2), "x", (5, 1)]
+    assert split_soft(made.render({"a": "1", "b": "y"})[1][1]) == ["y", (5, 1)]
+
+
+def test_one_soft_token_in_a_loop_is_the_same_one_again() -> None:
+    made = template("{% for line in lines %}{{ soft(1) }}{{ line }}{% endfor %}")
+    assert split_soft(made.render({"lines": "ab"})[0][1]) == [(0, 1), "a", (0, 1), "b"]
+
+
+def test_a_template_without_its_soft_tokens_is_plain_text() -> None:
+    content = {
+        "name": "t",
+        "backbone": "b",
+        "objective": "generate",
+        "template": "A{{ soft(4) }} {{ x }}",
+        "data": {"path": "x", "target": "y"},
+    }
+    made = Template(parse_task(content, "t.yaml", Path()), soft=False)
+    assert (made.render({"x": "b"}), made.soft_tokens) == ([(None, "A b")], 4)
+
+
+@given(st.text())
+def test_no_value_can_pass_for_a_soft_token(value: str) -> None:
+    assert all(isinstance(part, str) for part in split_soft(plain(value)))
+    assert plain("".join(c for c in value if c not in "\ue002\ue003")) == "".join(c for c in value if c not in "\ue002\ue003")
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ soft() }}{{ x }}", "{{ soft(0) }}{{ x }}", "{{ soft('a') }}{{ x }}", "{{ soft(n) }}{{ x }}", "{{ soft(true) }}{{ x }}"]
+)
+def test_soft_without_a_number_is_refused(source: str) -> None:
+    with pytest.raises(PromptmillError, match=r"soft\(...\) needs a number of tokens from 1 to 4096. Write"):
+        template(source)
+
+
+def test_a_field_cannot_be_called_soft() -> None:
+    with pytest.raises(PromptmillError, match="soft stands alone; it is not a field"):
+        template("{{ soft }} {{ x }}")

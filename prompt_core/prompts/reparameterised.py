@@ -56,8 +56,9 @@ class Reparameterised(Prompt):
         if isinstance(self._prompt, SoftPrompt):
             return replace(start, rows=start.rows + moved)
         layers, tokens, heads, dim = start.keys.shape
+        frozen = self._prompt.frozen_tokens
+        moved = torch.cat([torch.zeros_like(moved[:frozen]), moved[frozen:]])
         keys, values = moved.view(tokens, layers, 2, heads, dim).permute(2, 1, 0, 3, 4)
-        keys[:, : self._prompt.frozen_tokens], values[:, : self._prompt.frozen_tokens] = 0, 0
         return replace(start, keys=start.keys + keys, values=start.values + values)
 
 

@@ -130,6 +130,16 @@ class _Prepared:
             source=self._source,
         )
         self._objective = build_objective(task, encoding, backbone, self._labels)
+        self._check_length()
+
+    def _check_length(self) -> None:
+        state = self._prompt.state()
+        prompt = len(state.root) + state.keys.shape[1]
+        example = max(self._objective.tokens(e) for e in (*self._examples, *self._held_out))
+        positions = self._backbone.max_positions
+        if self._backbone.causal and prompt + example > positions:
+            what = f"a prompt of {prompt} tokens and an example of {example} need more than the {positions} positions of the model"
+            raise PromptmillError(f"task {self._task.name}: prompt.tokens", what, "Lower prompt.tokens or tune.max_tokens.")
 
     def member(self, on_step: OnStep | None) -> Member:
         """What the gradient loop needs of it."""

@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_equal_to_rounding, behind_cache, behind_rows, plain_model, random_ids, random_prefix
+from helpers import a_task, assert_equal_to_rounding, behind_cache, behind_rows, plain_model, random_ids, random_prefix
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from prompt_core.backbone import Backbone
-from prompt_core.encoding import Encoded
+from prompt_core.data.packing import pack
+from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.prompts import DeepPrefix, Prompt, PromptState, SoftPrompt, Tree, hidden_states
-from prompt_core.tuning.objective import Generation, LabelAnchors, LabelWords, Objective, embed_texts
+from prompt_core.tuning.objective import Generation, LabelAnchors, LabelTree, LabelWords, Objective, embed_texts
 
 
 def encoded(input_lengths: tuple[int, ...], target_lengths: tuple[int, ...]) -> list[Encoded]:
@@ -90,3 +93,66 @@ def test_an_embedding_is_that_of_the_text_alone_and_of_unit_length(minilm: Backb
     together = embed_texts(minilm, PromptState.of(minilm), texts)
     assert_equal_to_rounding(together, torch.cat([embed_texts(minilm, PromptState.of(minilm), [ids]) for ids in texts]))
     assert_equal_to_rounding(together.norm(dim=-1), torch.ones(3))
+
+
+@given(order=st.permutations(range(5)), budget=st.integers(4, 60), kind=st.sampled_from(["soft", "deep"]))
+@settings(max_examples=15, deadline=None)
+def test_the_loss_is_the_same_for_any_order_and_any_packing(llama: Backbone, order: list[int], budget: int, kind: str) -> None:
+    examples, objective = encoded((5, 1, 9, 3, 7), (4, 1, 3, 2, 6)), Generation(llama)
+    gradients = []
+    for passes in ([examples], list(pack([examples[i] for i in order], objective.tokens, budget))):
+        prompt = a_prompt(kind, llama)
+        total = sum(loss_behind(llama, prompt, objective, part) for part in passes)
+        assert isinstance(total, Tensor)
+        total.backward()
+        gradients.append([total.detach()[None], *(p.grad.flatten() for p in prompt.parameters() if p.grad is not None)])
+    assert_equal_to_rounding(gradients[1], gradients[0])
+
+
+def test_a_template_with_soft_tokens_anywhere_equals_the_dense_computation(llama: Backbone, llama_folder: Path) -> None:
+    template = [{"system": "Sort {{ soft(3) }} mail."}, {"user": "{{ text }}{{ soft(2) }} or {{ soft(1) }}{{ text }}"}]
+    encoding = TaskEncoding(a_task(template=template, objective="generate"), llama)
+    examples = [encoding.encode({"text": text}, target) for text, target in (("late parcel", "yes"), ("a", "no no"), ("b c d", "maybe"))]
+    assert {-1, -2, -3} < set(encoding.root) and {-4, -5, -6} < set(examples[0].input)
+    rows = llama.embed(random_ids(6, seed=3)[0])
+    prompt = SoftPrompt(llama, rows, encoding.root)
+    loss = loss_behind(llama, prompt, Generation(llama), examples)
+    loss.backward()
+
+    model, alone = plain_model(llama_folder), rows.clone().requires_grad_()
+    expected = torch.zeros(())
+    for example in examples:
+        ids = torch.tensor((*encoding.root, *example.input, *example.target))
+        table = torch.cat([model.get_input_embeddings().weight, alone.flip(0)])  # so that -1 - j indexes row j
+        logits = model(inputs_embeds=table[ids][None]).logits[0, :-1]
+        target = len(example.target)
+        expected = expected + F.cross_entropy(logits[-target:], ids[-target:], reduction="sum")
+    expected.backward()
+    assert_equal_to_rounding(loss, expected)
+    assert prompt.embeddings.grad is not None and alone.grad is not None
+    assert_equal_to_rounding(prompt.embeddings.grad, alone.grad)
+
+
+sequences = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5).map(lambda ids: (*ids, 9)), min_size=1, max_size=8, unique=True)
+
+
+@given(sequences)
+def test_a_label_tree_predicts_every_token_of_every_label_after_what_comes_before_it(labels: list[tuple[int, ...]]) -> None:
+    tree = LabelTree(labels)
+    paths: list[tuple[int, ...]] = []  # of each segment, from the root
+    at_row: list[tuple[int, ...]] = [()]  # what has been read at each row
+    for segment, parent in zip(tree.segments, tree.parents, strict=True):
+        before = paths[parent] if parent >= 0 else ()
+        at_row += [(*before, *segment[: i + 1]) for i in range(len(segment))]
+        paths.append((*before, *segment))
+    assert tree.num_tokens == len(at_row) - 1 == len(set(at_row)) - 1  # no beginning is there twice
+    for number, label in enumerate(labels):
+        predictions = [prediction for prediction, member in tree.members if member == number]
+        assert [(at_row[tree.row_of[p]], tree.targets[p]) for p in predictions] == [(label[:i], label[i]) for i in range(len(label))]
+
+
+def test_a_score_is_the_mean_over_a_labels_tokens_or_their_sum(llama: Backbone) -> None:
+    words = [tuple(ids.tolist()) for ids in random_ids(2, 4, 1, seed=9)]
+    prompt, batch = a_prompt("deep", llama).state(), encoded((5, 1), (1, 1))
+    mean, total = (LabelWords(llama, words, normalised).scores_behind(prompt, batch) for normalised in (True, False))
+    assert_equal_to_rounding(mean * torch.tensor([2.0, 4.0, 1.0]), total)

@@ -106,3 +106,30 @@ def test_what_cannot_be_tuned_is_one_line(llama: Backbone, bert: Backbone) -> No
         tune(a_task(template=ROOTED), TRAIN, examples(("A thing", "strange")), llama)
     with pytest.raises(PromptmillError, match=r"task t: objective: generate, but tiny-bert is an encoder. Use a causal model"):
         tuned(bert, objective="generate")
+    with pytest.raises(PromptmillError, match=r"prompt.tokens: a prompt of 250 tokens and an example of \d+ need more than the 256"):
+        tuned(llama, prompt={"kind": "soft", "tokens": 250})
+
+
+def test_a_prompt_starts_from_another_tuned_prompt_and_says_so(tmp_path: Path, llama: Backbone) -> None:
+    first = tuned(llama, prompt={"kind": "soft"})
+    first.save(tmp_path / "first")
+    begun = {"start": "prompt", "start_from": str(tmp_path / "first")}
+    for kind in ("soft", "deep"):
+        task = a_task(llama.identity.name, template=ROOTED, prompt={"kind": kind, **begun}, tune={"steps": 1, "learning_rate": 1e-12})
+        second = tune(task, TRAIN, VALIDATION, llama)
+        assert second.manifest.started_from == first.digest
+        assert second.predict(TRAIN["text"].to_list(), llama) == first.predict(TRAIN["text"].to_list(), llama)
+        assert str(tmp_path) not in second.manifest.model_dump_json()
+    second.save(tmp_path / "deep")
+    with pytest.raises(PromptmillError, match=r"prompt.start_from: t is a deep prompt. A soft prompt can start from a soft one"):
+        tuned(llama, prompt={"kind": "soft", "start": "prompt", "start_from": str(tmp_path / "deep")})
+
+
+@pytest.mark.parametrize("kind", ["soft", "deep"])
+def test_soft_tokens_of_a_template_are_tuned_saved_and_used(tmp_path: Path, llama: Backbone, kind: str) -> None:
+    template = "Sort this: {{ text }}{{ soft(3) }}\nKind:" if kind == "deep" else "Sort {{ soft(2) }}: {{ text }}{{ soft(3) }}"
+    prompt = tuned(llama, template=template, prompt={"kind": kind})
+    assert prompt.tensors["embeddings"].shape[0] == (5 if kind == "soft" else 3)
+    prompt.save(tmp_path / "p")
+    texts = TRAIN["text"].to_list()
+    assert TunedPrompt.load(tmp_path / "p").predict(texts, llama) == prompt.predict(texts, llama)
