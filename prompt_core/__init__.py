@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from prompt_core.evaluation.evaluate import evaluate
     from prompt_core.store import PromptStore
     from prompt_core.task import TaskSpec, load_task
-    from prompt_core.tuning.tune import tune, tune_fleet
+    from prompt_core.tuning.tune import tune, tune_fleet, tune_multitask
 
 __version__ = "0.1.0"
-__all__ = ["PromptStore", "PromptmillError", "TaskSpec", "TunedPrompt", "evaluate", "load_task", "tune", "tune_fleet"]
+__all__ = ["PromptStore", "PromptmillError", "TaskSpec", "TunedPrompt", "evaluate", "load_task", "tune", "tune_fleet", "tune_multitask"]
 
 _HOME = {
     "PromptStore": "store",
@@ -25,6 +25,7 @@ _HOME = {
     "load_task": "task",
     "tune": "tuning",
     "tune_fleet": "tuning",
+    "tune_multitask": "tuning",
 }
 
 

@@ -1,10 +1,22 @@
 """What is tuned: prompts as trainable modules, where they start from, and how a packed batch meets them."""
 
 from prompt_core.prompts.deep import DeepPrefix
+from prompt_core.prompts.multitask import MultitaskPrompt
 from prompt_core.prompts.packed import Tree, hidden_states, lower
 from prompt_core.prompts.prompt import Prompt, PromptState
 from prompt_core.prompts.reparameterised import Reparameterised
 from prompt_core.prompts.soft import SoftPrompt
 from prompt_core.prompts.start import starting_prompt
 
-__all__ = ["DeepPrefix", "Prompt", "PromptState", "Reparameterised", "SoftPrompt", "Tree", "hidden_states", "lower", "starting_prompt"]
+__all__ = [
+    "DeepPrefix",
+    "MultitaskPrompt",
+    "Prompt",
+    "PromptState",
+    "Reparameterised",
+    "SoftPrompt",
+    "Tree",
+    "hidden_states",
+    "lower",
+    "starting_prompt",
+]

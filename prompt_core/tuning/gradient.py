@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -48,22 +48,33 @@ OnStep = Callable[[Step], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Member:
-    """One prompt of a fleet, with everything that decides how it is tuned.
+class Part:
+    """A prompt with its task. It is tuned in place.
 
     Attributes:
-        prompt, objective: tuned in place. The prompt ends as the running average at the best look at the validation
-            loss, or after the last step where there are no validation examples.
+        prompt, objective: end as the running average at the best look at the validation loss, or after the last step
+            where there are no validation examples.
         train, validation: encoded examples; `validation` may be empty.
-        spec: its settings.
-        generator: its random stream, on the CPU; it orders the examples.
-        on_step: called after every one of its steps.
     """
 
     prompt: Prompt
     objective: Objective
     train: Sequence[Encoded]
     validation: Sequence[Encoded]
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """What one optimizer of a fleet tunes: usually one prompt, or several that have parameters in common.
+
+    Attributes:
+        parts: the prompts; the loss is the mean of theirs.
+        spec: settings of the optimizer, the schedule and the looks.
+        generator: the random stream, on the CPU; it orders the examples.
+        on_step: called after every step of this member.
+    """
+
+    parts: Sequence[Part]
     spec: TuneSpec
     generator: torch.Generator
     on_step: OnStep | None = None
@@ -83,18 +94,19 @@ def optimise(backbone: Backbone, members: Sequence[Member]) -> list[TuningRecord
     runs = [_Run(member) for member in members]
     budget = max(member.spec.batch_tokens for member in members)
     while going := [run for run in runs if run.goes_on]:
-        work = [(run, run.begin_step()) for run in going]
+        work = [pair for run in going for pair in run.begin_step()]
         with_gradients = _pass_losses(backbone, work, budget, backward=True)
         for run in going:
-            run.end_step(with_gradients[run])
+            run.end_step(with_gradients)
         looking = [run for run in going if run.looks_now]
         if looking:
             for run in looking:
                 run.show_average()
             with torch.no_grad():
-                held_out = _pass_losses(backbone, [(run, run.member.validation) for run in looking], budget, backward=False)
+                held = [(part, part.validation) for run in looking for part in run.looks_at]
+                held_out = _pass_losses(backbone, held, budget, backward=False)
             for run in looking:
-                run.look(held_out[run])
+                run.look(held_out)
         for run in going:
             run.report()
     return [run.finish() for run in runs]
@@ -105,13 +117,15 @@ class _Run:
 
     def __init__(self, member: Member) -> None:
         self.member, self.spec = member, member.spec
-        everything = [*member.prompt.parameters(), *member.objective.parameters()]
+        self.looks_at = [part for part in member.parts if part.validation]
+        modules = [module for part in member.parts for module in (part.prompt, part.objective)]
+        everything = dict.fromkeys(parameter for module in modules for parameter in module.parameters())  # shared ones once
         self._parameters = [parameter for parameter in everything if parameter.requires_grad]
         self._start = [parameter.detach().clone() for parameter in self._parameters]
         self._moved = [nn.Parameter(torch.zeros_like(parameter)) for parameter in self._parameters]
         self._average = _Average(self._moved, self.spec.average)
         self._optimizer = torch.optim.AdamW(self._moved, lr=self.spec.learning_rate, weight_decay=self.spec.weight_decay)
-        self._batches = _batches(member.train, self.spec.batch_examples, member.generator)
+        self._batches = [_batches(part.train, self.spec.batch_examples, member.generator) for part in member.parts]
         self._losses: list[float] = []
         self._looks: list[Validation] = []
         self._best: tuple[float, int, list[Tensor]] | None = None
@@ -132,26 +146,27 @@ class _Run:
         """Whether the step that just ended is followed by a look at the validation loss."""
         done = len(self._losses)
         due = done % self.spec.validate_every == 0 or done == self.spec.steps
-        return self._error is None and bool(self.member.validation) and due
+        return self._error is None and bool(self.looks_at) and due
 
-    def begin_step(self) -> list[Encoded]:
-        """The next batch, with the parameters in place for it."""
-        self._place(self._moved)
-        self.member.objective.train()
-        batch = next(self._batches)
-        self._tokens += sum(len(e.input) + len(e.target) for e in batch)
-        return batch
+    def begin_step(self) -> list[tuple[Part, list[Encoded]]]:
+        """The next batch of each part, with the parameters in place for it."""
+        self._place(self._moved, training=True)
+        work = [(part, next(batches)) for part, batches in zip(self.member.parts, self._batches, strict=True)]
+        self._tokens += sum(len(e.input) + len(e.target) for _, batch in work for e in batch)
+        return work
 
-    def end_step(self, loss: float) -> None:
+    def end_step(self, losses: Mapping[Part, float]) -> None:
         """Move the parameters along the gradients that a pass left in them."""
-        number = len(self._losses) + 1
+        parts = self.member.parts
+        number, loss = len(self._losses) + 1, sum(losses[part] for part in parts) / len(parts)
         if not math.isfinite(loss + sum(float(p.grad.sum()) for p in self._parameters if p.grad is not None)):
             self._error = PromptmillError(f"step {number}", f"the training loss is {loss}", "Lower tune.learning_rate.")
             return
         self._rate = self.spec.learning_rate * rate_factor(number - 1, self.spec.steps, self.spec.warmup)
         self._optimizer.param_groups[0]["lr"] = self._rate
         for parameter, distance in zip(self._parameters, self._moved, strict=True):
-            distance.grad, parameter.grad = parameter.grad, None
+            if parameter.grad is not None:
+                distance.grad, parameter.grad = parameter.grad.div_(len(parts)), None
         nn.utils.clip_grad_norm_(self._moved, self.spec.clip)
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -161,12 +176,11 @@ class _Run:
 
     def show_average(self) -> None:
         """Put the running average in place, to be looked at."""
-        self._place(self._average.values)
-        self.member.objective.eval()
+        self._place(self._average.values, training=False)
 
-    def look(self, loss: float) -> None:
+    def look(self, losses: Mapping[Part, float]) -> None:
         """Note the validation loss of the running average, and the average itself where it is the best so far."""
-        self._validation_loss = loss
+        loss = self._validation_loss = sum(losses[part] for part in self.looks_at) / len(self.looks_at)
         self._looks.append(Validation(step=len(self._losses), loss=round(loss, 6)))
         if self._best is None or loss < self._best[0]:
             self._best = (loss, len(self._losses), [value.clone() for value in self._average.values])
@@ -183,16 +197,17 @@ class _Run:
         """Put what is kept in place and give the history, or the error."""
         if self._error:
             return self._error
-        self.member.objective.eval()
         kept_step, kept = self._best[1:] if self._best else (len(self._losses), self._average.values)
-        self._place(kept)
+        self._place(kept, training=False)
         looks = tuple(self._looks)
         return TuningRecord(steps=len(self._losses), kept_step=kept_step, train_loss=tuple(self._losses), validation=looks)
 
     @torch.no_grad()
-    def _place(self, moved: Sequence[Tensor]) -> None:
+    def _place(self, moved: Sequence[Tensor], training: bool) -> None:
         for parameter, origin, distance in zip(self._parameters, self._start, moved, strict=True):
             torch.add(origin, distance, out=parameter.data)
+        for part in self.member.parts:
+            part.objective.train(training)
 
 
 class _Average:
@@ -210,30 +225,30 @@ class _Average:
             value.lerp_(tensor, 1 - keep)
 
 
-def _pass_losses(backbone: Backbone, work: Sequence[tuple[_Run, Sequence[Encoded]]], budget: int, backward: bool) -> dict[_Run, float]:
-    """The mean loss of each run over its examples, and with `backward` its gradients in its parameters.
+def _pass_losses(backbone: Backbone, work: Sequence[tuple[Part, Sequence[Encoded]]], budget: int, backward: bool) -> dict[Part, float]:
+    """The mean loss of each part over its examples, and with `backward` its gradients in its parameters.
 
-    A run whose loss is not finite stays out of the passes that follow, and out of the gradients of the one it spoils.
+    A part whose loss is not finite stays out of the passes that follow, and out of the gradients of the one it spoils.
     """
-    weights = {run: sum(run.member.objective.weight(e) for e in examples) for run, examples in work}
-    states = {run: _Leaves(run.member.prompt.state(), backward) for run, _ in work}
+    weights = {part: sum(map(part.objective.weight, examples)) for part, examples in work}
+    states = {part: _Leaves(part.prompt.state(), backward) for part, _ in work}
     totals = dict.fromkeys(weights, 0.0)
-    items = [(run, example) for run, examples in work for example in examples]
-    for packed in pack(items, lambda item: item[0].member.objective.tokens(item[1]), budget):
-        parts = {run: [example for _, example in group] for run, group in groupby(packed, key=lambda item: item[0])}
-        while parts := {run: part for run, part in parts.items() if math.isfinite(totals[run])}:
-            trees = [Tree(states[run].state, *run.member.objective.segments(part)) for run, part in parts.items()]
+    items = [(part, example) for part, examples in work for example in examples]
+    for packed in pack(items, lambda item: item[0].objective.tokens(item[1]), budget):
+        batches = {part: [example for _, example in group] for part, group in groupby(packed, key=lambda item: item[0])}
+        while batches := {part: batch for part, batch in batches.items() if math.isfinite(totals[part])}:
+            trees = [Tree(states[part].state, *part.objective.segments(batch)) for part, batch in batches.items()]
             hidden = hidden_states(backbone, trees)
-            losses = [run.member.objective.loss(own, part) / weights[run] for (run, part), own in zip(parts.items(), hidden, strict=True)]
-            values = torch.stack(losses).tolist()
-            if all(map(math.isfinite, values)):
+            losses = torch.stack(
+                [part.objective.loss(own, batch) / weights[part] for (part, batch), own in zip(batches.items(), hidden, strict=True)]
+            )
+            spoiled = not torch.isfinite(losses).all()
+            for part, value in zip(batches, losses.tolist(), strict=True):
+                totals[part] += value if not spoiled or not math.isfinite(value) else 0.0
+            if not spoiled:
                 if backward:
-                    torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-                for run, value in zip(parts, values, strict=True):
-                    totals[run] += value
+                    losses.sum().backward()  # type: ignore[no-untyped-call]
                 break
-            for run, value in zip(parts, values, strict=True):
-                totals[run] += value if not math.isfinite(value) else 0.0
     for leaves in states.values():
         leaves.pass_on()
     return totals

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prompt_core.backbone import Backbone
 
-_ROWS = 256  # of one product with the vocabulary
+_ROWS = 512  # of one product with the vocabulary
 _CACHED = 16  # rows of logits, float32, that stay in the cache while the softmax passes over them
 
 

@@ -1,31 +1,21 @@
-"""`tune` and `tune_fleet`: prepare, encode, start, optimise, and fold the results into artifacts."""
+"""`tune`, `tune_fleet` and `tune_multitask`: from tasks to artifacts."""
 
 from __future__ import annotations
 
-import dataclasses
-import platform
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
-from typing import Any
 
 import polars as pl
-import torch
+from torch import nn
 
-import prompt_core
-from prompt_core.artifact import DataRecord, Manifest, TunedPrompt, TuningRecord
+from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, load_backbone
-from prompt_core.data import prepare
-from prompt_core.data.digest import frame_digest
-from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.errors import PromptmillError
-from prompt_core.prediction import check_base
-from prompt_core.prompts import starting_prompt
+from prompt_core.prompts import MultitaskPrompt, SoftPrompt
 from prompt_core.task import TaskSpec
-from prompt_core.tuning.build import answer, build_objective, describe, label_examples
 from prompt_core.tuning.gradient import Member, OnStep, Step, optimise
+from prompt_core.tuning.prepared import Prepared, Sides
 
-Sides = tuple[pl.DataFrame, pl.DataFrame | None]
 OnFleetStep = Callable[[int, Step], None]
 
 
@@ -84,133 +74,65 @@ def tune_fleet(
     Raises:
         PromptmillError: the backbone cannot be used, or the tasks name different ones.
     """
-    if others := [task.name for task in tasks if task.backbone != tasks[0].backbone]:
-        what = f"does not name the backbone of {tasks[0].name}"
-        raise PromptmillError(f"task {others[0]}: backbone", what, "A fleet tunes on one frozen model; tune it apart.")
-    backbone = backbone or load_backbone(tasks[0].backbone, tasks[0].folder)
-    prepared: dict[int, _Prepared] = {}
+    backbone = _common_backbone(tasks, backbone)
+    prepared: dict[int, Prepared] = {}
     results: dict[int, TunedPrompt | PromptmillError] = {}
     for number, task in enumerate(tasks):
         try:
-            prepared[number] = _Prepared(task, examples[number] if examples else None, backbone)
+            prepared[number] = Prepared(task, examples[number] if examples else None, backbone)
         except PromptmillError as error:
             results[number] = error
-    members = [ready.member(partial(on_step, number) if on_step else None) for number, ready in prepared.items()]
+    members = [
+        Member([ready.part], ready.task.tune, ready.generator, partial(on_step, number) if on_step else None)
+        for number, ready in prepared.items()
+    ]
     records = optimise(backbone, members) if members else []
     for (number, ready), record in zip(prepared.items(), records, strict=True):
         results[number] = record if isinstance(record, PromptmillError) else ready.artifact(record)
     return [results[number] for number in range(len(tasks))]
 
 
-class _Prepared:
-    """A task with its examples encoded and its prompt at the start."""
+def tune_multitask(
+    tasks: Sequence[TaskSpec],
+    examples: Sequence[Sides] | None = None,
+    backbone: Backbone | None = None,
+    *,
+    on_step: OnStep | None = None,
+) -> list[TunedPrompt]:
+    """Tune one soft prompt for several tasks, with a low-rank factor for each (multitask prompt tuning).
 
-    def __init__(self, task: TaskSpec, sides: Sides | None, backbone: Backbone) -> None:
-        if sides is None:
-            splits, _ = prepare(task)
-            sides = splits.train, splits.validation
-        self._task, self._backbone = task, backbone
-        self._train, self._validation = sides[0], sides[0].clear() if sides[1] is None else sides[1]
-        if self._train.is_empty():
-            raise PromptmillError(f"task {task.name}: data", "there is no training example", "Add rows.")
-        encoding = TaskEncoding(task, backbone)
-        self._labels = tuple(sorted(self._train[task.data.target].unique())) if task.objective == "classify" else ()
-        self._examples = encode_frame(task, encoding, self._train, self._labels)
-        self._held_out = encode_frame(task, encoding, self._validation, self._labels)
-        self._named = label_examples(task, encoding, backbone, self._labels)
-        self._generator = torch.Generator().manual_seed(task.tune.seed)
-        self._source = _source(task, backbone)
-        self._prompt = starting_prompt(
-            task,
-            encoding,
-            backbone,
-            self._generator,
-            labels=[describe(task, label) for label in self._labels],
-            demonstrations=_demonstrations(task, self._train),
-            source=self._source,
-        )
-        self._objective = build_objective(task, encoding, backbone, self._labels)
-        self._check_length()
+    What the tasks have in common is learned from the examples of all. Each gets an ordinary soft prompt, the product of
+    both; a further task can start from any of them (`prompt.start: prompt`).
 
-    def _check_length(self) -> None:
-        state = self._prompt.state()
-        prompt = len(state.root) + state.keys.shape[1]
-        example = max(self._objective.tokens(e) for e in (*self._examples, *self._held_out))
-        positions = self._backbone.max_positions
-        if self._backbone.causal and prompt + example > positions:
-            what = f"a prompt of {prompt} tokens and an example of {example} need more than the {positions} positions of the model"
-            raise PromptmillError(f"task {self._task.name}: prompt.tokens", what, "Lower prompt.tokens or tune.max_tokens.")
-
-    def member(self, on_step: OnStep | None) -> Member:
-        """What the gradient loop needs of it."""
-        train = [*self._examples, *self._named]
-        return Member(self._prompt, self._objective, train, self._held_out, self._task.tune, self._generator, on_step)
-
-    def artifact(self, record: TuningRecord) -> TunedPrompt:
-        """The tuned prompt, with what is to be known about it."""
-        task, backbone, prompt = self._task, self._backbone, self._prompt.tensors()
-        tensors = prompt | self._objective.tensors()
-        manifest = Manifest(
-            name=task.name,
-            kind=task.prompt.kind,
-            tokens=prompt["keys"].shape[1] if task.prompt.kind == "deep" else len(prompt["embeddings"]),
-            parameters=sum(tensor.numel() for tensor in tensors.values()),
-            task=task.without_places(backbone.identity.name),
-            labels=self._labels,
-            max_new_tokens=_longest_answer(task, self._examples),
-            backbone=backbone.identity,
-            started_from=self._source.digest if self._source else None,
-            tuning=record,
-            truncated_rows=sum(example.truncated for example in (*self._examples, *self._held_out)),
-            data=DataRecord(
-                train_rows=len(self._train),
-                train=frame_digest(self._train),
-                validation_rows=len(self._validation),
-                validation=frame_digest(self._validation),
-            ),
-            versions={
-                "promptmill": prompt_core.__version__,
-                "python": ".".join(platform.python_version_tuple()[:2]),
-                **{package: version(package) for package in ("torch", "transformers", "tokenizers")},
-            },
-            device=backbone.device.type,
-        )
-        return TunedPrompt(manifest, tensors, backbone.origin)
-
-
-def _source(task: TaskSpec, backbone: Backbone) -> TunedPrompt | None:
-    if task.prompt.start_from is None:
-        return None
-    source = TunedPrompt.load(task.locate(task.prompt.start_from))
-    check_base(source, backbone)
-    return source
-
-
-def _demonstrations(task: TaskSpec, train: pl.DataFrame) -> list[tuple[dict[str, Any], str]]:
-    """Training examples with their answers; ids are hashes, so their order is a fair draw."""
-    rows = train.sort("_id").head(task.prompt.demonstrations).iter_rows(named=True)
-    return [(row, answer(task, row[task.data.target])) for row in rows]
-
-
-def encode_frame(task: TaskSpec, encoding: TaskEncoding, frame: pl.DataFrame, labels: Sequence[str]) -> list[Encoded]:
-    """The rows of an example frame as token ids; a label is its index.
+    Args:
+        tasks: `prompt.kind: soft` of one length, on one backbone. Settings, seed and the start are those of the first.
+        examples: (train, validation) frames of each task; by default each task's own data.
+        backbone: the loaded frozen model; by default the tasks' own.
+        on_step: called after every step with the mean loss of the tasks.
 
     Raises:
-        PromptmillError: a label that is not among `labels`.
+        PromptmillError: a task cannot be used, or does not fit the first.
     """
-    rows = []
-    for fields in frame.iter_rows(named=True):
-        target = fields[task.data.target]
-        if task.objective == "generate":
-            rows.append(encoding.encode(fields, target))
-        elif target in labels:
-            rows.append(dataclasses.replace(encoding.encode(fields), target=(labels.index(target),)))
-        else:
-            raise PromptmillError(f"task {task.name}: data.{task.data.target}", f'label "{target}" has no training example', "Add some.")
-    return rows
+    backbone = _common_backbone(tasks, backbone)
+    prepared = [Prepared(task, examples[number] if examples else None, backbone) for number, task in enumerate(tasks)]
+    shared = nn.Parameter(prepared[0].prompt.state().rows.detach().clone())
+    for ready in prepared:
+        where = f"task {ready.task.name}: prompt"
+        if not isinstance(ready.prompt, SoftPrompt):
+            raise PromptmillError(where, "is not a plain soft prompt", "Write kind: soft, without a network.")
+        state = ready.prompt.state()
+        if len(state.rows) != len(shared):
+            what = f"has {len(state.rows)} tokens, that of {tasks[0].name} has {len(shared)}"
+            raise PromptmillError(f"{where}.tokens", what, "Give all tasks one length.")
+        ready.prompt = MultitaskPrompt(backbone, shared, state.root)
+    (record,) = optimise(backbone, [Member([ready.part for ready in prepared], tasks[0].tune, prepared[0].generator, on_step)])
+    if isinstance(record, PromptmillError):
+        raise record
+    return [ready.artifact(record) for ready in prepared]
 
 
-def _longest_answer(task: TaskSpec, train: Sequence[Encoded]) -> int | None:
-    if task.objective != "generate":
-        return None
-    return task.evaluate.max_new_tokens or -(-5 * max(len(example.target) for example in train) // 4)
+def _common_backbone(tasks: Sequence[TaskSpec], backbone: Backbone | None) -> Backbone:
+    if others := [task.name for task in tasks if task.backbone != tasks[0].backbone]:
+        what = f"does not name the backbone of {tasks[0].name}"
+        raise PromptmillError(f"task {others[0]}: backbone", what, "A fleet tunes on one frozen model; tune it apart.")
+    return backbone or load_backbone(tasks[0].backbone, tasks[0].folder)

@@ -15,7 +15,7 @@ from prompt_core.errors import PromptmillError
 from prompt_core.prompts import SoftPrompt
 from prompt_core.task import TaskSpec, TuneSpec
 from prompt_core.tuning import Step, tune, tune_fleet
-from prompt_core.tuning.gradient import Member, optimise
+from prompt_core.tuning.gradient import Member, Part, optimise
 from prompt_core.tuning.objective import Generation
 
 WORDS = ["parcel", "letter", "invoice", "driver", "door", "street", "label", "scanner", "depot", "truck"]
@@ -78,13 +78,14 @@ def members(backbone: Backbone, count: int, seen: list[tuple[int, Step]] | None 
         spec = TuneSpec(steps=4 + number, batch_examples=3, validate_every=2, learning_rate=1e-3)
         on_step = None if seen is None else (lambda step, number=number: seen.append((number, step)))
         generator = torch.Generator().manual_seed(number)
-        found.append(Member(SoftPrompt(backbone, rows), Generation(backbone), data, data[:2], spec, generator, on_step))
+        part = Part(SoftPrompt(backbone, rows), Generation(backbone), data, data[:2])
+        found.append(Member([part], spec, generator, on_step))
     return found
 
 
 def test_a_prompt_whose_loss_is_not_finite_leaves_and_the_others_go_on(llama: Backbone) -> None:
     alone, fleet = members(llama, 3), members(llama, 3)
-    fleet[1].prompt.embeddings.data[0, 0] = float("nan")
+    fleet[1].parts[0].prompt.embeddings.data[0, 0] = float("nan")
     expected = [optimise(llama, [member])[0] for member in alone]
     found = optimise(llama, fleet)
     assert isinstance(found[1], PromptmillError)
@@ -93,7 +94,7 @@ def test_a_prompt_whose_loss_is_not_finite_leaves_and_the_others_go_on(llama: Ba
         record, other = found[number], expected[number]
         assert isinstance(record, TuningRecord) and isinstance(other, TuningRecord)
         assert record.train_loss == pytest.approx(other.train_loss, rel=1e-5)
-        assert_equal_to_rounding(fleet[number].prompt.embeddings, alone[number].prompt.embeddings)
+        assert_equal_to_rounding(fleet[number].parts[0].prompt.embeddings, alone[number].parts[0].prompt.embeddings)
 
 
 def test_every_member_reports_its_own_steps(llama: Backbone) -> None:
