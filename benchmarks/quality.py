@@ -18,7 +18,6 @@ from record import SHARED_DATA, parse_seeds, write_result
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, load_backbone
-from prompt_core.encoding import TaskEncoding
 from prompt_core.evaluation import compare, corpus_bleu, summary
 from prompt_core.evaluation.baselines import baselines
 from prompt_core.evaluation.metrics import facts_kept
@@ -160,9 +159,7 @@ def _run(
 def _outputs(
     task: TaskSpec, prompt: TunedPrompt, train: pl.DataFrame, rows: list[dict[str, Any]], backbone: Backbone, progress: Progress
 ) -> dict[str, list[str]]:
-    encoding = TaskEncoding(task, backbone)
-    inputs = [encoding.encode(row) for row in rows]
-    contenders = baselines(task, train, inputs, encoding, backbone, prompt.manifest.max_new_tokens, progress.contender)
+    contenders = baselines(task, train, rows, backbone, prompt.manifest.max_new_tokens, progress.contender)
     outputs = {contender.name: list(contender.predictions) for contender in contenders}
     return outputs | {"tuned": prompt.predict(rows, backbone, progress.rows)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import NoReturn, Self, TextIO
 
@@ -32,6 +33,19 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._close()
+
+    def fleet(self, steps: Sequence[int]) -> Callable[[int, Step], None]:
+        """What shows the steps of prompts that are tuned side by side, `steps` of each at most; fits `tune_fleet(on_step=)`."""
+        if len(steps) == 1:
+            return lambda _, step: self.step(step)
+        done = [0] * len(steps)
+
+        def show(number: int, step: Step) -> None:
+            done[number] = step.number
+            bar = self._at(f"{self._title}: tuning", sum(steps), "step")
+            bar.update(sum(done) - bar.n)
+
+        return show
 
     def step(self, step: Step) -> None:
         """Show an optimizer step: its loss, speed and the last validation loss."""

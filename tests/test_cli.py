@@ -185,6 +185,20 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     assert 'there is no prompt "dsk". Did you mean "desk"?' in refused(tmp_path, "show", "dsk")
 
 
+def test_several_tasks_are_tuned_side_by_side_and_one_that_fails_keeps_none_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = []
+    for name, parts in (("a", {}), ("b", {"tune": {"steps": 2, "seed": 3}}), ("c", {"prompt": {"kind": "soft"}})):
+        files.append(a_task_file(tmp_path, name=name, **parts).rename(tmp_path / f"{name}.yaml"))
+    done = run("tune", *files, "--json")
+    assert done.exit_code == 2 and "task c: prompt.kind: soft, but minilm is an encoder" in done.stderr
+    written = json.loads(done.stdout)
+    assert [summary["name"] for summary in written] == ["a", "b"] and all(Path(summary["folder"]).is_dir() for summary in written)
+    assert "names one folder for 2 tasks" in run("tune", *files[:2], "--out", tmp_path / "p").stderr
+    table = passed("tune", *files[:2]).stdout
+    assert table.count("digest") == 2 and written[0]["digest"] in table
+
+
 def test_a_prompt_that_is_no_better_is_reported_with_status_1_and_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     task = a_task_file(tmp_path, gate={"min_gain": 99.0}, tune={"steps": 1})

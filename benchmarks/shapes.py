@@ -1,0 +1,58 @@
+"""The model that speed is measured on where the weights do not matter: a Llama of 12 layers, and the same without Promptmill."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from prompt_core.backbone import Backbone, load_backbone
+from prompt_core.backbone.locate import locate
+from prompt_core.task import BackboneSpec
+
+_CONFIG = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+
+
+@cache
+def _folder() -> str:
+    """Random weights with SmolLM2's tokenizer, as `save_pretrained` writes them; gone when the process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="llama12-")
+    _kept.append(folder)
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**_CONFIG, bos_token_id=0, eos_token_id=0, pad_token_id=0))
+    model.save_pretrained(folder.name)
+    transformers.AutoTokenizer.from_pretrained(locate(BackboneSpec(name="smollm2"), Path()).source).save_pretrained(folder.name)
+    return folder.name
+
+
+_kept: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def llama12(dtype: str = "float32") -> Backbone:
+    """12 layers, width 576, 9 heads, 3 KV heads of 64, MLP 1536, vocabulary 49,152."""
+    return load_backbone(BackboneSpec(name=_folder(), dtype=dtype))
+
+
+def plain_llama12(dtype: torch.dtype = torch.float32) -> Any:
+    """The same weights as transformers runs them, with its default attention."""
+    return transformers.AutoModelForCausalLM.from_pretrained(_folder(), dtype=dtype).eval().requires_grad_(False)
+
+
+def random_ids(low: int, high: int, count: int, seed: int = 0) -> list[tuple[int, ...]]:
+    """`count` sequences of `low` to `high` random token ids."""
+    generator = random.Random(seed)
+    return [tuple(generator.randrange(1000, 40_000) for _ in range(generator.randint(low, high))) for _ in range(count)]
