@@ -33,6 +33,23 @@ class BackboneSpec(Part):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto: bfloat16 for causal models where the processor computes in it, else float32"
     )
+    quantization: Literal["8bit", "4bit"] | None = Field(
+        default=None, description="hold the weights in 8 or 4 bits, through bitsandbytes; a prompt then belongs to that base"
+    )
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="cpu, cuda or one GPU such as cuda:1; auto: a GPU where there is one",
+    )
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = Field(
+        default=None, description="transformers' device_map, in place of device: spreads the layers of a large model over all GPUs"
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> BackboneSpec:
+        if self.device_map and self.device != "auto":
+            raise ValueError(f"device {self.device!r} and device_map {self.device_map!r} exclude each other; drop one")
+        return self
 
 
 class DataSpec(Part):
@@ -203,7 +220,9 @@ class TaskSpec(Part):
 
     def without_places(self, backbone: str) -> dict[str, Any]:
         """The task as plain data, without what says where and when it ran; `backbone` is the model's public name."""
-        content = self.model_dump(mode="json", exclude={"data": {"path", "test_path"}, "schedule": True})
+        content = self.model_dump(
+            mode="json", exclude={"data": {"path", "test_path"}, "backbone": {"device", "device_map"}, "schedule": True}
+        )
         content["data"]["path"] = "-"
         if self.prompt.start_from:
             content["prompt"]["start_from"] = "-"

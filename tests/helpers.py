@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import tokenizers
 import torch
 import transformers
 from torch import Tensor
+from transformers.masking_utils import eager_mask
 
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.backbone.locate import locate
@@ -22,25 +24,79 @@ from prompt_core.task import BackboneSpec, TaskSpec, parse_task
 _WIDTHS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256}
 # Weights far larger than usual: attention is then sharp, and a wrong mask cannot hide behind rounding.
 _SHARP = {"initializer_range": 0.3}
-_DECODER = {**_WIDTHS, **_SHARP, "intermediate_size": 64, "num_key_value_heads": 2}
+_BASE = {**_WIDTHS, **_SHARP, "intermediate_size": 64}
+_DECODER = {**_BASE, "num_key_value_heads": 2}
+_WIDE_HEADS = {**_DECODER, "head_dim": 16}
+_LOCAL_THEN_GLOBAL = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+_QWEN = {"use_sliding_window": True, **_LOCAL_THEN_GLOBAL}
+_GEMMA = {**_WIDE_HEADS, **_LOCAL_THEN_GLOBAL, "query_pre_attn_scalar": 8}
 _GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, **_SHARP}
-_CONFIGS: dict[str, tuple[type[Any], dict[str, Any]]] = {
+_OPT = {**_WIDTHS, "init_std": 0.3, "ffn_dim": 64}
+_EXPERTS = {"num_experts_per_tok": 2}
+_EYE = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+_ROTARY_HALF = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 64,
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+}
+_Sizes = dict[str, tuple[type[Any], dict[str, Any]]]
+# The families that Promptmill promises, each with what is peculiar to it switched on.
+CAUSAL: _Sizes = {
     "llama": (transformers.LlamaConfig, {**_DECODER, "head_dim": 8}),
-    "qwen2": (transformers.Qwen2Config, _DECODER),
     "mistral": (transformers.MistralConfig, {**_DECODER, "head_dim": 8, "sliding_window": 4}),
-    "gemma2": (transformers.Gemma2Config, {**_DECODER, "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8}),
+    "qwen2": (transformers.Qwen2Config, _DECODER),
+    "qwen2_local": (transformers.Qwen2Config, {**_DECODER, **_QWEN}),
+    "qwen3": (transformers.Qwen3Config, {**_WIDE_HEADS, **_QWEN}),
+    "qwen3_moe": (transformers.Qwen3MoeConfig, {**_WIDE_HEADS, **_EXPERTS, "num_experts": 4, "moe_intermediate_size": 16}),
+    "gemma2": (transformers.Gemma2Config, {**_GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0}),
+    "gemma3": (transformers.Gemma3TextConfig, {**_GEMMA, "final_logit_softcapping": 5.0}),
+    "gemma3_eyes": (
+        transformers.Gemma3Config,
+        {"text_config": {**_GEMMA, "vocab_size": 256}, "vision_config": _EYE, "mm_tokens_per_image": 4, "image_token_index": 255},
+    ),
+    "phi3": (transformers.Phi3Config, {**_DECODER, "sliding_window": 4, "rope_parameters": _ROTARY_HALF}),
+    "phi3_long": (transformers.Phi3Config, {**_DECODER, "original_max_position_embeddings": 64, "rope_parameters": _LONGROPE}),
+    "gpt_neox": (transformers.GPTNeoXConfig, {**_BASE, "rotary_pct": 0.25}),
     "gpt2": (transformers.GPT2Config, _GPT),
-    "gpt_neox": (transformers.GPTNeoXConfig, {**_WIDTHS, **_SHARP, "intermediate_size": 64}),
-    "opt": (transformers.OPTConfig, {**_WIDTHS, "init_std": 0.3, "ffn_dim": 64, "word_embed_proj_dim": 32}),
-    "bert": (transformers.BertConfig, {**_WIDTHS, **_SHARP, "intermediate_size": 64}),
+    "opt": (transformers.OPTConfig, {**_OPT, "word_embed_proj_dim": 32}),
+    "opt_narrow": (transformers.OPTConfig, {**_OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False}),
+    "smollm3": (transformers.SmolLM3Config, {**_DECODER, **_QWEN, "no_rope_layers": [1, 0]}),
+    "olmo2": (transformers.Olmo2Config, _DECODER),
+    "cohere": (transformers.CohereConfig, {**_DECODER, "logit_scale": 0.25}),
+    "granite": (transformers.GraniteConfig, {**_DECODER, "logits_scaling": 8.0, "embedding_multiplier": 3.0, "attention_multiplier": 0.2}),
+    "gpt_oss": (transformers.GptOssConfig, {**_WIDE_HEADS, **_LOCAL_THEN_GLOBAL, **_EXPERTS, "num_local_experts": 4}),
+}
+_ROBERTA = {**_BASE, "pad_token_id": 1}
+ENCODERS: _Sizes = {
+    "bert": (transformers.BertConfig, _BASE),
+    "roberta": (transformers.RobertaConfig, _ROBERTA),
+    "xlm_roberta": (transformers.XLMRobertaConfig, {**_ROBERTA, "type_vocab_size": 1}),
+    "electra": (transformers.ElectraConfig, {**_BASE, "embedding_size": 16}),
+    "distilbert": (
+        transformers.DistilBertConfig,
+        {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 256, **_SHARP},
+    ),
+    "modernbert": (
+        transformers.ModernBertConfig,
+        {**_BASE, "local_attention": 8, "layer_types": ["full_attention", "sliding_attention"], "cls_token_id": 0, "sep_token_id": 0},
+    ),
+}
+REFUSED: _Sizes = {
     "bloom": (transformers.BloomConfig, {"hidden_size": 32, "n_layer": 2, "n_head": 4}),
     "codegen": (transformers.CodeGenConfig, {**_GPT, "n_ctx": 256, "rotary_dim": 8}),
     "xglm": (
         transformers.XGLMConfig,
         {"d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4, "max_position_embeddings": 256},
     ),
+    "deberta_v2": (transformers.DebertaV2Config, _BASE),
     "mamba": (transformers.MambaConfig, {"hidden_size": 32, "num_hidden_layers": 2}),
     "t5": (transformers.T5Config, {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}),
+    "llama_chunked": (transformers.LlamaConfig, {**_DECODER, "layer_types": ["full_attention", "chunked_attention"]}),
+    "bert_decoder": (transformers.BertConfig, {**_BASE, "is_decoder": True}),
+    "gemma3_embedding": (transformers.Gemma3TextConfig, {**_GEMMA, "use_bidirectional_attention": True}),
 }
 
 
@@ -50,12 +106,21 @@ def tokenizer_of(embedded: str) -> Any:
     return transformers.AutoTokenizer.from_pretrained(locate(BackboneSpec(name=embedded), Path()).source)
 
 
-def save_tiny(architecture: str, folder: Path) -> Path:
-    """A random model of two layers with the tokenizer of an embedded model, as `save_pretrained` writes it."""
-    tokenizer = tokenizer_of("minilm" if architecture == "bert" else "smollm2")
-    config_class, sizes = _CONFIGS[architecture]
-    config = config_class(**sizes, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, pad_token_id=0)
-    bare = architecture in ("bert", "t5")
+@cache
+def wordless_tokenizer() -> Any:
+    """A tokenizer of 256 tokens `t0`, `t1`, ..., for models that are given ids: theirs is saved and loaded at once."""
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"t{i}": i for i in range(256)}, unk_token="t0"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0", pad_token="t1")
+
+
+def save_tiny(architecture: str, folder: Path, tokenizer: Any = None) -> Path:
+    """A random model of two layers as `save_pretrained` writes it, by default with the tokenizer of an embedded model."""
+    encoder = architecture in ENCODERS
+    tokenizer = tokenizer or tokenizer_of("minilm" if encoder else "smollm2")
+    config_class, sizes = (CAUSAL | ENCODERS | REFUSED)[architecture]
+    config = config_class(**{"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, **sizes})
+    bare = encoder or architecture in ("t5", "deberta_v2", "bert_decoder")
     with torch.random.fork_rng():
         torch.manual_seed(7)
         model = (transformers.AutoModel if bare else transformers.AutoModelForCausalLM).from_config(config)
@@ -101,9 +166,9 @@ def states_behind(backbone: Backbone, prompt: Prompt, segments: Sequence[Tensor]
 
 
 def random_ids(*lengths: int, seed: int = 0, vocabulary: int = 20_000) -> list[Tensor]:
-    """Token ids of sequences with these lengths."""
+    """Token ids of sequences with these lengths, none of the first twentieth of the vocabulary, where special tokens are."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(1000, vocabulary, (length,), generator=generator) for length in lengths]
+    return [torch.randint(vocabulary // 20, vocabulary, (length,), generator=generator) for length in lengths]
 
 
 def random_prefix(backbone: Backbone, tokens: int, seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -127,6 +192,25 @@ def behind_cache(model: Any, keys: Tensor, values: Tensor, ids: Tensor) -> Tenso
         cache.update(k.transpose(0, 1)[None], v.transpose(0, 1)[None], layer)
     positions = torch.arange(keys.shape[1], keys.shape[1] + len(ids))
     states: Tensor = model.base_model(input_ids=ids[None], position_ids=positions[None], past_key_values=cache).last_hidden_state[0]
+    return states
+
+
+def encoder_behind_cache(model: Any, keys: Tensor, values: Tensor, ids: Tensor) -> Tensor:
+    """The same for an encoder: in each layer, the keys and values stand before the text's own, and no window hides them."""
+    layers = iter(zip(keys, values, strict=True))
+
+    def attend(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, **_: Any) -> tuple[Tensor, None]:
+        prefix_k, prefix_v = (states.transpose(0, 1)[None] for states in next(layers))
+        scores = q @ k.transpose(-1, -2) * scaling
+        scores = scores if mask is None else scores + mask
+        scores = torch.cat([q @ prefix_k.transpose(-1, -2) * scaling, scores], -1)
+        return (scores.softmax(-1) @ torch.cat([prefix_v, v], 2)).transpose(1, 2), None
+
+    transformers.AttentionInterface.register("behind_cache", attend)
+    transformers.AttentionMaskInterface.register("behind_cache", eager_mask)
+    model.set_attn_implementation("behind_cache")
+    states: Tensor = model(input_ids=ids[None]).last_hidden_state[0]
+    model.set_attn_implementation("eager")
     return states
 
 

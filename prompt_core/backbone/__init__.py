@@ -1,6 +1,7 @@
 """The frozen model: found, loaded, given the attention step, probed and identified by content."""
 
 from prompt_core.backbone.attention import DecodePass, ForestPass
-from prompt_core.backbone.model import Backbone, load_backbone
+from prompt_core.backbone.load import load_backbone
+from prompt_core.backbone.model import Backbone
 
 __all__ = ["Backbone", "DecodePass", "ForestPass", "load_backbone"]

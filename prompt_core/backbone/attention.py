@@ -32,6 +32,11 @@ def layer_of(module: torch.nn.Module) -> int:
 class AttentionPass(Protocol):
     """What an attention layer asks for during one forward."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where attention runs: q, k and v of a layer that lies elsewhere come over, and its result goes back."""
+        ...
+
     def attend(self, module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, **scores: Any) -> Tensor:
         """Attention of the layer that `module` belongs to. q [S, Hq, D], k and v [S, Hkv, D] -> [S, Hq, D]."""
         ...
@@ -51,6 +56,11 @@ class ForestPass:
     keys: Tensor | None = None
     values: Tensor | None = None
     captured: list[tuple[Tensor, Tensor]] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """The forest's."""
+        return self.forest.device
 
     def attend(self, module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, **scores: Any) -> Tensor:
         """Exact attention over the forest, see `prefix_attention`."""
@@ -82,6 +92,11 @@ class DecodePass:
     def __post_init__(self) -> None:
         self._rows = torch.arange(len(self.lengths), device=self.lengths.device)
 
+    @property
+    def device(self) -> torch.device:
+        """The cache's."""
+        return self.lengths.device
+
     def attend(self, module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, **scores: Any) -> Tensor:
         """Append this token's key and value to the cache, then attend, see `decode_attention`."""
         layer = layer_of(module)
@@ -108,9 +123,11 @@ def _attend(
     """The function that transformers calls. query [1, Hq, S, D], key and value [1, Hkv, S, D] -> [1, S, Hq, D]."""
     if prompt_pass is None or attention_mask is not None or query.shape[0] != 1:
         raise RuntimeError(f"{type(module).__name__} was called without its packed row: run the model through Backbone, not by itself")
-    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    scores = {"scale": scaling, "window": sliding_window, "softcap": softcap, "sinks": s_aux}
-    return prompt_pass.attend(module, q, k, v, **scores).unsqueeze(0), None
+    home = prompt_pass.device
+    q, k, v = (states[0].transpose(0, 1).to(home) for states in (query, key, value))
+    sinks = None if s_aux is None else s_aux.to(home)
+    out = prompt_pass.attend(module, q, k, v, scale=scaling, window=sliding_window, softcap=softcap, sinks=sinks)
+    return out.unsqueeze(0).to(query.device), None
 
 
 def _no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from pathlib import Path
 
 import platformdirs
 
+from prompt_core.backbone.identity import file_digest
 from prompt_core.errors import PromptmillError
 
 
@@ -18,12 +18,12 @@ def converted(file: Path) -> Path:
     Raises:
         PromptmillError: the file is damaged or of an architecture that transformers does not read from GGUF.
     """
-    folder = platformdirs.user_cache_path("promptmill") / "gguf" / file_digest(file)[:32]
-    if folder.is_dir():
-        return folder
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise PromptmillError(f"backbone: {file}", "is not a GGUF file", "Fetch the file again.")
+    folder = platformdirs.user_cache_path("promptmill") / "gguf" / file_digest(file)[:32]
+    if folder.is_dir():
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     try:
@@ -55,9 +55,3 @@ def _convert(file: Path, folder: Path) -> None:
     plain.load_state_dict(loaded.state_dict())
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of a file's content, 64 hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

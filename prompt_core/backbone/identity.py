@@ -9,20 +9,35 @@ from pathlib import Path
 
 import platformdirs
 
-from prompt_core.backbone.gguf import file_digest
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+)
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja")
 
+def weights_digest(folder: Path, weights: Path | None, quantization: str | None = None) -> str:
+    """SHA-256 of the weights that a model computes with, 64 hexadecimal digits.
 
-def weights_digest(folder: Path, weights: Path | None) -> str:
-    """SHA-256 over the weight files of a folder, or of the one file that `weights` names, 64 hexadecimal digits."""
-    files = [weights] if weights else sorted(folder.glob("*.safetensors"))
+    Args:
+        folder: where the weight files are.
+        weights: the one file that counts instead of the folder's.
+        quantization: rounds the weights at load, so that they are others than the same files' as they stand.
+    """
+    files = [weights] if weights else _weight_files(folder)
     if len(files) == 1:
-        return _remembered(files[0])
-    combined = hashlib.sha256()
-    for file in files:
-        combined.update(bytes.fromhex(_remembered(file)))
-    return combined.hexdigest()
+        digest = file_digest(files[0])
+    else:
+        combined = hashlib.sha256()
+        for file in files:
+            combined.update(bytes.fromhex(file_digest(file)))
+        digest = combined.hexdigest()
+    return digest if quantization is None else hashlib.sha256(f"{digest}+{quantization}".encode()).hexdigest()
 
 
 def tokenizer_digest(folder: Path) -> str:
@@ -37,17 +52,30 @@ def tokenizer_digest(folder: Path) -> str:
     return combined.hexdigest()
 
 
-def _remembered(file: Path) -> str:
-    """The file's digest, looked up by path, size and time of change before it is computed."""
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal digits; looked up in the user's cache before it is computed.
+
+    What is remembered holds for path, inode, size and both times of change: the second one, the file system's own,
+    moves even where a copy keeps the first.
+    """
     file = file.resolve()  # a hub snapshot is links into its blobs
     state = file.stat()
-    key = hashlib.sha256(json.dumps([str(file), state.st_size, state.st_mtime_ns]).encode()).hexdigest()
-    note = platformdirs.user_cache_path("promptmill") / "digests" / key
+    key = [str(file), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+    note = platformdirs.user_cache_path("promptmill") / "digests" / hashlib.sha256(json.dumps(key).encode()).hexdigest()
     if note.is_file() and len(known := note.read_text(encoding="ascii")) == 64:
         return known
-    digest = file_digest(file)
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     note.parent.mkdir(parents=True, exist_ok=True)
     beside = note.with_suffix(f".{os.getpid()}")
     beside.write_text(digest, encoding="ascii")
     beside.replace(note)
     return digest
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """What transformers loads: one file, or the shards that an index names. The folder may hold the same in other forms too."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file() or not index.is_file():
+        return [whole]
+    return sorted(folder / name for name in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))

@@ -1,39 +1,44 @@
-"""The loaded backbone: packed rows in, hidden states and logits out, all weights frozen."""
+"""The backbone: packed rows in, hidden states and logits out, all weights frozen."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.utils import logging as transformers_logging
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prompt_core.artifact import BackboneIdentity
 from prompt_core.backbone.attention import NAME, AttentionPass
-from prompt_core.backbone.identity import tokenizer_digest, weights_digest
-from prompt_core.backbone.locate import Located, locate
-from prompt_core.backbone.probe import probe
-from prompt_core.errors import PromptmillError
-from prompt_core.task import BackboneSpec
+from prompt_core.backbone.probe import alone, probe, probe_ids, refused
 
 
 class Backbone:
     """A frozen transformers model whose attention is the packed attention step.
 
-    Attributes:
+    Args:
+        model: with the attention that it was trained with (`attn_implementation="eager"`), in evaluation mode.
+        tokenizer: its own.
+        causal: whether it is a causal language model; else it is a bidirectional encoder.
+        pool_first: whether an encoder's vector of a text is its first state.
         identity: name, architecture, dtype and content digests.
         origin: path of a local backbone, else None.
-        tokenizer: the model's own.
-        causal: whether it is a causal language model; else a bidirectional encoder.
-        num_layers, num_kv_heads, head_dim, hidden_size: the shape of a prompt for it.
-        dtype, device: of the weights.
+
+    Attributes:
+        identity, origin, tokenizer, causal: as given.
+        num_layers, num_kv_heads, head_dim: the shape of a deep prefix for it; a soft prompt is as wide as `vocabulary`.
+        hidden_size: width of the hidden states.
+        max_positions: tokens of the longest path that it was made for.
+        dtype: of embeddings and hidden states.
+        device: where rows go in and states come out, wherever the layers lie.
         logit_cap: logits become cap * tanh(logit / cap); None for no cap.
+
+    Raises:
+        PromptmillError: the architecture fails the probe.
     """
 
     def __init__(
@@ -46,156 +51,90 @@ class Backbone:
         origin: str | None,
     ) -> None:
         self.identity, self.origin, self.tokenizer, self.causal, self._pool_first = identity, origin, tokenizer, causal, pool_first
-        self._model = model.eval().requires_grad_(False)
-        self._base: PreTrainedModel = model.base_model
+        self._model = model.requires_grad_(False)
+        # Of a model that also reads images, the decoder is the part for texts.
+        self._base: PreTrainedModel = model.get_decoder() if causal else model.base_model
         self._embed = model.get_input_embeddings()
-        model.set_attn_implementation(NAME)
-        config = model.config
-        if not getattr(config, "num_attention_heads", None):
-            raise PromptmillError(f"backbone: architecture {type(model).__name__}", "has no attention heads", "Choose another model.")
-        heads: int = config.num_attention_heads
-        self.hidden_size: int = config.hidden_size
-        self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
-        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+        config = self._base.config
         self.dtype: torch.dtype = self._embed.weight.dtype
-        self.device: torch.device = self._embed.weight.device
-        self.max_positions: int = getattr(config, "max_position_embeddings", None) or 1 << 30
-        # RoBERTa and its kin count positions from padding_idx + 1, and mark that on the position table.
-        tables = [m for name, m in self._base.named_modules() if name.endswith("position_embeddings") and isinstance(m, torch.nn.Embedding)]
-        self._position_offset = tables[0].padding_idx + 1 if tables and tables[0].padding_idx is not None else 0
+        self.device = _device_of(self._embed)
+        self._position_offset = _position_offset(self._base)
+        self.max_positions = _max_positions(config) - self._position_offset
         self.logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
-        self.num_layers: int = config.num_hidden_layers
-        probe(self._base, causal, self._position_offset)
-
-    @property
-    def head_weight(self) -> Tensor:
-        """The output embedding matrix [V, H] of a causal model."""
-        weight: Tensor = self._model.get_output_embeddings().weight
-        return weight
+        ids = probe_ids(len(self._embed.weight), tokenizer.all_special_ids).to(self.device)
+        expected = alone(model, ids, causal)
+        model.set_attn_implementation(NAME)
+        shape = probe(self, self._base, ids, expected)
+        self.num_layers, self.num_kv_heads, self.head_dim = shape.num_layers, shape.num_kv_heads, shape.head_dim
+        self.hidden_size = shape.hidden_size
 
     @property
     def vocabulary(self) -> Tensor:
-        """The input embedding matrix [V, H]."""
+        """The input embeddings of all tokens, as `embed` gives them: [V, H], the model's own tensor where it is that."""
         weight: Tensor = self._embed.weight
-        return weight
+        if type(self._embed) is torch.nn.Embedding and not weight.is_meta:
+            return weight
+        return self.embed(torch.arange(len(weight), device=self.device))
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Input embeddings. ids int64 [S] -> [S, H]."""
+        """Input embeddings, scaled where the model scales them. ids int64 [S] -> [S, H]."""
         embedded: Tensor = self._embed(ids)
         return embedded
 
     def hidden_states(self, embeddings: Tensor, position_ids: Tensor, prompt_pass: AttentionPass) -> Tensor:
-        """Last hidden states of one packed row. embeddings [S, H], position_ids int64 [S] -> [S, H]."""
-        output: Tensor = self._base(
-            inputs_embeds=embeddings[None],
-            position_ids=position_ids[None] + self._position_offset,
-            use_cache=False,
-            prompt_pass=prompt_pass,
-        ).last_hidden_state
+        """Last hidden states of one packed row. embeddings [S, H], position_ids int64 [S], counted from 0 -> [S, H]."""
+        with self._as_current_device():
+            output: Tensor = self._base(
+                inputs_embeds=embeddings[None],
+                position_ids=position_ids[None] + self._position_offset,
+                use_cache=False,
+                prompt_pass=prompt_pass,
+            ).last_hidden_state
         return output[0]
 
     def pool(self, states: Tensor, lengths: Sequence[int]) -> Tensor:
         """One vector per text: the mean of its states, or the first where the encoder says so. [sum(lengths), H] -> [n, H]."""
         return torch.stack([text[0] if self._pool_first else text.mean(0) for text in torch.split(states, list(lengths))])
 
+    @cached_property
+    def head_weight(self) -> Tensor:
+        """The output embeddings of a causal model [V, H], on `device`; its own tensor, but for models that scale their logits."""
+        head = self._model.get_output_embeddings()
+        if getattr(head, "bias", None) is not None:
+            raise refused(self._base, "adds a bias to its logits")
+        with align_module_device(head, self.device if head.weight.is_meta else None):  # fetches what accelerate has put away
+            weight: Tensor = head.weight.detach().to(self.device)
+        # Cohere multiplies the logits by its scale, Granite divides by its own.
+        scale = getattr(self._base.config, "logit_scale", None) or 1 / (getattr(self._base.config, "logits_scaling", None) or 1)
+        return weight if scale == 1 else weight * scale
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits of a causal model. hidden [N, H] -> [N, V]."""
-        logits: Tensor = self._model.get_output_embeddings()(hidden)
+        logits = hidden @ self.head_weight.T
         return logits if self.logit_cap is None else torch.tanh(logits / self.logit_cap) * self.logit_cap
 
-
-def load_backbone(spec: BackboneSpec, folder: Path | None = None) -> Backbone:
-    """The frozen model of a task, loaded once per process.
-
-    Args:
-        spec: name, revision and dtype.
-        folder: what a relative path starts from; default: the current folder.
-
-    Raises:
-        PromptmillError: it cannot be found or read, or its architecture fails the probe.
-    """
-    return _load(locate(spec, folder or Path()), spec.revision, spec.dtype)
+    def _as_current_device(self) -> AbstractContextManager[Any]:
+        """Triton launches on the current GPU, which need not be the one that the tensors are on."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
 
-@lru_cache(maxsize=2)
-def _load(located: Located, revision: str | None, dtype_name: str) -> Backbone:
-    where = f"backbone: {located.public_name}"
-    hub: dict[str, Any] = {"revision": revision} if located.is_hub else {}
-    with _quiet():
-        try:
-            config = AutoConfig.from_pretrained(located.source, **hub)
-            causal = _is_causal(config, where)
-            dtype = _dtype(dtype_name, causal)
-            loader = AutoModelForCausalLM if causal else AutoModel
-            model, found = loader.from_pretrained(
-                located.source, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **hub
-            )
-            tokenizer = AutoTokenizer.from_pretrained(located.source, **hub)
-        except PromptmillError:
-            raise
-        except Exception as error:  # transformers, safetensors and the hub client each raise their own kinds
-            reason = " ".join(str(error).split())[:300]
-            raise PromptmillError(where, f"cannot be loaded ({reason})", "Check the name, the revision and the files.") from None
-    _refuse_missing(found["missing_keys"], where)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    files = Path(model.config._name_or_path if not located.is_hub else _snapshot(located.source, revision))
-    identity = BackboneIdentity(
-        name=located.public_name,
-        revision=revision,
-        architecture=type(model).__name__,
-        dtype=str(dtype).removeprefix("torch."),
-        weights=weights_digest(files, located.weights),
-        tokenizer=tokenizer_digest(files),
-    )
-    with _quiet():
-        return Backbone(model.to(device), tokenizer, causal, _pools_first(files), identity, located.origin)
+def _device_of(embedding: torch.nn.Module) -> torch.device:
+    """Where it computes; accelerate's hook says it where the weights themselves are put away."""
+    computing = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    weight: Tensor = embedding.get_parameter("weight")
+    return weight.device if computing is None else torch.device(computing)
 
 
-def _refuse_missing(names: Iterable[str], where: str) -> None:
-    """transformers draws absent weights at random and goes on. Only a pooler may be absent: `Backbone.pool` replaces it."""
-    missing = sorted(name for name in names if "pooler" not in name)
-    if missing:
-        raise PromptmillError(where, f"its files lack {len(missing)} weights, the first is {missing[0]}", "Fetch or save the model again.")
+def _position_offset(base: PreTrainedModel) -> int:
+    """RoBERTa and its kin count positions from padding_idx + 1, and mark that on the position table."""
+    tables = [m for name, m in base.named_modules() if name.endswith("position_embeddings") and isinstance(m, torch.nn.Embedding)]
+    return tables[0].padding_idx + 1 if tables and tables[0].padding_idx is not None else 0
 
 
-def _pools_first(folder: Path) -> bool:
-    """Whether a sentence encoder's own settings name its first token as the pooled state."""
-    settings = folder / "1_Pooling" / "config.json"
-    return settings.is_file() and bool(json.loads(settings.read_text(encoding="utf-8")).get("pooling_mode_cls_token"))
-
-
-def _snapshot(hub_id: str, revision: str | None) -> str:
-    from huggingface_hub import snapshot_download
-
-    return snapshot_download(hub_id, revision=revision, local_files_only=True)
-
-
-def _is_causal(config: Any, where: str) -> bool:
-    if getattr(config, "is_encoder_decoder", False):
-        raise PromptmillError(where, f"is an encoder-decoder ({config.model_type})", "Use a causal model or an encoder.")
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return False
-    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return True
-    raise PromptmillError(where, f'model type "{config.model_type}" is neither a causal model nor an encoder', "Choose another model.")
-
-
-def _dtype(name: str, causal: bool) -> torch.dtype:
-    if name != "auto":
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
-    fast = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if causal and fast else torch.float32
-
-
-class _quiet:
-    """Keeps transformers' load bars and advice off the terminal, where our own progress stands."""
-
-    def __enter__(self) -> None:
-        self._level = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        transformers_logging.set_verbosity(self._level)
-        transformers_logging.enable_progress_bar()
+def _max_positions(config: PretrainedConfig) -> int:
+    """Positions that a model has. One with LongRoPE turns every token by other angles once a row exceeds its first range:
+    the row's longest example would decide for all others, so that this range is what a packed row has."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return int(rope["original_max_position_embeddings"])
+    return getattr(config, "max_position_embeddings", None) or 1 << 30

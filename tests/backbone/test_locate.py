@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import backbone_at, save_tiny, tokenizer_of
+from helpers import backbone_at, save_tiny, tokenizer_of, wordless_tokenizer
 
 from prompt_core.backbone.locate import Located, locate
 from prompt_core.errors import PromptmillError
@@ -69,7 +69,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_weights_or_with_pickled_ones_is_refused(tmp_path: Path) -> None:
-    folder = save_tiny("llama", tmp_path / "model")
+    folder = save_tiny("llama", tmp_path / "model", wordless_tokenizer())
     (folder / "model.safetensors").unlink()
     message = re.escape(f"backbone: folder {folder} has no weights in safetensors. Save the model with save_pretrained; pickled")
     with pytest.raises(PromptmillError, match=message):
@@ -80,13 +80,13 @@ def test_a_folder_without_weights_or_with_pickled_ones_is_refused(tmp_path: Path
 
 
 def test_a_folder_without_a_tokenizer_or_with_damaged_weights_is_one_line(tmp_path: Path) -> None:
-    folder = save_tiny("llama", tmp_path / "model")
+    folder = save_tiny("llama", tmp_path / "model", wordless_tokenizer())
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(PromptmillError, match=r"backbone: model: cannot be loaded \(.*\). Check the name") as caught:
         backbone_at(str(folder))
     assert "\n" not in str(caught.value)
-    folder = save_tiny("llama", tmp_path / "other")
+    folder = save_tiny("llama", tmp_path / "other", wordless_tokenizer())
     for file in folder.glob("token*"):
         file.unlink()
     with pytest.raises(PromptmillError, match="backbone: other: "):
@@ -96,7 +96,7 @@ def test_a_folder_without_a_tokenizer_or_with_damaged_weights_is_one_line(tmp_pa
 def test_weights_that_lack_a_layer_are_refused(tmp_path: Path) -> None:
     import safetensors.torch
 
-    folder = save_tiny("llama", tmp_path / "model")
+    folder = save_tiny("llama", tmp_path / "model", wordless_tokenizer())
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     kept = {name: tensor for name, tensor in weights.items() if ".layers.1." not in name}
     safetensors.torch.save_file(kept, folder / "model.safetensors", {"format": "pt"})
@@ -117,7 +117,7 @@ def test_a_truncated_gguf_leaves_no_folder_behind(
     with pytest.raises(PromptmillError, match=rf"backbone: {re.escape(str(damaged))}: {finding}") as caught:
         found("damaged.gguf", tmp_path)
     assert "\n" not in str(caught.value)
-    assert not any(path.is_file() for path in (tmp_path / "cache").rglob("*"))
+    assert not any((tmp_path / "cache").rglob("gguf/*"))
 
 
 def test_a_file_that_is_no_gguf_or_is_missing_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,170 @@
+"""From a task's backbone to the loaded, frozen model: once per process, in the asked precision, on the asked device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from prompt_core.artifact import BackboneIdentity
+from prompt_core.backbone.identity import tokenizer_digest, weights_digest
+from prompt_core.backbone.locate import Located, locate
+from prompt_core.backbone.model import Backbone
+from prompt_core.backbone.quantize import Quantization, bitsandbytes_config, keep_differentiable
+from prompt_core.errors import PromptmillError
+from prompt_core.task import BackboneSpec
+
+_CHECK_SOURCE = "Check the name, the revision and the files."
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """How to load, with every `auto` decided: what comes to the same shares one model."""
+
+    revision: str | None
+    causal: bool
+    dtype: torch.dtype
+    device: torch.device
+    device_map: str | None
+    quantization: Quantization | None
+
+
+def load_backbone(spec: BackboneSpec, folder: Path | None = None) -> Backbone:
+    """The frozen model of a task, loaded once per process.
+
+    Args:
+        spec: name, revision, precision and place; `dtype` may also be that of a `BackboneIdentity`.
+        folder: what a relative path starts from; default: the current folder.
+
+    Raises:
+        PromptmillError: it cannot be found or read, there is no such device, or its architecture fails the probe.
+    """
+    located = locate(spec, folder or Path())
+    where = f"backbone: {located.public_name}"
+    device = _device(spec.device, where)
+    with _quiet(), _one_line(where):
+        config = AutoConfig.from_pretrained(located.source, **_from_where(located, spec.revision))
+    causal = _is_causal(config, where)
+    dtype = _dtype(spec.dtype.partition("+")[0], causal, device)
+    return _load(located, _Settings(spec.revision, causal, dtype, device, spec.device_map, spec.quantization))
+
+
+@lru_cache(maxsize=2)
+def _load(located: Located, settings: _Settings) -> Backbone:
+    where = f"backbone: {located.public_name}"
+    source = _from_where(located, settings.revision)
+    quantization, options = settings.quantization, {}
+    if quantization is not None:
+        options["quantization_config"] = bitsandbytes_config(quantization, settings.dtype, where)
+    with _quiet(), _one_line(where, "Check that bitsandbytes runs on this device." if quantization else _CHECK_SOURCE):
+        model, found = (AutoModelForCausalLM if settings.causal else AutoModel).from_pretrained(
+            located.source,
+            dtype=settings.dtype,
+            device_map=settings.device_map or str(settings.device),
+            attn_implementation="eager",
+            use_safetensors=True,
+            output_loading_info=True,
+            **source,
+            **options,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(located.source, **source)
+    _refuse_missing(found["missing_keys"], where)
+    keep_differentiable(model)
+    files = _snapshot(located.source, settings.revision) if located.is_hub else Path(located.source)
+    identity = BackboneIdentity(
+        name=located.public_name,
+        revision=files.name if located.is_hub else settings.revision,
+        architecture=type(model).__name__,
+        dtype="+".join(filter(None, (str(settings.dtype).removeprefix("torch."), quantization))),
+        weights=weights_digest(files, located.weights, quantization),
+        tokenizer=tokenizer_digest(files),
+    )
+    with _quiet():
+        return Backbone(model, tokenizer, settings.causal, _pools_first(files), identity, located.origin)
+
+
+def _from_where(located: Located, revision: str | None) -> dict[str, Any]:
+    """What every `from_pretrained` gets: the revision of a hub id, and never a model's own code."""
+    return {"trust_remote_code": False} | ({"revision": revision} if located.is_hub else {})
+
+
+def _refuse_missing(names: Iterable[str], where: str) -> None:
+    """transformers draws absent weights at random and goes on. Only a pooler may be absent: `Backbone.pool` replaces it."""
+    missing = sorted(name for name in names if "pooler" not in name)
+    if missing:
+        raise PromptmillError(where, f"its files lack {len(missing)} weights, the first is {missing[0]}", "Fetch or save the model again.")
+
+
+def _pools_first(folder: Path) -> bool:
+    """Whether a sentence encoder's own settings name its first token as the pooled state."""
+    settings = folder / "1_Pooling" / "config.json"
+    return settings.is_file() and bool(json.loads(settings.read_text(encoding="utf-8")).get("pooling_mode_cls_token"))
+
+
+def _snapshot(hub_id: str, revision: str | None) -> Path:
+    """The folder that a hub id was loaded from, named after the commit."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+
+
+def _is_causal(config: PretrainedConfig, where: str) -> bool:
+    if getattr(config, "is_encoder_decoder", False):
+        raise PromptmillError(where, f"is an encoder-decoder ({config.model_type})", "Use a causal model or an encoder.")
+    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        return False
+    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return True
+    raise PromptmillError(where, f'model type "{config.model_type}" is neither a causal model nor an encoder', "Choose another model.")
+
+
+def _device(name: str, where: str) -> torch.device:
+    count = torch.cuda.device_count()
+    auto = "cuda" if count else "cpu"
+    kind, _, number = (auto if name == "auto" else name).partition(":")
+    if kind == "cpu":
+        return torch.device(kind)
+    if int(number or 0) >= count:
+        raise PromptmillError(
+            f"{where}: device", f"{name}, but torch sees {count} GPUs here", "Use auto, cpu or the number of one of them."
+        )
+    return torch.device(kind, int(number or 0))
+
+
+def _dtype(name: str, causal: bool, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if causal and fast else torch.float32
+
+
+@contextmanager
+def _one_line(where: str, fix: str = _CHECK_SOURCE) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # transformers, safetensors, bitsandbytes and the hub client each raise their own kinds
+        reason = " ".join(str(error).split())[:300]
+        raise PromptmillError(where, f"cannot be loaded ({reason})", fix) from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers' load bars and advice off the terminal, where our own progress stands."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
