@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -95,6 +94,7 @@ REFUSED: _Sizes = {
     "mamba": (transformers.MambaConfig, {"hidden_size": 32, "num_hidden_layers": 2}),
     "t5": (transformers.T5Config, {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}),
     "llama_chunked": (transformers.LlamaConfig, {**_DECODER, "layer_types": ["full_attention", "chunked_attention"]}),
+    "phi": (transformers.PhiConfig, _DECODER),
     "bert_decoder": (transformers.BertConfig, {**_BASE, "is_decoder": True}),
     "gemma3_embedding": (transformers.Gemma3TextConfig, {**_GEMMA, "use_bidirectional_attention": True}),
 }
@@ -211,21 +211,6 @@ def encoder_behind_cache(model: Any, keys: Tensor, values: Tensor, ids: Tensor) 
     model.set_attn_implementation("behind_cache")
     states: Tensor = model(input_ids=ids[None]).last_hidden_state[0]
     model.set_attn_implementation("eager")
-    return states
-
-
-def bert_behind_cache(model: Any, keys: Tensor, values: Tensor, ids: Tensor) -> Tensor:
-    """The same for a BERT, whose cache transformers does not take: its own layers around dense attention."""
-    hidden = model.embeddings(input_ids=ids[None])[0]
-    for number, layer in enumerate(model.encoder.layer):
-        own = layer.attention.self
-        q, k, v = (part(hidden).view(len(ids), own.num_attention_heads, -1) for part in (own.query, own.key, own.value))
-        k, v = torch.cat([keys[number], k]), torch.cat([values[number], v])
-        weights = (torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(q.shape[-1])).softmax(-1)
-        context = torch.einsum("hqk,khd->qhd", weights, v).flatten(1)
-        attended = layer.attention.output(context, hidden)
-        hidden = layer.output(layer.intermediate(attended), attended)
-    states: Tensor = hidden
     return states
 
 

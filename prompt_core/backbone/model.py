@@ -102,7 +102,7 @@ class Backbone:
         head = self._model.get_output_embeddings()
         if getattr(head, "bias", None) is not None:
             raise refused(self._base, "adds a bias to its logits")
-        with align_module_device(head, self.device if head.weight.is_meta else None):  # fetches what accelerate has put away
+        with align_module_device(head):  # fetches what accelerate has put away
             weight: Tensor = head.weight.detach().to(self.device)
         # Cohere multiplies the logits by its scale, Granite divides by its own.
         scale = getattr(self._base.config, "logit_scale", None) or 1 / (getattr(self._base.config, "logits_scaling", None) or 1)

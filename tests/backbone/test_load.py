@@ -118,6 +118,16 @@ def test_longrope_keeps_to_the_range_in_which_no_example_turns_the_others(tmp_pa
     assert backbone_at(str(save_tiny("roberta", tmp_path / "roberta", wordless_tokenizer()))).max_positions == 254
 
 
+def test_an_encoder_pools_as_its_own_settings_say(tmp_path: Path) -> None:
+    states, lengths = torch.arange(10.0).view(5, 2), [2, 3]
+    mean = save_tiny("bert", tmp_path / "mean", wordless_tokenizer())
+    assert backbone_at(str(mean)).pool(states, lengths).tolist() == [[1, 2], [6, 7]]
+    first = save_tiny("bert", tmp_path / "first", wordless_tokenizer())
+    (first / "1_Pooling").mkdir()
+    (first / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
+    assert backbone_at(str(first)).pool(states, lengths).tolist() == [[0, 1], [4, 5]]
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
     """The hub's cache as a download leaves it, with two revisions of one model."""

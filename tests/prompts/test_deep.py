@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from helpers import assert_equal_to_rounding, behind_cache, bert_behind_cache, plain_model, random_ids, random_prefix, states_behind
+from helpers import assert_equal_to_rounding, behind_cache, encoder_behind_cache, plain_model, random_ids, random_prefix, states_behind
 from torch import Tensor
 
 from prompt_core.backbone import Backbone
@@ -43,7 +43,7 @@ def test_an_encoder_behind_a_prefix_equals_dense_attention(bert: Backbone, bert_
     prompt = DeepPrefix(bert, *random_prefix(bert, 3))
     found = states_behind(bert, prompt, texts)
     keys, values = (states.requires_grad_() for states in random_prefix(bert, 3))
-    expected = [bert_behind_cache(model, keys, values, ids) for ids in texts]
+    expected = [encoder_behind_cache(model, keys, values, ids) for ids in texts]
     assert_equal_to_rounding([states.detach() for states in found], [states.detach() for states in expected])
     sum(states[0].sum() for states in found).backward()
     sum(states[0].sum() for states in expected).backward()
@@ -54,7 +54,7 @@ def test_an_encoder_behind_a_prefix_equals_dense_attention(bert: Backbone, bert_
 def test_the_dense_encoder_without_a_prefix_is_the_plain_one(bert: Backbone, bert_folder: Path) -> None:
     model, (ids,) = plain_model(bert_folder, causal=False), random_ids(7)
     bare = PromptState.of(bert)
-    assert_equal_to_rounding(bert_behind_cache(model, bare.keys, bare.values, ids), model(input_ids=ids[None]).last_hidden_state[0])
+    assert_equal_to_rounding(encoder_behind_cache(model, bare.keys, bare.values, ids), model(input_ids=ids[None]).last_hidden_state[0])
 
 
 def test_two_passes_give_the_same_bits(llama: Backbone) -> None:
