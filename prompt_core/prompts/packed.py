@@ -93,5 +93,5 @@ def _input_rows(backbone: Backbone, trees: Sequence[Tree]) -> Tensor:
     if not len(places):
         return rows
     # F.embedding rather than indexing: its gradient sums repeated rows in a fixed order on a GPU too.
-    soft = F.embedding(-1 - ids[places], torch.cat([tree.prompt.rows for tree in trees]).to(rows.dtype))
+    soft = F.embedding(-1 - ids[places], torch.cat([tree.prompt.rows for tree in trees if len(tree.prompt.rows)]).to(rows.dtype))
     return rows.index_copy(0, places, soft)
