@@ -14,7 +14,7 @@ from pipelines.automation import retune, retune_schedules
 from pipelines.checks import build_checks
 from pipelines.io_managers import EvaluationFiles, FrameFiles, PromptFolders, SplitsFolders
 from pipelines.partitions import find_task_files, task_partitions
-from pipelines.resources import RunLog, Store, TaskFolder
+from pipelines.resources import Checkpoints, RunLog, Store, TaskFolder
 from pipelines.settings import Settings
 
 # Partitioned asset checks, which the gate needs, are marked as a preview, and parts that Dagster itself uses inside as beta.
@@ -36,6 +36,7 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
         "tasks": TaskFolder(folder=str(settings.tasks_dir)),
         "store": Store(url=settings.store_url),
         "progress": RunLog(),
+        "checkpoints": Checkpoints(folder=str(settings.storage_dir / "checkpoints")),
         "frames": FrameFiles(root=root),
         "splits": SplitsFolders(root=root),
         "prompts": PromptFolders(root=root),

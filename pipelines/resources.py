@@ -38,6 +38,12 @@ class Store(dg.ConfigurableResource):
         return PromptStore(self.url)
 
 
+class Checkpoints(dg.ConfigurableResource):
+    """Where an interrupted tuning leaves the state that a retry of its step goes on from."""
+
+    folder: str
+
+
 class RunLog(dg.ConfigurableResource):
     """Shows the progress of long steps in the run's log."""
 

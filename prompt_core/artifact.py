@@ -52,12 +52,13 @@ class Validation(Record):
 
 
 class TuningRecord(Record):
-    """How the tuning went: the loss of every step, and the step whose prompt was kept."""
+    """How the tuning went: the loss of every step, the step whose prompt was kept, and the steps whose loss was not finite."""
 
     steps: int
     kept_step: int
     train_loss: tuple[float, ...]
     validation: tuple[Validation, ...]
+    rollbacks: tuple[int, ...] = ()
 
 
 class DataRecord(Record):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # torch, polars and pydantic are imported by the commands tha
     from prompt_core.task import TaskSpec
 
 _PROMPTS = ".promptmill/prompts"
+_CHECKPOINTS = ".promptmill/checkpoints"
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 store_option = click.option(
@@ -55,7 +56,8 @@ def tune(tasks: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """Tune the prompts of TASKS: task files or names of such in tasks/.
 
     Several on one backbone are tuned side by side, which is faster than one after another. One that fails is named at
-    the end, with exit status 2, and keeps none of the others from being written.
+    the end, with exit status 2, and keeps none of the others from being written. A run that was interrupted goes on
+    from its last checkpoint when it is started again. Under torchrun the processes share every batch.
     """
     specs = [_task(task) for task in tasks]  # before torch is imported: a typing mistake is answered at once
     if out and len(specs) > 1:
@@ -65,22 +67,25 @@ def tune(tasks: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     _check_place(out or Path(_PROMPTS) / specs[0].name)
     from prompt_core.progress import Progress
     from prompt_core.tuning import tune_fleet
+    from prompt_core.tuning.parallel import process_group
 
     backbones = dict.fromkeys(spec.backbone for spec in specs)
     fleets = [[spec for spec in specs if spec.backbone == backbone] for backbone in backbones]
     summaries: list[dict[str, Any]] = []
     failures: list[PromptmillError] = []
-    for fleet in fleets:
-        with Progress(fleet[0].name if len(fleet) == 1 else f"{len(fleet)} tasks") as progress:
-            results = tune_fleet(fleet, on_step=progress.fleet([spec.tune.steps for spec in fleet]))
-        for prompt in results:
-            if isinstance(prompt, PromptmillError):
-                failures.append(prompt)
-                continue
-            folder = out or Path(_PROMPTS) / f"{prompt.name}-{prompt.digest[:12]}"
-            if not folder.exists():
-                prompt.save(folder)
-            summaries.append({"folder": str(folder), **_summary(prompt)})
+    with process_group() as writes:
+        for fleet in fleets:
+            with Progress(fleet[0].name if len(fleet) == 1 else f"{len(fleet)} tasks") as progress:
+                on_step = progress.fleet([spec.tune.steps for spec in fleet])
+                results = tune_fleet(fleet, on_step=on_step if writes else None, checkpoints=Path(_CHECKPOINTS))
+            failures += [result for result in results if isinstance(result, PromptmillError)]
+            for prompt in results if writes else []:
+                if isinstance(prompt, PromptmillError):
+                    continue
+                folder = out or Path(_PROMPTS) / f"{prompt.name}-{prompt.digest[:12]}"
+                if not folder.exists():
+                    prompt.save(folder)
+                summaries.append({"folder": str(folder), **_summary(prompt)})
     if summaries and as_json:
         click.echo(json.dumps(summaries[0] if len(specs) == 1 else summaries, ensure_ascii=False, indent=1))
     elif summaries:

@@ -117,10 +117,12 @@ class TuneSpec(Part):
     learning_rate: float = Field(default=1e-2, gt=0.0, le=10.0)
     weight_decay: float = Field(default=0.0, ge=0.0, le=10.0, description="pulls the prompt back to where it started")
     warmup: float = Field(default=0.1, ge=0.0, le=1.0, description="share of the steps with a rising rate")
+    decay: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="what the rate does after its rise")
     clip: float = Field(default=1.0, gt=0.0, description="largest gradient norm")
     average: float = Field(default=0.9, ge=0.0, lt=1.0, description="decay per step of the running average that is validated and kept")
     validate_every: int = Field(default=10, ge=1, description="steps between two looks at the validation loss")
     patience: int = Field(default=4, ge=1, description="looks without a better validation loss before stopping")
+    checkpoint_every: int = Field(default=20, ge=1, description="steps between two states that an interrupted run goes on from")
     anchor_scale: float = Field(default=10.0, gt=0.0, description="factor on the cosine of text and label anchor (encoders)")
     label_score: Literal["mean", "sum"] = Field(
         default="mean", description="a label's score is the mean or the sum of its tokens' log-likelihoods (causal models)"
@@ -224,6 +226,7 @@ class TaskSpec(Part):
             mode="json", exclude={"data": {"path", "test_path"}, "backbone": {"device", "device_map"}, "schedule": True}
         )
         content["data"]["path"] = "-"
+        del content["tune"]["checkpoint_every"]
         if self.prompt.start_from:
             content["prompt"]["start_from"] = "-"
         content["backbone"]["name"] = backbone

@@ -1,13 +1,14 @@
 """The tuned prompt, and the knobs that a run may turn."""
 
 import time
+from pathlib import Path
 
 import dagster as dg
 from pydantic import Field
 
 from pipelines.failures import plain_failures
 from pipelines.metadata import tuning_metadata
-from pipelines.resources import RunLog, TaskFolder
+from pipelines.resources import Checkpoints, RunLog, TaskFolder
 from prompt_core import TaskSpec
 from prompt_core.data import Splits
 from prompt_core.task import parse_task
@@ -48,13 +49,15 @@ class TuneConfig(dg.Config):
     pool="gpu",  # one at a time for each accelerator: see deploy/dagster.yaml
 )
 @plain_failures
-def tuned_prompt(context: dg.AssetExecutionContext, config: TuneConfig, tasks: TaskFolder, progress: RunLog, splits: Splits):
+def tuned_prompt(
+    context: dg.AssetExecutionContext, config: TuneConfig, tasks: TaskFolder, progress: RunLog, checkpoints: Checkpoints, splits: Splits
+):
     """The prompt of the frozen model, tuned on the train rows and chosen on the validation rows. The test rows are left alone."""
     from prompt_core import tune  # torch loads here, not with the code location
 
     task = config.applied_to(tasks.load(context.partition_key))
     began = time.monotonic()
     with progress.follow(context) as shown:
-        prompt = tune(task, splits.train, splits.validation, on_step=shown.step)
+        prompt = tune(task, splits.train, splits.validation, on_step=shown.step, checkpoints=Path(checkpoints.folder))
     seconds = time.monotonic() - began
     return dg.MaterializeResult(value=prompt, data_version=dg.DataVersion(prompt.digest), metadata=tuning_metadata(prompt, seconds))

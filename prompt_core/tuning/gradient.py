@@ -2,256 +2,140 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
-from prompt_core.artifact import TuningRecord, Validation
+from prompt_core.artifact import TuningRecord
 from prompt_core.backbone import Backbone
 from prompt_core.data.packing import pack
 from prompt_core.encoding import Encoded
 from prompt_core.errors import PromptmillError
-from prompt_core.prompts import Prompt, PromptState, Tree, hidden_states
-from prompt_core.task import TuneSpec
-from prompt_core.tuning.objective import Objective
-from prompt_core.tuning.schedule import rate_factor
+from prompt_core.prompts import PromptState, Tree, hidden_states
+from prompt_core.tuning.checkpoint import load_checkpoint, save_checkpoint
+from prompt_core.tuning.member import Member, Part
+from prompt_core.tuning.parallel import add_up, is_writer, share
+from prompt_core.tuning.run import Run
+
+_log = logging.getLogger("promptmill")
+_LEAST_TOKENS = 16
+
+Work = Sequence[tuple[Part, Sequence[Encoded]]]
 
 
-@dataclass(frozen=True)
-class Step:
-    """What a progress bar or a run log shows after a step.
-
-    Attributes:
-        number, steps: this step (from 1) and the last one, if patience does not end the tuning before.
-        loss: mean training loss of the step's batch.
-        validation_loss: of the averaged prompt, where this step looked at it.
-        learning_rate: of this step.
-        tokens_per_second: example tokens trained per second so far.
-        eta_seconds: expected time to the last step.
-    """
-
-    number: int
-    steps: int
-    loss: float
-    validation_loss: float | None
-    learning_rate: float
-    tokens_per_second: float
-    eta_seconds: float
-
-
-OnStep = Callable[[Step], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """A prompt with its task. It is tuned in place.
-
-    Attributes:
-        prompt, objective: end as the running average at the best look at the validation loss, or after the last step
-            where there are no validation examples.
-        train, validation: encoded examples; `validation` may be empty.
-    """
-
-    prompt: Prompt
-    objective: Objective
-    train: Sequence[Encoded]
-    validation: Sequence[Encoded]
-
-
-@dataclass(frozen=True, eq=False)
-class Member:
-    """What one optimizer of a fleet tunes: usually one prompt, or several that have parameters in common.
-
-    Attributes:
-        parts: the prompts; the loss is the mean of theirs.
-        spec: settings of the optimizer, the schedule and the looks.
-        generator: the random stream, on the CPU; it orders the examples.
-        on_step: called after every step of this member.
-    """
-
-    parts: Sequence[Part]
-    spec: TuneSpec
-    generator: torch.Generator
-    on_step: OnStep | None = None
-
-
-def optimise(backbone: Backbone, members: Sequence[Member]) -> list[TuningRecord | PromptmillError]:
+def optimise(backbone: Backbone, members: Sequence[Member], checkpoint: Path | None = None) -> list[TuningRecord | PromptmillError]:
     """Tune the prompts of a fleet side by side; what becomes of one does not depend on the others, but for rounding.
 
-    Every pass through the backbone holds the trees of as many prompts as the largest `batch_tokens` among them admits.
-    AdamW works on the distance from the start, so that weight decay pulls back to the start instead of to zero. What is
-    validated and kept is a running average of the parameters (Polyak & Juditsky 1992): with few examples single steps
-    are noisy, and their mean generalises better.
+    Every pass through the backbone holds the trees of as many prompts as the largest `batch_tokens` among them admits,
+    half of it after every time that the memory did not suffice. In a torch.distributed group each process takes its
+    share of every batch.
+
+    Args:
+        backbone: the frozen model.
+        members: what is tuned, in place.
+        checkpoint: a file that is written every `checkpoint_every` steps, from which an interrupted run goes on with
+            the same bits, and that is removed at the end. It must belong to these very members.
 
     Returns:
-        For each member how its tuning went, or the error that took it out of the fleet (a loss that is not finite).
+        For each member how its tuning went, or the error that took it out of the fleet.
+
+    Raises:
+        PromptmillError: the memory does not suffice for the smallest pass.
     """
-    runs = [_Run(member) for member in members]
-    budget = max(member.spec.batch_tokens for member in members)
+    runs = [Run(member) for member in members]
+    passes = _Passes(backbone, max(member.spec.batch_tokens for member in members))
+    every = min(member.spec.checkpoint_every for member in members)
+    if found := load_checkpoint(checkpoint) if checkpoint else None:
+        for run, snapshot in zip(runs, found[0], strict=True):
+            run.restore(snapshot)
+        passes.budget = found[1]["budget"]
     while going := [run for run in runs if run.goes_on]:
-        work = [pair for run in going for pair in run.begin_step()]
-        with_gradients = _pass_losses(backbone, work, budget, backward=True)
+        with_gradients = passes.losses([pair for run in going for pair in run.begin_step()], backward=True)
         for run in going:
             run.end_step(with_gradients)
-        looking = [run for run in going if run.looks_now]
-        if looking:
+        if looking := [run for run in going if run.looks_now]:
             for run in looking:
                 run.show_average()
-            with torch.no_grad():
-                held = [(part, part.validation) for run in looking for part in run.looks_at]
-                held_out = _pass_losses(backbone, held, budget, backward=False)
+            held_out = passes.losses([(part, part.validation) for run in looking for part in run.looks_at], backward=False)
             for run in looking:
                 run.look(held_out)
         for run in going:
             run.report()
-    return [run.finish() for run in runs]
+        if checkpoint and is_writer() and max(run.done for run in going) % every == 0:
+            save_checkpoint(checkpoint, [run.snapshot() for run in runs], {"budget": passes.budget})
+    results = [run.finish() for run in runs]
+    if checkpoint and is_writer():
+        checkpoint.unlink(missing_ok=True)
+    return results
 
 
-class _Run:
-    """One member's optimizer, schedule, average, early stopping and history. It never sees the backbone."""
+class _Passes:
+    """Losses and gradients of many prompts' batches, in as few passes through the backbone as the memory admits."""
 
-    def __init__(self, member: Member) -> None:
-        self.member, self.spec = member, member.spec
-        self.looks_at = [part for part in member.parts if part.validation]
-        modules = [module for part in member.parts for module in (part.prompt, part.objective)]
-        everything = dict.fromkeys(parameter for module in modules for parameter in module.parameters())  # shared ones once
-        self._parameters = [parameter for parameter in everything if parameter.requires_grad]
-        self._start = [parameter.detach().clone() for parameter in self._parameters]
-        self._moved = [nn.Parameter(torch.zeros_like(parameter)) for parameter in self._parameters]
-        self._average = _Average(self._moved, self.spec.average)
-        self._optimizer = torch.optim.AdamW(self._moved, lr=self.spec.learning_rate, weight_decay=self.spec.weight_decay)
-        self._batches = [_batches(part.train, self.spec.batch_examples, member.generator) for part in member.parts]
-        self._losses: list[float] = []
-        self._looks: list[Validation] = []
-        self._best: tuple[float, int, list[Tensor]] | None = None
-        self._error: PromptmillError | None = None
-        self._tokens, self._began = 0, time.monotonic()
-        self._loss, self._rate = 0.0, 0.0
-        self._validation_loss: float | None = None
+    def __init__(self, backbone: Backbone, budget: int) -> None:
+        self._backbone, self.budget = backbone, budget
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether there is a next step: neither failed, nor through, nor out of patience."""
-        done = len(self._losses)
-        waited = done - self._best[1] if self._best else 0
-        return self._error is None and done < self.spec.steps and waited < self.spec.patience * self.spec.validate_every
+    def losses(self, work: Work, backward: bool) -> dict[Part, float]:
+        """The mean loss of each part over its examples, and with `backward` its gradients in its parameters."""
+        totals, parameters = self._within_memory(work, backward)
+        summed = torch.tensor(list(totals.values()), dtype=torch.float64, device=self._backbone.device)
+        add_up([summed])
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            add_up([parameter.grad])
+        return dict(zip(totals, summed.tolist(), strict=True))
 
-    @property
-    def looks_now(self) -> bool:
-        """Whether the step that just ended is followed by a look at the validation loss."""
-        done = len(self._losses)
-        due = done % self.spec.validate_every == 0 or done == self.spec.steps
-        return self._error is None and bool(self.looks_at) and due
+    def _within_memory(self, work: Work, backward: bool) -> tuple[dict[Part, float], list[torch.nn.Parameter]]:
+        """Sums over this process's share of the examples, with a smaller budget each time that the memory does not suffice."""
+        modules = [module for part, _ in work for module in (part.prompt, part.objective)]
+        everything = dict.fromkeys(parameter for module in modules for parameter in module.parameters())
+        parameters = [parameter for parameter in everything if parameter.requires_grad] if backward else []
+        while True:
+            try:
+                with torch.set_grad_enabled(backward):
+                    return self._sums(work, backward), parameters
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                reason = " ".join(str(error).split())[:120]
+            if self.budget // 2 < _LEAST_TOKENS:
+                raise PromptmillError("tuning", f"the memory does not suffice for {self.budget} tokens ({reason})", "Free some.")
+            self.budget //= 2
+            _log.warning("out of memory: passes take %d tokens from here on", self.budget)
+            for parameter in parameters:
+                parameter.grad = None
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
-    def begin_step(self) -> list[tuple[Part, list[Encoded]]]:
-        """The next batch of each part, with the parameters in place for it."""
-        self._place(self._moved, training=True)
-        work = [(part, next(batches)) for part, batches in zip(self.member.parts, self._batches, strict=True)]
-        self._tokens += sum(len(e.input) + len(e.target) for _, batch in work for e in batch)
-        return work
-
-    def end_step(self, losses: Mapping[Part, float]) -> None:
-        """Move the parameters along the gradients that a pass left in them."""
-        parts = self.member.parts
-        number, loss = len(self._losses) + 1, sum(losses[part] for part in parts) / len(parts)
-        if not math.isfinite(loss + sum(float(p.grad.sum()) for p in self._parameters if p.grad is not None)):
-            self._error = PromptmillError(f"step {number}", f"the training loss is {loss}", "Lower tune.learning_rate.")
-            return
-        self._rate = self.spec.learning_rate * rate_factor(number - 1, self.spec.steps, self.spec.warmup)
-        self._optimizer.param_groups[0]["lr"] = self._rate
-        for parameter, distance in zip(self._parameters, self._moved, strict=True):
-            if parameter.grad is not None:
-                distance.grad, parameter.grad = parameter.grad.div_(len(parts)), None
-        nn.utils.clip_grad_norm_(self._moved, self.spec.clip)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self._average.update(self._moved)
-        self._losses.append(round(loss, 6))
-        self._loss, self._validation_loss = loss, None
-
-    def show_average(self) -> None:
-        """Put the running average in place, to be looked at."""
-        self._place(self._average.values, training=False)
-
-    def look(self, losses: Mapping[Part, float]) -> None:
-        """Note the validation loss of the running average, and the average itself where it is the best so far."""
-        loss = self._validation_loss = sum(losses[part] for part in self.looks_at) / len(self.looks_at)
-        self._looks.append(Validation(step=len(self._losses), loss=round(loss, 6)))
-        if self._best is None or loss < self._best[0]:
-            self._best = (loss, len(self._losses), [value.clone() for value in self._average.values])
-
-    def report(self) -> None:
-        """Tell whoever follows this member about the step that just ended."""
-        if self.member.on_step and self._error is None:
-            done, seconds = len(self._losses), time.monotonic() - self._began
-            eta = seconds / done * (self.spec.steps - done)
-            step = Step(done, self.spec.steps, self._loss, self._validation_loss, self._rate, self._tokens / seconds, eta)
-            self.member.on_step(step)
-
-    def finish(self) -> TuningRecord | PromptmillError:
-        """Put what is kept in place and give the history, or the error."""
-        if self._error:
-            return self._error
-        kept_step, kept = self._best[1:] if self._best else (len(self._losses), self._average.values)
-        self._place(kept, training=False)
-        looks = tuple(self._looks)
-        return TuningRecord(steps=len(self._losses), kept_step=kept_step, train_loss=tuple(self._losses), validation=looks)
-
-    @torch.no_grad()
-    def _place(self, moved: Sequence[Tensor], training: bool) -> None:
-        for parameter, origin, distance in zip(self._parameters, self._start, moved, strict=True):
-            torch.add(origin, distance, out=parameter.data)
-        for part in self.member.parts:
-            part.objective.train(training)
-
-
-class _Average:
-    """Exponential running average whose first updates weigh equally, so that the start does not linger."""
-
-    def __init__(self, tensors: Sequence[Tensor], decay: float) -> None:
-        self.values = [tensor.detach().clone() for tensor in tensors]
-        self._decay, self._updates = decay, 0
-
-    @torch.no_grad()
-    def update(self, tensors: Sequence[Tensor]) -> None:
-        self._updates += 1
-        keep = min(self._decay, 1 - 1 / self._updates)
-        for value, tensor in zip(self.values, tensors, strict=True):
-            value.lerp_(tensor, 1 - keep)
-
-
-def _pass_losses(backbone: Backbone, work: Sequence[tuple[Part, Sequence[Encoded]]], budget: int, backward: bool) -> dict[Part, float]:
-    """The mean loss of each part over its examples, and with `backward` its gradients in its parameters.
-
-    A part whose loss is not finite stays out of the passes that follow, and out of the gradients of the one it spoils.
-    """
-    weights = {part: sum(map(part.objective.weight, examples)) for part, examples in work}
-    states = {part: _Leaves(part.prompt.state(), backward) for part, _ in work}
-    totals = dict.fromkeys(weights, 0.0)
-    items = [(part, example) for part, examples in work for example in examples]
-    for packed in pack(items, lambda item: item[0].objective.tokens(item[1]), budget):
-        batches = {part: [example for _, example in group] for part, group in groupby(packed, key=lambda item: item[0])}
-        while batches := {part: batch for part, batch in batches.items() if math.isfinite(totals[part])}:
-            trees = [Tree(states[part].state, *part.objective.segments(batch)) for part, batch in batches.items()]
-            hidden = hidden_states(backbone, trees)
-            losses = torch.stack(
-                [part.objective.loss(own, batch) / weights[part] for (part, batch), own in zip(batches.items(), hidden, strict=True)]
-            )
-            spoiled = not torch.isfinite(losses).all()
-            for part, value in zip(batches, losses.tolist(), strict=True):
-                totals[part] += value if not spoiled or not math.isfinite(value) else 0.0
-            if not spoiled:
-                if backward:
-                    losses.sum().backward()  # type: ignore[no-untyped-call]
-                break
-    for leaves in states.values():
-        leaves.pass_on()
-    return totals
+    def _sums(self, work: Work, backward: bool) -> dict[Part, float]:
+        """A part whose loss is not finite stays out of the passes that follow, and out of the gradients of the one it spoils."""
+        weights = {part: sum(map(part.objective.weight, examples)) for part, examples in work}
+        states = {part: _Leaves(part.prompt.state(), backward) for part, _ in work}
+        totals = dict.fromkeys(weights, 0.0)
+        items = share([(part, example) for part, examples in work for example in examples])
+        for packed in pack(items, lambda item: item[0].objective.tokens(item[1]), self.budget):
+            batches = {part: [example for _, example in group] for part, group in groupby(packed, key=lambda item: item[0])}
+            while batches := {part: batch for part, batch in batches.items() if math.isfinite(totals[part])}:
+                trees = [Tree(states[part].state, *part.objective.segments(batch)) for part, batch in batches.items()]
+                hidden = hidden_states(self._backbone, trees)
+                losses = torch.stack(
+                    [part.objective.loss(own, batch) / weights[part] for (part, batch), own in zip(batches.items(), hidden, strict=True)]
+                )
+                spoiled = not torch.isfinite(losses).all()
+                for part, value in zip(batches, losses.tolist(), strict=True):
+                    totals[part] += value if not spoiled or not math.isfinite(value) else 0.0
+                if not spoiled:
+                    if backward:
+                        losses.sum().backward()  # type: ignore[no-untyped-call]
+                    break
+        for leaves in states.values():
+            leaves.pass_on()
+        return totals
 
 
 class _Leaves:
@@ -270,11 +154,6 @@ class _Leaves:
             torch.autograd.backward([made for made, _ in pairs], [grad for _, grad in pairs])
 
 
-def _batches(examples: Sequence[Encoded], size: int, generator: torch.Generator) -> Iterator[list[Encoded]]:
-    """Endless batches in a random order that is drawn anew for every pass over the examples."""
-    waiting: list[int] = []
-    while True:
-        while len(waiting) < min(size, len(examples)):
-            waiting += torch.randperm(len(examples), generator=generator).tolist()
-        taken, waiting = waiting[:size], waiting[size:]
-        yield [examples[i] for i in taken]
+def _is_out_of_memory(error: Exception) -> bool:
+    """PyTorch has an exception of its own for a GPU; for the CPU it is a message."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -22,7 +23,7 @@ from prompt_core.prediction import check_base
 from prompt_core.prompts import starting_prompt
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.build import answer, build_objective, describe, label_examples
-from prompt_core.tuning.gradient import Part
+from prompt_core.tuning.member import Part
 
 Sides = tuple[pl.DataFrame, pl.DataFrame | None]
 
@@ -83,15 +84,22 @@ class Prepared:
         """What the gradient loop needs of it."""
         return Part(self.prompt, self._objective, [*self._examples, *self._named], self._held_out)
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides what the tuning gives."""
+        return hashlib.sha256(self._manifest(TuningRecord(steps=0, kept_step=0, train_loss=(), validation=())).canonical()).hexdigest()
+
     def artifact(self, record: TuningRecord) -> TunedPrompt:
         """The tuned prompt, with what is to be known about it."""
+        return TunedPrompt(self._manifest(record), self.prompt.tensors() | self._objective.tensors(), self._backbone.origin)
+
+    def _manifest(self, record: TuningRecord) -> Manifest:
         task, backbone, prompt = self.task, self._backbone, self.prompt.tensors()
-        tensors = prompt | self._objective.tensors()
-        manifest = Manifest(
+        return Manifest(
             name=task.name,
             kind=task.prompt.kind,
             tokens=prompt["keys"].shape[1] if task.prompt.kind == "deep" else len(prompt["embeddings"]),
-            parameters=sum(tensor.numel() for tensor in tensors.values()),
+            parameters=sum(tensor.numel() for tensor in (prompt | self._objective.tensors()).values()),
             task=task.without_places(backbone.identity.name),
             labels=self._labels,
             max_new_tokens=_longest_answer(task, self._examples),
@@ -112,7 +120,6 @@ class Prepared:
             },
             device=backbone.device.type,
         )
-        return TunedPrompt(manifest, tensors, backbone.origin)
 
 
 def _source(task: TaskSpec, backbone: Backbone) -> TunedPrompt | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 import polars as pl
 from torch import nn
@@ -13,7 +15,8 @@ from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.errors import PromptmillError
 from prompt_core.prompts import MultitaskPrompt, SoftPrompt
 from prompt_core.task import TaskSpec
-from prompt_core.tuning.gradient import Member, OnStep, Step, optimise
+from prompt_core.tuning.gradient import optimise
+from prompt_core.tuning.member import Member, OnStep, Step
 from prompt_core.tuning.prepared import Prepared, Sides
 
 OnFleetStep = Callable[[int, Step], None]
@@ -26,6 +29,7 @@ def tune(
     backbone: Backbone | None = None,
     *,
     on_step: OnStep | None = None,
+    checkpoints: Path | None = None,
 ) -> TunedPrompt:
     """Tune the prompt of a task. Same task, data, backbone, versions and device: same digest.
 
@@ -35,6 +39,8 @@ def tune(
             are left alone.
         backbone: the loaded frozen model; by default the task's own is loaded, once per process.
         on_step: called after every step with its loss, rate, speed and ETA.
+        checkpoints: a folder for the states that an interrupted tuning goes on from when it is started again; the
+            result is the same, to the bit.
 
     Raises:
         PromptmillError: the task, its data or its backbone cannot be used; the message says what to do.
@@ -44,6 +50,7 @@ def tune(
         None if train is None else [(train, validation)],
         backbone,
         on_step=None if on_step is None else lambda _, step: on_step(step),
+        checkpoints=checkpoints,
     )
     if isinstance(result, PromptmillError):
         raise result
@@ -56,6 +63,7 @@ def tune_fleet(
     backbone: Backbone | None = None,
     *,
     on_step: OnFleetStep | None = None,
+    checkpoints: Path | None = None,
 ) -> list[TunedPrompt | PromptmillError]:
     """Tune the prompts of many tasks (or seeds, or settings of one) side by side on one frozen model.
 
@@ -67,6 +75,7 @@ def tune_fleet(
         examples: (train, validation) frames of each task; by default each task's own data.
         backbone: the loaded frozen model; by default the tasks' own.
         on_step: called with the index of a task after each of its steps.
+        checkpoints: as for `tune`; the states are those of the fleet as a whole.
 
     Returns:
         For each task its prompt, or what kept it from one.
@@ -86,7 +95,7 @@ def tune_fleet(
         Member([ready.part], ready.task.tune, ready.generator, partial(on_step, number) if on_step else None)
         for number, ready in prepared.items()
     ]
-    records = optimise(backbone, members) if members else []
+    records = optimise(backbone, members, _checkpoint(checkpoints, list(prepared.values()))) if members else []
     for (number, ready), record in zip(prepared.items(), records, strict=True):
         results[number] = record if isinstance(record, PromptmillError) else ready.artifact(record)
     return [results[number] for number in range(len(tasks))]
@@ -129,6 +138,14 @@ def tune_multitask(
     if isinstance(record, PromptmillError):
         raise record
     return [ready.artifact(record) for ready in prepared]
+
+
+def _checkpoint(folder: Path | None, prepared: Sequence[Prepared]) -> Path | None:
+    """The file of exactly this fleet: other data, settings or versions have another."""
+    if folder is None:
+        return None
+    together = hashlib.sha256("".join(ready.fingerprint for ready in prepared).encode())
+    return folder / f"{together.hexdigest()[:32]}.safetensors"
 
 
 def _common_backbone(tasks: Sequence[TaskSpec], backbone: Backbone | None) -> Backbone:

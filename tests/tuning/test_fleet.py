@@ -15,7 +15,8 @@ from prompt_core.errors import PromptmillError
 from prompt_core.prompts import SoftPrompt
 from prompt_core.task import TaskSpec, TuneSpec
 from prompt_core.tuning import Step, tune, tune_fleet
-from prompt_core.tuning.gradient import Member, Part, optimise
+from prompt_core.tuning.gradient import optimise
+from prompt_core.tuning.member import Member, Part
 from prompt_core.tuning.objective import Generation
 
 WORDS = ["parcel", "letter", "invoice", "driver", "door", "street", "label", "scanner", "depot", "truck"]
@@ -89,7 +90,7 @@ def test_a_prompt_whose_loss_is_not_finite_leaves_and_the_others_go_on(llama: Ba
     expected = [optimise(llama, [member])[0] for member in alone]
     found = optimise(llama, fleet)
     assert isinstance(found[1], PromptmillError)
-    assert str(found[1]) == "step 1: the training loss is nan. Lower tune.learning_rate."
+    assert str(found[1]).startswith("step 1: the training loss is nan, also after 3 returns")
     for number in (0, 2):
         record, other = found[number], expected[number]
         assert isinstance(record, TuningRecord) and isinstance(other, TuningRecord)

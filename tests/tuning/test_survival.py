@@ -1,0 +1,219 @@
+"""What happens at 3 a.m.: a run that is killed goes on with the same bits; bad numbers, no memory, a full disk end well."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from prompt_core.artifact import TuningRecord
+from prompt_core.backbone import Backbone
+from prompt_core.encoding import Encoded
+from prompt_core.errors import PromptmillError
+from prompt_core.prompts import SoftPrompt
+from prompt_core.task import TuneSpec
+from prompt_core.tuning.checkpoint import load_checkpoint, save_checkpoint
+from prompt_core.tuning.gradient import optimise
+from prompt_core.tuning.member import Member, OnStep, Part
+from prompt_core.tuning.objective import Generation
+
+DATA = [Encoded((100 + i, 200 + i, 300), (400 + i % 3, 0), False) for i in range(12)]
+
+
+class Faulty(Generation):
+    """Generation whose loss goes wrong where `fault` says so, as hardware and numbers do."""
+
+    def __init__(self, backbone: Backbone, fault: Callable[[Sequence[Encoded]], float]) -> None:
+        super().__init__(backbone)
+        self._fault = fault
+
+    def loss(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
+        return super().loss(states, examples) * self._fault(examples)
+
+
+def a_member(
+    backbone: Backbone, seed: int = 0, fault: Callable[[Sequence[Encoded]], float] | None = None, on_step: OnStep | None = None, **spec: Any
+) -> Member:
+    settings = {"steps": 8, "batch_examples": 5, "validate_every": 2, "checkpoint_every": 2, "learning_rate": 1e-3}
+    objective = Generation(backbone) if fault is None else Faulty(backbone, fault)
+    prompt = SoftPrompt(backbone, backbone.embed(torch.arange(50 + seed, 53 + seed)))
+    generator = torch.Generator().manual_seed(seed)
+    return Member([Part(prompt, objective, DATA, DATA[:3])], TuneSpec(**{**settings, **spec}), generator, on_step)
+
+
+def rows(member: Member) -> Tensor:
+    return member.parts[0].prompt.state().rows
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 5, 7])
+def test_an_interrupted_fleet_goes_on_with_the_same_bits(tmp_path: Path, llama: Backbone, after: int) -> None:
+    def stop(step: Any) -> None:
+        if step.number == after:
+            raise Interrupted
+
+    whole = [a_member(llama), a_member(llama, 1, steps=5)]
+    expected = optimise(llama, whole)
+    file = tmp_path / "c.safetensors"
+    with pytest.raises(Interrupted):
+        optimise(llama, [a_member(llama, on_step=stop), a_member(llama, 1, steps=5)], file)
+    assert file.exists() == (after > 2)  # a checkpoint is written after the second step has been reported
+    resumed = [a_member(llama), a_member(llama, 1, steps=5)]
+    assert optimise(llama, resumed, file) == expected
+    assert all(torch.equal(rows(a), rows(b)) for a, b in zip(whole, resumed, strict=True))
+    assert not file.exists()  # what is through leaves nothing behind
+
+
+def test_a_process_that_is_killed_at_any_moment_is_resumed_to_the_same_digest(tmp_path: Path, llama_folder: Path) -> None:
+    moments = int(os.environ.get("PROMPTMILL_KILLS", "6"))  # benchmarks/survival.py asks for fifty
+    script = Path(__file__).with_name("killed.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(llama_folder), str(tmp_path), str(moments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{moments} of {moments} resumed to the same digest" in done.stdout
+
+
+def test_a_loss_that_is_not_finite_goes_back_and_halves_the_rate(llama: Backbone) -> None:
+    calls = iter(range(10_000))
+
+    def once(examples: Sequence[Encoded]) -> float:
+        return float("nan") if next(calls) == 7 else 1.0
+
+    rates: list[tuple[int, float]] = []
+    member = a_member(llama, fault=once, decay="constant", warmup=0.0, on_step=lambda step: rates.append((step.number, step.learning_rate)))
+    (record,) = optimise(llama, [member])
+    assert isinstance(record, TuningRecord)
+    assert record.steps == 8 and len(record.rollbacks) == 1 and len(record.train_loss) == 8
+    back = record.rollbacks[0]
+    assert {rate for number, rate in rates[: back - 1]} == {1e-3} and rates[-1][1] == 5e-4
+    assert torch.isfinite(rows(member)).all()
+
+
+def test_a_loss_that_stays_bad_ends_with_one_line_and_leaves_the_others_alone(llama: Backbone) -> None:
+    alone = a_member(llama, 1)
+    expected = optimise(llama, [alone])[0]
+    bad, good = a_member(llama, fault=lambda examples: float("inf")), a_member(llama, 1)
+    error, record = optimise(llama, [bad, good])
+    assert isinstance(error, PromptmillError) and "\n" not in str(error)
+    assert "step 1: the training loss is inf, also after 3 returns to the last good state at half the learning rate" in str(error)
+    assert isinstance(record, TuningRecord) and isinstance(expected, TuningRecord)
+    assert record.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
+
+
+def test_too_little_memory_means_smaller_passes(llama: Backbone, caplog: pytest.LogCaptureFixture) -> None:
+    def small_only(examples: Sequence[Encoded]) -> float:
+        if len(examples) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return 1.0
+
+    free, tight = a_member(llama, batch_tokens=64), a_member(llama, batch_tokens=64, fault=small_only)
+    with caplog.at_level(logging.WARNING, "promptmill"):
+        (expected,), (found,) = optimise(llama, [free]), optimise(llama, [tight])
+    assert isinstance(expected, TuningRecord) and isinstance(found, TuningRecord)
+    assert found.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
+    assert [record.getMessage() for record in caplog.records] == [
+        "out of memory: passes take 32 tokens from here on",
+        "out of memory: passes take 16 tokens from here on",
+    ]
+
+
+def test_a_memory_that_suffices_for_nothing_is_one_line(llama: Backbone) -> None:
+    def never(examples: Sequence[Encoded]) -> float:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    with pytest.raises(PromptmillError, match="tuning: the memory does not suffice for 16 tokens"):
+        optimise(llama, [a_member(llama, batch_tokens=64, fault=never)])
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(llama: Backbone) -> None:
+    def broken(examples: Sequence[Encoded]) -> float:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        optimise(llama, [a_member(llama, fault=broken)])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_costs_a_warning_and_keeps_the_checkpoint_before(
+    tmp_path: Path, llama: Backbone, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "c.safetensors"
+    optimise_until(llama, file, 5)
+    before = file.read_bytes()
+    (tmp_path / f".{file.name}.{os.getpid()}").symlink_to("/dev/full")  # where the next one is written beside
+    found = load_checkpoint(file)
+    assert found is not None
+    with caplog.at_level(logging.WARNING, "promptmill"):
+        save_checkpoint(file, found[0], found[1])
+    assert "cannot be written (No space left on device). Tuning goes on without it." in caplog.text
+    assert file.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [file.name]
+
+
+def test_a_damaged_checkpoint_costs_a_warning_and_the_steps(tmp_path: Path, llama: Backbone, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "c.safetensors"
+    optimise_until(llama, file, 5)
+    file.write_bytes(file.read_bytes()[:100])
+    expected, found = a_member(llama), a_member(llama)
+    with caplog.at_level(logging.WARNING, "promptmill"):
+        assert optimise(llama, [found], file) == optimise(llama, [expected])
+    assert "cannot be read" in caplog.text and torch.equal(rows(found), rows(expected))
+
+
+def optimise_until(backbone: Backbone, file: Path, step: int) -> None:
+    def stop(at: Any) -> None:
+        if at.number == step:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        optimise(backbone, [a_member(backbone, on_step=stop)], file)
+
+
+def test_two_processes_follow_the_loss_of_one(tmp_path: Path, llama_folder: Path) -> None:
+    script = tmp_path / "parallel.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import json, sys
+            import torch
+            from helpers import backbone_at
+            from test_survival import a_member, rows
+            from prompt_core.tuning.gradient import optimise
+            from prompt_core.tuning.parallel import process_group
+
+            torch.set_num_threads(1)
+            with process_group() as writes:
+                backbone = backbone_at(sys.argv[1])
+                member = a_member(backbone)
+                (record,) = optimise(backbone, [member])
+                if writes:
+                    print(json.dumps([record.train_loss, [look.loss for look in record.validation], rows(member).tolist()]))
+            """
+        )
+    )
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent), *sys.path]), "OMP_NUM_THREADS": "1"}
+    one, two = (
+        subprocess.run(
+            [sys.executable, *launcher, str(script), str(llama_folder)], capture_output=True, text=True, check=False, env=environment
+        )
+        for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])
+    )
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    import json
+
+    alone, shared = (json.loads(done.stdout.splitlines()[-1]) for done in (one, two))
+    assert shared[0] == pytest.approx(alone[0], rel=1e-4) and shared[1] == pytest.approx(alone[1], rel=1e-4)
+    assert float((torch.tensor(shared[2]) - torch.tensor(alone[2])).abs().mean()) < 1e-4
