@@ -114,6 +114,7 @@ class TuneSpec(Part):
     steps: int = Field(default=80, ge=1, le=1_000_000, description="optimizer steps at most")
     batch_examples: int = Field(default=16, ge=1, le=65536, description="examples per step")
     batch_tokens: int = Field(default=8192, ge=16, description="tokens per forward pass; a batch over this budget is accumulated")
+    gradient_checkpointing: bool = Field(default=False, description="compute layers again in the backward pass: slower, far less memory")
     learning_rate: float = Field(default=1e-2, gt=0.0, le=10.0)
     weight_decay: float = Field(default=0.0, ge=0.0, le=10.0, description="pulls the prompt back to where it started")
     warmup: float = Field(default=0.1, ge=0.0, le=1.0, description="share of the steps with a rising rate")

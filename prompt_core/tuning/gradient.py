@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -48,7 +49,8 @@ def optimise(backbone: Backbone, members: Sequence[Member], checkpoint: Path | N
         PromptmillError: the memory does not suffice for the smallest pass.
     """
     runs = [Run(member) for member in members]
-    passes = _Passes(backbone, max(member.spec.batch_tokens for member in members))
+    recompute = any(member.spec.gradient_checkpointing for member in members)
+    passes = _Passes(backbone, max(member.spec.batch_tokens for member in members), recompute)
     every = min(member.spec.checkpoint_every for member in members)
     if found := load_checkpoint(checkpoint) if checkpoint else None:
         for run, snapshot in zip(runs, found[0], strict=True):
@@ -77,8 +79,8 @@ def optimise(backbone: Backbone, members: Sequence[Member], checkpoint: Path | N
 class _Passes:
     """Losses and gradients of many prompts' batches, in as few passes through the backbone as the memory admits."""
 
-    def __init__(self, backbone: Backbone, budget: int) -> None:
-        self._backbone, self.budget = backbone, budget
+    def __init__(self, backbone: Backbone, budget: int, recompute: bool) -> None:
+        self._backbone, self.budget, self._recompute = backbone, budget, recompute
 
     def losses(self, work: Work, backward: bool) -> dict[Part, float]:
         """The mean loss of each part over its examples, and with `backward` its gradients in its parameters."""
@@ -97,7 +99,7 @@ class _Passes:
         parameters = [parameter for parameter in everything if parameter.requires_grad] if backward else []
         while True:
             try:
-                with torch.set_grad_enabled(backward):
+                with torch.set_grad_enabled(backward), self._backbone.recomputing() if self._recompute and backward else nullcontext():
                     return self._sums(work, backward), parameters
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):

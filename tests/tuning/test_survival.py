@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import backbone_at, save_tiny
 from torch import Tensor
 
 from prompt_core.artifact import TuningRecord
@@ -217,3 +218,25 @@ def test_two_processes_follow_the_loss_of_one(tmp_path: Path, llama_folder: Path
     alone, shared = (json.loads(done.stdout.splitlines()[-1]) for done in (one, two))
     assert shared[0] == pytest.approx(alone[0], rel=1e-4) and shared[1] == pytest.approx(alone[1], rel=1e-4)
     assert float((torch.tensor(shared[2]) - torch.tensor(alone[2])).abs().mean()) < 1e-4
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_gradient_checkpointing_gives_the_same_prompt_from_less_memory(tmp_path: Path, architecture: str) -> None:
+    backbone = backbone_at(str(save_tiny(architecture, tmp_path / architecture)))
+    kept: dict[bool, int] = {}
+    found = []
+    for recompute in (False, True):
+        member = a_member(backbone, gradient_checkpointing=recompute)
+        sizes: list[int] = []
+
+        def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel() if tensor is not backbone.head_weight else 0)  # the weights are there anyway
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            record = optimise(backbone, [member])
+        kept[recompute] = sum(sizes)
+        found.append((record, rows(member)))
+    assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
+    assert kept[True] < kept[False] / 2
+    assert not any("forward" in vars(module) for module in backbone._base.modules())
