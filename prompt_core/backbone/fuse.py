@@ -106,7 +106,7 @@ def fuse_layers(base: PreTrainedModel, position_offset: int) -> int:
     pack = packs([weight for layer in layers for weight in layer.parameters()])
     exact: dict[tuple[Any, ...], bool] = {}
     fused = 0
-    for layer, call in _calls(base, layers, position_offset):
+    for layer, call in _calls(base, layers, position_offset).items():
         narrow = call.hidden.dtype in (torch.bfloat16, torch.float16)
         kind = _kind(layer)
         if narrow and kind not in exact:
@@ -134,13 +134,13 @@ def _turns(embeddings: tuple[Tensor, Tensor], head_dim: int, dtype: torch.dtype)
     return F.pad(cos, (0, rest), value=1.0) if rest else cos, sin
 
 
-def _calls(base: PreTrainedModel, layers: Sequence[nn.Module], position_offset: int) -> list[tuple[nn.Module, _Call]]:
+def _calls(base: PreTrainedModel, layers: Sequence[nn.Module], position_offset: int) -> dict[nn.Module, _Call]:
     """What one small forward passes to the layers; none where the model cannot run it, which the probe then reports."""
-    calls: list[tuple[nn.Module, _Call]] = []
+    calls: dict[nn.Module, _Call] = {}
 
     def listen(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(args) == 1 and isinstance(kwargs.get("position_embeddings"), tuple):
-            calls.append((layer, _Call(args[0], kwargs)))
+            calls[layer] = _Call(args[0], kwargs)
 
     vocabulary = base.get_input_embeddings().weight
     forest = PromptForest.from_segments(_LENGTHS, _PARENTS).to(vocabulary.device)
@@ -152,7 +152,7 @@ def _calls(base: PreTrainedModel, layers: Sequence[nn.Module], position_offset: 
         base(input_ids=ids[None], position_ids=positions[None], use_cache=False, prompt_pass=_ListeningPass(forest))
     except (RuntimeError, TypeError, AttributeError, ValueError, LookupError) as error:
         _log.debug("%s: nothing fused (%s)", type(base).__name__, error)
-        return []
+        return {}
     finally:
         for hook in hooks:
             hook.remove()
@@ -199,7 +199,7 @@ def _frozen(layer: nn.Module, pack: bool) -> FrozenLayer | None:
     """The pieces of a layer that has the structure; None if one of them computes something unknown."""
     attention: Any = layer.self_attn
     mlp: Any = layer.mlp
-    slots = next(slots for names, slots in _NORMS.items() if names <= {name for name, _ in layer.named_children()})
+    slots = _NORMS[frozenset(name for name, _ in layer.named_children() if name.endswith("norm"))]
     modules = {slot: getattr(layer, name) for slot, name in slots.items()}
     modules |= {slot: getattr(attention, name) for slot, name in _HEAD_NORMS.items() if hasattr(attention, name)}
     norms = {slot: _norm(module) for slot, module in modules.items()}
