@@ -190,7 +190,7 @@ class _Projected(torch.autograd.Function):
         return _rotated(q.view(by_head), cos, sin), _rotated(k.view(by_head), cos, sin), v.view(by_head)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor, None, None, None]:
         layer: FrozenLayer = ctx.layer
         cos, sin, hidden, inverse, q_raw, q_inverse, k_raw, k_inverse = ctx.saved_tensors
@@ -223,7 +223,7 @@ class _Completed(torch.autograd.Function):
         return out.add_(middle)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         layer: FrozenLayer = ctx.layer
         gate, up, projected, projected_inverse, middle, inverse, lowered, lowered_inverse = ctx.saved_tensors

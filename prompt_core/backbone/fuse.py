@@ -11,8 +11,8 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from prompt_core.backbone.frozen import GATES, FrozenLayer, Gate, Norm, Product,
 _log = logging.getLogger(__name__)
 # Of what a layer adds to its input, relative: what float32 rounds, and what only another formula exceeds in bfloat16.
 _EXACT, _ROUNDED = 1e-4, 5e-2
+_RAISED = (RuntimeError, TypeError, AttributeError, ValueError, LookupError)  # what another structure runs into
 _LENGTHS, _PARENTS, _POSITIONS = (5, 6, 7), (-1, 0, 0), 2048
 _PRE = {"before_attention": "input_layernorm", "before_mlp": "post_attention_layernorm"}
 _POST = {"after_attention": "post_attention_layernorm", "after_mlp": "post_feedforward_layernorm"}
@@ -42,6 +43,9 @@ class _Fusion:
 
     frozen: FrozenLayer
     scores: dict[str, Any]
+
+    def __deepcopy__(self, _: dict[int, Any]) -> _Fusion:
+        return self  # frozen; and packed weights cannot be copied
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class _FusedForward(nn.Module):
     """Stands before a decoder layer's own class; the layer's own forward remains for calls that are no packed row."""
 
     fusion: _Fusion
+    self_attn: nn.Module
 
     def forward(
         self,
@@ -69,14 +74,12 @@ class _FusedForward(nn.Module):
         prompt_pass: AttentionPass | None = None,
         **kwargs: Any,
     ) -> Any:
-        unpacked = prompt_pass is None or position_embeddings is None or hidden_states.shape[0] != 1
-        if unpacked or torch.compiler.is_compiling():
+        if prompt_pass is None or position_embeddings is None or len(hidden_states) != 1 or torch.compiler.is_compiling():
             given = {"position_embeddings": position_embeddings, "prompt_pass": prompt_pass, **kwargs}
-            return super().forward(hidden_states, *args, **given)  # type: ignore[misc]
-        assert prompt_pass is not None and position_embeddings is not None
+            return super().forward(hidden_states, *args, **given)
         frozen, hidden = self.fusion.frozen, hidden_states.squeeze(0)
         q, k, v = frozen.projected(hidden, *_turns(position_embeddings, frozen.head_dim, hidden.dtype))
-        attended = prompt_pass.attend(self.self_attn, q, k, v, **self.fusion.scores)  # type: ignore[arg-type]
+        attended = prompt_pass.attend(self.self_attn, q, k, v, **self.fusion.scores)
         return frozen.completed(attended, hidden).unsqueeze(0)
 
 
@@ -103,26 +106,30 @@ def fuse_layers(base: PreTrainedModel, position_offset: int) -> int:
     layers = [module for module in base.modules() if _has_structure(module)]
     if not layers or getattr(base.config, "clip_qkv", None) is not None:  # clipping shows on rare inputs only
         return 0
+    for layer in layers:
+        if isinstance(layer, _FusedForward):  # attached before, perhaps with other weights
+            layer.__class__ = cast("Any", type(layer).__mro__[2])
     pack = packs([weight for layer in layers for weight in layer.parameters()])
-    exact: dict[tuple[Any, ...], bool] = {}
+    proven: dict[tuple[Any, ...], bool] = {}
     fused = 0
     for layer, call in _calls(base, layers, position_offset).items():
-        narrow = call.hidden.dtype in (torch.bfloat16, torch.float16)
         kind = _kind(layer)
-        if narrow and kind not in exact:
+        first = kind not in proven
+        if first:
             wide = copy.deepcopy(layer, {id(base.config): base.config}).float()
-            exact[kind] = _proven(wide, call.float(), _EXACT, pack=False) is not None
-        fusion = _proven(layer, call, _ROUNDED if narrow else _EXACT, pack) if exact.get(kind, True) else None
+            proven[kind] = _proven(wide, call.float(), _EXACT, pack=False, gradients=True) is not None
+        tolerance = _ROUNDED if call.hidden.dtype in (torch.bfloat16, torch.float16) else _EXACT
+        fusion = _proven(layer, call, tolerance, pack, gradients=first) if proven[kind] else None
         if fusion is not None:
-            layer.__class__ = _fused_class(type(layer))
+            layer.__class__ = _fused_class(cast("Any", type(layer)))
             layer.fusion = fusion  # type: ignore[assignment]
             fused += 1
     _log.debug("%s: %d of %d layers fused", type(base).__name__, fused, len(layers))
     return fused
 
 
-@lru_cache
-def _fused_class(kind: type[nn.Module]) -> type[nn.Module]:
+@cache
+def _fused_class(kind: Any) -> Any:
     """A subclass of the same name: transformers knows layers by class and by class name."""
     return type(kind.__name__, (_FusedForward, kind), {})
 
@@ -150,7 +157,7 @@ def _calls(base: PreTrainedModel, layers: Sequence[nn.Module], position_offset: 
     hooks = [layer.register_forward_pre_hook(listen, with_kwargs=True) for layer in layers]
     try:
         base(input_ids=ids[None], position_ids=positions[None], use_cache=False, prompt_pass=_ListeningPass(forest))
-    except (RuntimeError, TypeError, AttributeError, ValueError, LookupError) as error:
+    except _RAISED as error:
         _log.debug("%s: nothing fused (%s)", type(base).__name__, error)
         return {}
     finally:
@@ -159,22 +166,34 @@ def _calls(base: PreTrainedModel, layers: Sequence[nn.Module], position_offset: 
     return calls
 
 
-def _proven(layer: nn.Module, call: _Call, tolerance: float, pack: bool) -> _Fusion | None:
-    """The layer's fusion, if it gives what the layer gives."""
+def _proven(layer: nn.Module, call: _Call, tolerance: float, pack: bool, gradients: bool) -> _Fusion | None:
+    """The layer's fusion, if it gives what the layer gives: the states, and with `gradients` also those of its input."""
     frozen = _frozen(layer, pack)
     if frozen is None:
         return None
-    hidden, attention_pass = call.hidden, call.arguments["prompt_pass"]
-    expected = layer(hidden, **call.arguments)
-    scores = attention_pass.scores
-    if not isinstance(expected, Tensor) or scores["sinks"] is not None:
+    attention_pass, turns = call.arguments["prompt_pass"], call.arguments["position_embeddings"]
+    try:
+        with torch.set_grad_enabled(gradients):
+            hidden = call.hidden.detach().requires_grad_(gradients)
+            expected = layer(hidden, **call.arguments)
+            scores = attention_pass.scores
+            q, k, v = frozen.projected(hidden[0], *_turns(turns, frozen.head_dim, hidden.dtype))
+            found = frozen.completed(attention_pass.attend(layer.self_attn, q, k, v, **scores), hidden[0])[None]
+            same = _agree(found, expected, hidden, tolerance)
+            if gradients:
+                along = torch.linspace(0, found.numel(), found.numel(), device=found.device).sin().view(found.shape).to(found.dtype)
+                slopes = [torch.autograd.grad(states, hidden, along)[0] for states in (found, expected)]
+                same &= _agree(slopes[0], slopes[1], along, tolerance)
+    except _RAISED as error:
+        _log.debug("%s: not fused (%s)", type(layer).__name__, error)
         return None
-    q, k, v = frozen.projected(hidden[0], *_turns(call.arguments["position_embeddings"], frozen.head_dim, hidden.dtype))
-    given = frozen.completed(attention_pass.attend(layer.self_attn, q, k, v, **scores), hidden[0])
-    # Where the input is large, the last bit of the sum of both is rounding too.
-    rounding = torch.finfo(hidden.dtype).eps * expected.double().norm()
-    allowed = tolerance * (expected - hidden).double().norm() + rounding
-    return _Fusion(frozen, scores) if (given - expected[0]).double().norm() <= allowed else None
+    return _Fusion(frozen, scores) if same and scores["sinks"] is None else None
+
+
+def _agree(found: Tensor, expected: Tensor, around: Tensor, tolerance: float) -> bool:
+    """Whether both differ in the same way, relatively, from what goes around the layer; its last bit is rounding too."""
+    rounding = torch.finfo(expected.dtype).eps * expected.double().norm()
+    return bool((found.double() - expected.double()).norm() <= tolerance * (expected.double() - around.double()).norm() + rounding)
 
 
 def _has_structure(layer: nn.Module) -> bool:
@@ -226,8 +245,8 @@ def _product(linear: nn.Linear, pack: bool) -> Product:
 
 
 def _split(linear: nn.Linear, sizes: list[int], pack: bool) -> list[Product]:
-    biases = [None] * len(sizes) if linear.bias is None else linear.bias.split(sizes)
-    return [Product(weight, bias, pack) for weight, bias in zip(linear.weight.split(sizes), biases, strict=True)]
+    biases = [None] * len(sizes) if linear.bias is None else torch.split(linear.bias, sizes)
+    return [Product(weight, bias, pack) for weight, bias in zip(torch.split(linear.weight, sizes), biases, strict=True)]
 
 
 def _norm(module: nn.Module) -> Norm | None:
