@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from prompt_core.artifact import BackboneIdentity
 from prompt_core.backbone.attention import NAME, AttentionPass
+from prompt_core.backbone.fuse import fuse_layers
 from prompt_core.backbone.probe import alone, probe, probe_ids, refused
 from prompt_core.backbone.recompute import recomputed_layers
 
@@ -65,6 +66,7 @@ class Backbone:
         ids = probe_ids(len(self._embed.weight), tokenizer.all_special_ids).to(self.device)
         expected = alone(model, ids, causal)
         model.set_attn_implementation(NAME)
+        fuse_layers(self._base, self._position_offset)
         shape = probe(self, self._base, ids, expected)
         self.num_layers, self.num_kv_heads, self.head_dim = shape.num_layers, shape.num_kv_heads, shape.head_dim
         self.hidden_size = shape.hidden_size
