@@ -51,6 +51,8 @@ from prompt_core.tuning.objective import Generation
 Step = Callable[[], torch.Tensor]
 _RATE = 1e-3
 
+_REPEATS = 20  # products that are timed together
+
 
 @dataclass(frozen=True)
 class Case:
@@ -223,9 +225,8 @@ def share_of_product(case: Case, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for (m, k, n), (a, b) in products.items():
             torch.mm(a, b)
-            repeats = 20
-            spent = seconds(lambda a=a, b=b: [torch.mm(a, b) for _ in range(repeats)])
-            times[m, k, n].append(2 * m * k * n * repeats / spent)
+            spent = seconds(lambda a=a, b=b: [torch.mm(a, b) for _ in range(_REPEATS)])
+            times[m, k, n].append(2 * m * k * n * _REPEATS / spent)
         times["step"].append(operations / seconds(step))
     best = max(products, key=lambda shape: statistics.median(times[shape]))
     shares = [mine / plain for mine, plain in zip(times["step"], times[best], strict=True)]
