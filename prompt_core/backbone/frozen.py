@@ -6,7 +6,8 @@ Rows are [S, n] of the model's dtype; statistics are float32, float64 for a floa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -84,6 +85,27 @@ def _onednn_computes(device: str, dtype: torch.dtype) -> bool:
     return all(bool((result - expected).norm() < 1e-2 * expected.norm()) for result in results)
 
 
+class _Scratch(threading.local):
+    """Memory for temporaries that lives between calls, one set per thread: on a CPU fresh pages cost as much as the arithmetic."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+
+    def like(self, name: str, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """An uninitialised tensor of x's shape; on the CPU the next one of this name and dtype overwrites it."""
+        dtype = dtype or x.dtype
+        if x.device.type != "cpu":
+            return torch.empty_like(x, dtype=dtype)
+        buffer = self._buffers.get((name, dtype))
+        if buffer is None or len(buffer) < x.numel():
+            with torch.inference_mode(False):
+                buffer = self._buffers[name, dtype] = torch.empty(x.numel(), dtype=dtype)
+        return buffer[: x.numel()].view(x.shape)
+
+
+_scratch = _Scratch()
+
+
 class Norm:
     """RMSNorm over the last dimension, or over groups of it: x / sqrt(mean(x^2) + eps) * scale.
 
@@ -94,55 +116,82 @@ class Norm:
     def __init__(self, scale: Tensor, eps: float) -> None:
         self._scale, self._eps = scale, eps
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [S, m * n] -> the normed rows, and 1 / rms per group for `back`, [S, m, 1]."""
-        wide = self._groups(x).to(self._scale.dtype)
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x [S, m * n] -> the normed rows, in `out` if it is given, and 1 / rms per group for `back`, [S, m, 1]."""
+        wide = self._wide(x)
         inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = inverse.square_().div_(wide.shape[-1]).add_(self._eps).rsqrt_()
-        normed = (wide * inverse).mul_(self._scale)
-        return normed.to(x.dtype).view(x.shape), inverse
+        out = torch.empty_like(x) if out is None else out
+        normed = self._groups(out) if out.dtype == wide.dtype else wide
+        torch.mul(wide, inverse, out=normed).mul_(self._scale)
+        return out if out.dtype == wide.dtype else out.copy_(normed.view(x.shape)), inverse
 
     def back(self, grad: Tensor, x: Tensor, inverse: Tensor, residual: Tensor | None = None) -> Tensor:
         """Gradient of x, plus `residual` (the gradient that went around the norm), all [S, m * n]."""
-        wide = self._groups(x).to(self._scale.dtype)
-        slope = self._groups(grad) * self._scale
-        along = torch.linalg.vecdot(slope, wide).unsqueeze(-1).mul_(inverse**3).div_(wide.shape[-1])
-        slope.mul_(inverse).addcmul_(wide, along, value=-1)
+        wide = self._wide(x)
+        slope, product = (_scratch.like(name, wide) for name in ("slope", "product"))
+        slope.copy_(self._groups(grad)).mul_(self._scale)
+        along = torch.mul(slope, wide, out=product).sum(-1, keepdim=True).mul_(inverse**3).div_(wide.shape[-1])
+        out = slope if x.dtype != wide.dtype else torch.empty_like(slope)
+        torch.addcmul(slope.mul_(inverse), wide, along, value=-1, out=out)
         if residual is not None:
-            slope.add_(self._groups(residual))
-        return slope.to(x.dtype).view(x.shape)
+            out.add_(product.copy_(self._groups(residual)))
+        return out.to(x.dtype).view(x.shape)
+
+    def _wide(self, x: Tensor) -> Tensor:
+        groups = self._groups(x)
+        return groups if x.dtype == self._scale.dtype else _scratch.like("wide", groups, self._scale.dtype).copy_(groups)
 
     def _groups(self, x: Tensor) -> Tensor:
         return x.reshape(len(x), -1, len(self._scale))
 
 
-@dataclass(frozen=True)
-class Gate:
-    """An MLP's activation. `forward(x)` and `back(grad, x, out)`, which may write over grad."""
+class Gate(ABC):
+    """An MLP's activation."""
 
-    forward: Callable[[Tensor], Tensor]
-    back: Callable[..., Tensor]
+    @abstractmethod
+    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        """Activate x into `out`."""
+
+    @abstractmethod
+    def back(self, grad: Tensor, x: Tensor) -> Tensor:
+        """Gradient of x, written over `grad`."""
 
 
-def _gelu(approximate: str) -> Gate:
-    def back(grad: Tensor, x: Tensor) -> Tensor:
-        result: Tensor = _aten.gelu_backward.grad_input(grad, x, approximate=approximate, grad_input=grad)
+class Silu(Gate):
+    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        activated: Tensor = _aten.silu.out(x, out=out)
+        return activated
+
+    def back(self, grad: Tensor, x: Tensor) -> Tensor:
+        result: Tensor = _aten.silu_backward.grad_input(grad, x, grad_input=grad)
         return result
 
-    return Gate(lambda x: F.gelu(x, approximate=approximate), back)
+
+class Gelu(Gate):
+    """Args: approximate: "none" or "tanh"."""
+
+    def __init__(self, approximate: str) -> None:
+        self._approximate = approximate
+
+    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        activated: Tensor = _aten.gelu.out(x, approximate=self._approximate, out=out)
+        return activated
+
+    def back(self, grad: Tensor, x: Tensor) -> Tensor:
+        result: Tensor = _aten.gelu_backward.grad_input(grad, x, approximate=self._approximate, grad_input=grad)
+        return result
 
 
-def _silu_back(grad: Tensor, x: Tensor) -> Tensor:
-    result: Tensor = _aten.silu_backward.grad_input(grad, x, grad_input=grad)
-    return result
-
-
-GATES = (Gate(F.silu, _silu_back), _gelu("tanh"), _gelu("none"))
+GATES = (Silu(), Gelu("tanh"), Gelu("none"))
 
 
 @dataclass(frozen=True)
 class FrozenLayer:
-    """A decoder layer: attention and a gated MLP, each with a norm before or after it, or both."""
+    """A decoder layer: attention and a gated MLP, each with a norm before or after it, or both.
+
+    Of the last layer of a model, only the rows that a loss looks at have a gradient: the others are left out there.
+    """
 
     query: Product
     key: Product
@@ -159,6 +208,7 @@ class FrozenLayer:
     after_attention: Norm | None = None
     before_mlp: Norm | None = None
     after_mlp: Norm | None = None
+    last: bool = False
 
     def projected(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What attention takes. hidden [S, H], cos [S, 1, D], sin [S, 1, R <= D] -> q [S, Hq, D], k and v [S, Hkv, D]."""
@@ -174,7 +224,7 @@ class FrozenLayer:
 class _Projected(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, cos: Tensor, sin: Tensor, layer: FrozenLayer) -> tuple[Tensor, Tensor, Tensor]:
-        x, inverse = _normed(layer.before_attention, hidden)
+        x, inverse = _normed(layer.before_attention, hidden, passing=True)
         q_raw, k_raw, v = layer.query(x), layer.key(x), layer.value(x)
         q, q_inverse = _normed(layer.query_norm, q_raw)
         k, k_inverse = _normed(layer.key_norm, k_raw)
@@ -187,16 +237,16 @@ class _Projected(torch.autograd.Function):
             *_kept(layer.key_norm, k_raw, k_inverse),
         )
         by_head = (len(x), -1, layer.head_dim)
-        return _rotated(q.view(by_head), cos, sin), _rotated(k.view(by_head), cos, sin), v.view(by_head)
+        return _rotate(q.view(by_head), cos, sin), _rotate(k.view(by_head), cos, sin), v.view(by_head)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor, None, None, None]:
         layer: FrozenLayer = ctx.layer
         cos, sin, hidden, inverse, q_raw, q_inverse, k_raw, k_inverse = ctx.saved_tensors
-        q = _rotated(dq, cos, sin, back=True).flatten(1)
-        k = _rotated(dk, cos, sin, back=True).flatten(1)
+        q = _turned_back(dq, cos, sin).flatten(1)
         grad = layer.query.back(_norm_back(layer.query_norm, q, q_raw, q_inverse))
+        k = _turned_back(dk, cos, sin).flatten(1)
         grad += layer.key.back(_norm_back(layer.key_norm, k, k_raw, k_inverse))
         grad += layer.value.back(dv.flatten(1))
         return _norm_back(layer.before_attention, grad, hidden, inverse), None, None, None
@@ -208,9 +258,9 @@ class _Completed(torch.autograd.Function):
         projected = layer.output(attended.flatten(1))
         middle, projected_inverse = _normed(layer.after_attention, projected)
         middle = middle.add_(hidden)
-        x, inverse = _normed(layer.before_mlp, middle)
+        x, inverse = _normed(layer.before_mlp, middle, passing=True)
         gate, up = layer.gate(x), layer.up(x)
-        lowered = layer.down(layer.activation.forward(gate).mul_(up))
+        lowered = layer.down(layer.activation(gate, out=_scratch.like("activated", gate)).mul_(up))
         out, lowered_inverse = _normed(layer.after_mlp, lowered)
         ctx.layer, ctx.heads = layer, attended.shape
         ctx.save_for_backward(
@@ -226,18 +276,45 @@ class _Completed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         layer: FrozenLayer = ctx.layer
-        gate, up, projected, projected_inverse, middle, inverse, lowered, lowered_inverse = ctx.saved_tensors
-        product = layer.down.back(_norm_back(layer.after_mlp, grad, lowered, lowered_inverse))
-        d_up = layer.activation.forward(gate).mul_(product)
-        d_gate = layer.activation.back(product.mul_(up), gate)
-        x = layer.gate.back(d_gate).add_(layer.up.back(d_up))
-        x = x.add_(grad) if layer.before_mlp is None else layer.before_mlp.back(x, middle, inverse, residual=grad)
-        attended = layer.output.back(_norm_back(layer.after_attention, x, projected, projected_inverse))
-        return attended.view(ctx.heads), x, None
+        saved = ctx.saved_tensors
+        reached = (grad != 0).any(-1).nonzero().flatten() if layer.last else ()
+        if len(reached) in (0, len(grad)):
+            attended, hidden = _completed_back(layer, grad, *saved)
+            return attended.view(ctx.heads), hidden, None
+        parts = _completed_back(layer, grad[reached], *(None if x is None else x[reached] for x in saved))
+        attended, hidden = (part.new_zeros(len(grad), part.shape[1]).index_copy_(0, reached, part) for part in parts)
+        return attended.view(ctx.heads), hidden, None
 
 
-def _normed(norm: Norm | None, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    return (x, None) if norm is None else norm(x)
+def _completed_back(
+    layer: FrozenLayer,
+    grad: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    projected: Tensor | None,
+    projected_inverse: Tensor | None,
+    middle: Tensor,
+    inverse: Tensor | None,
+    lowered: Tensor | None,
+    lowered_inverse: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of what attention gave [S, Hq * D] and of the layer's input [S, H]."""
+    product = layer.down.back(_norm_back(layer.after_mlp, grad, lowered, lowered_inverse))
+    d_up = layer.activation(gate, out=_scratch.like("activated", gate)).mul_(product)
+    d_gate = layer.activation.back(product.mul_(up), gate)
+    x = layer.gate.back(d_gate).add_(layer.up.back(d_up))
+    if layer.before_mlp is None or inverse is None:
+        x = x.add_(grad)
+    else:
+        x = layer.before_mlp.back(x, middle, inverse, residual=grad)
+    return layer.output.back(_norm_back(layer.after_attention, x, projected, projected_inverse)), x
+
+
+def _normed(norm: Norm | None, x: Tensor, passing: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The normed rows and what `Norm.back` needs; `passing` ones are used before the next norm's."""
+    if norm is None:
+        return x, None
+    return norm(x, _scratch.like("normed", x) if passing else None)
 
 
 def _norm_back(norm: Norm | None, grad: Tensor, x: Tensor | None, inverse: Tensor | None) -> Tensor:
@@ -249,21 +326,27 @@ def _kept(norm: Norm | None, x: Tensor, inverse: Tensor | None) -> tuple[Tensor 
     return (None, None) if norm is None else (x, inverse)
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
-    """Rotary embedding (Su et al. 2021, arXiv:2104.09864) of the halves (not pairs) of the first R of D dimensions.
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding (Su et al. 2021, arXiv:2104.09864) in place.
 
     Args:
-        x: [S, heads, D].
+        x: [S, heads, D]; the first R of its dimensions turn, their halves (not neighbours) against each other.
         cos: [S, 1, D], one behind R.
         sin: [S, 1, R].
-        back: turn by the transpose, for gradients.
     """
-    rotary = sin.shape[-1]
-    half = rotary // 2
-    first, second = sin[..., :half], sin[..., half:]
-    if back:
-        first, second = second, first
-    out = x * cos
-    out[..., :half].addcmul_(x[..., half:rotary], first, value=1 if back else -1)
-    out[..., half:rotary].addcmul_(x[..., :half], second, value=-1 if back else 1)
+    first, second = sin.chunk(2, -1)
+    return _turn(_scratch.like("turning", x).copy_(x), cos, -first, second, out=x)
+
+
+def _turned_back(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Gradient of `_rotate`'s x: turned by the transpose."""
+    first, second = sin.chunk(2, -1)
+    return _turn(grad, cos, second, -first, out=_scratch.like("turning", grad))
+
+
+def _turn(x: Tensor, cos: Tensor, first: Tensor, second: Tensor, out: Tensor) -> Tensor:
+    half = first.shape[-1]
+    torch.mul(x, cos, out=out)
+    out[..., :half].addcmul_(x[..., half : 2 * half], first)
+    out[..., half : 2 * half].addcmul_(x[..., :half], second)
     return out

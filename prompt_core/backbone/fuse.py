@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, cast
 
@@ -112,7 +112,8 @@ def fuse_layers(base: PreTrainedModel, position_offset: int) -> int:
     pack = packs([weight for layer in layers for weight in layer.parameters()])
     proven: dict[tuple[Any, ...], bool] = {}
     fused = 0
-    for layer, call in _calls(base, layers, position_offset).items():
+    calls = _calls(base, layers, position_offset)
+    for layer, call in calls.items():
         kind = _kind(layer)
         first = kind not in proven
         if first:
@@ -121,6 +122,8 @@ def fuse_layers(base: PreTrainedModel, position_offset: int) -> int:
         tolerance = _ROUNDED if call.hidden.dtype in (torch.bfloat16, torch.float16) else _EXACT
         fusion = _proven(layer, call, tolerance, pack, gradients=first) if proven[kind] else None
         if fusion is not None:
+            if layer is list(calls)[-1]:
+                fusion = replace(fusion, frozen=replace(fusion.frozen, last=True))
             layer.__class__ = _fused_class(cast("Any", type(layer)))
             layer.fusion = fusion  # type: ignore[assignment]
             fused += 1
@@ -268,7 +271,7 @@ def _norm(module: nn.Module) -> Norm | None:
 def _gate(activation: Any) -> Gate | None:
     x = torch.linspace(-9, 9, 199)
     expected = activation(x)
-    return next((gate for gate in GATES if torch.allclose(gate.forward(x), expected, rtol=1e-5, atol=1e-6)), None)
+    return next((gate for gate in GATES if torch.allclose(gate(x, out=torch.empty_like(x)), expected, rtol=1e-5, atol=1e-6)), None)
 
 
 def _kind(layer: nn.Module) -> tuple[Any, ...]:
