@@ -1,4 +1,4 @@
-"""The pieces of a frozen transformer layer with gradients written by hand: products, norms, rotary embedding, gated MLP.
+"""A frozen transformer layer with gradients written by hand: norms, rotary embedding, gated MLP and what is between.
 
 Weights get no gradient, so a linear layer keeps none of its input, and everything that is cheap to recompute is.
 Rows are [S, n] of the model's dtype; statistics are float32, float64 for a float64 model.
@@ -8,81 +8,17 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from prompt_core.backbone.product import Product
+
 _aten = torch.ops.aten
-_MAX_PACKED_BYTES = 2 << 30  # of all packed copies of a model; beyond it memory matters more than the last tenth of speed
-
-
-class Product:
-    """x W^T + b of a frozen weight, and the way back through it.
-
-    On the CPU it goes through oneDNN, whose float32 products are faster than the default library's on some processors
-    (AMD: a tenth). `pack` stores copies in the layout that oneDNN computes in: bfloat16 both ways, float32 forward.
-
-    Args:
-        weight: [out, in], a view is fine.
-        bias: [out] or None.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, pack: bool = False) -> None:
-        self._bias = bias
-        self._onednn = _onednn_computes(weight.device.type, weight.dtype)
-        self._weight, self._back_weight = weight, weight.t()
-        if self._onednn and pack:
-            self._weight = _packed(weight)
-            if weight.dtype == torch.bfloat16:
-                self._back_weight = _packed(weight.t().contiguous())
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [S, in] -> [S, out]."""
-        return self._linear(x, self._weight, self._bias)
-
-    def back(self, grad: Tensor) -> Tensor:
-        """Gradient of the output [S, out] -> gradient of the input [S, in]."""
-        return self._linear(grad, self._back_weight, None)
-
-    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _onednn_linear(x.contiguous(), weight, bias) if self._onednn else F.linear(x, weight, bias)
-
-
-def packs(weights: list[Tensor]) -> bool:
-    """Whether packed copies of these weights are worth their memory."""
-    copies = sum(w.numel() * w.element_size() * (2 if w.dtype == torch.bfloat16 else 1) for w in weights)
-    return copies <= _MAX_PACKED_BYTES
-
-
-def _packed(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 1024)
-    return packed
-
-
-def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return out
-
-
-@lru_cache
-def _onednn_computes(device: str, dtype: torch.dtype) -> bool:
-    """Whether this torch offers oneDNN products of the dtype on this processor, and they are right."""
-    if device != "cpu" or dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
-    x, weight = (torch.linspace(-1, 1, n * 96, dtype=dtype).sin().view(n, 96) for n in (40, 64))
-    expected = x.double() @ weight.double().T
-    try:
-        results = [_onednn_linear(x, w, None) for w in (weight, weight.t().contiguous().t(), _packed(weight))]
-    except (RuntimeError, AttributeError):  # a torch built without it, or one that renamed these operators
-        return False
-    return all(bool((result - expected).norm() < 1e-2 * expected.norm()) for result in results)
 
 
 class _Scratch(threading.local):
@@ -276,37 +212,24 @@ class _Completed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         layer: FrozenLayer = ctx.layer
-        saved = ctx.saved_tensors
-        reached = (grad != 0).any(-1).nonzero().flatten() if layer.last else ()
-        if len(reached) in (0, len(grad)):
-            attended, hidden = _completed_back(layer, grad, *saved)
+        saved: Sequence[Any] = ctx.saved_tensors
+        reached = (grad != 0).any(-1).nonzero().flatten() if layer.last else None
+        if reached is None or len(reached) in (0, len(grad)):
+            attended, hidden = _completed_back(layer, grad, saved)
             return attended.view(ctx.heads), hidden, None
-        parts = _completed_back(layer, grad[reached], *(None if x is None else x[reached] for x in saved))
+        parts = _completed_back(layer, grad[reached], [None if x is None else x[reached] for x in saved])
         attended, hidden = (part.new_zeros(len(grad), part.shape[1]).index_copy_(0, reached, part) for part in parts)
         return attended.view(ctx.heads), hidden, None
 
 
-def _completed_back(
-    layer: FrozenLayer,
-    grad: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    projected: Tensor | None,
-    projected_inverse: Tensor | None,
-    middle: Tensor,
-    inverse: Tensor | None,
-    lowered: Tensor | None,
-    lowered_inverse: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def _completed_back(layer: FrozenLayer, grad: Tensor, saved: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """Gradients of what attention gave [S, Hq * D] and of the layer's input [S, H]."""
+    gate, up, projected, projected_inverse, middle, inverse, lowered, lowered_inverse = saved
     product = layer.down.back(_norm_back(layer.after_mlp, grad, lowered, lowered_inverse))
     d_up = layer.activation(gate, out=_scratch.like("activated", gate)).mul_(product)
     d_gate = layer.activation.back(product.mul_(up), gate)
     x = layer.gate.back(d_gate).add_(layer.up.back(d_up))
-    if layer.before_mlp is None or inverse is None:
-        x = x.add_(grad)
-    else:
-        x = layer.before_mlp.back(x, middle, inverse, residual=grad)
+    x = x.add_(grad) if layer.before_mlp is None else layer.before_mlp.back(x, middle, inverse, residual=grad)
     return layer.output.back(_norm_back(layer.after_attention, x, projected, projected_inverse)), x
 
 

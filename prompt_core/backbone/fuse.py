@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prompt_core.backbone.attention import AttentionPass, ForestPass
-from prompt_core.backbone.frozen import GATES, FrozenLayer, Gate, Norm, Product, packs
+from prompt_core.backbone.frozen import GATES, FrozenLayer, Gate, Norm
+from prompt_core.backbone.product import Product, packs
 
 _log = logging.getLogger(__name__)
 # Of what a layer adds to its input, relative: what float32 rounds, and what only another formula exceeds in bfloat16.
@@ -224,7 +225,7 @@ def _frozen(layer: nn.Module, pack: bool) -> FrozenLayer | None:
     slots = _NORMS[frozenset(name for name, _ in layer.named_children() if name.endswith("norm"))]
     modules = {slot: getattr(layer, name) for slot, name in slots.items()}
     modules |= {slot: getattr(attention, name) for slot, name in _HEAD_NORMS.items() if hasattr(attention, name)}
-    norms = {slot: _norm(module) for slot, module in modules.items()}
+    norms: dict[str, Any] = {slot: _norm(module) for slot, module in modules.items()}
     activation = _gate(mlp.act_fn if hasattr(mlp, "act_fn") else mlp.activation_fn)
     if activation is None or None in norms.values():
         return None

@@ -16,6 +16,7 @@ from prompt_core.artifact import BackboneIdentity
 from prompt_core.backbone.attention import NAME, AttentionPass
 from prompt_core.backbone.fuse import fuse_layers
 from prompt_core.backbone.probe import alone, probe, probe_ids, refused
+from prompt_core.backbone.product import Product, packs
 from prompt_core.backbone.recompute import recomputed_layers
 
 
@@ -114,6 +115,11 @@ class Backbone:
         # Cohere multiplies the logits by its scale, Granite divides by its own.
         scale = getattr(self._base.config, "logit_scale", None) or 1 / (getattr(self._base.config, "logits_scaling", None) or 1)
         return weight if scale == 1 else weight * scale
+
+    @cached_property
+    def head(self) -> Product:
+        """The product with `head_weight`: hidden [N, H] -> logits before the cap, [N, V]."""
+        return Product(self.head_weight, None, packs([self.head_weight]))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits of a causal model. hidden [N, H] -> [N, V]."""

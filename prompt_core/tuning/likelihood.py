@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prompt_core.backbone import Backbone
+from prompt_core.backbone.product import Product
 
 _ROWS = 512  # of one product with the vocabulary
 _CACHED = 16  # rows of logits, float32, that stay in the cache while the softmax passes over them
@@ -31,21 +32,21 @@ def next_token_losses(backbone: Backbone, states: Tensor, row_of: Tensor, target
         -log p(target | row) under the smoothed target, float32 [m].
     """
     losses: Tensor = _NextTokenLosses.apply(  # type: ignore[no-untyped-call]
-        states, backbone.head_weight, backbone.logit_cap, row_of, targets, smoothing
+        states, backbone.head, backbone.logit_cap, row_of, targets, smoothing
     )
     return losses
 
 
 class _NextTokenLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, head: Tensor, cap: float | None, row_of: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def forward(ctx: Any, states: Tensor, head: Product, cap: float | None, row_of: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         order = row_of.argsort(stable=True)
         bounds = torch.searchsorted(row_of[order], torch.arange(0, len(states) + _CACHED, _CACHED, device=row_of.device)).tolist()
         losses = torch.empty(len(targets), device=states.device)
         slopes = torch.empty(len(targets), device=states.device)
         common = torch.empty_like(states) if states.requires_grad else None  # each row's gradient but for its targets' part
         for start in range(0, len(states), _ROWS):
-            logits = states[start : start + _ROWS] @ head.T
+            logits = head(states[start : start + _ROWS])
             for top in range(0, len(logits), _CACHED):
                 block = logits[top : top + _CACHED].float()
                 if cap is not None:
@@ -65,14 +66,15 @@ class _NextTokenLosses(torch.autograd.Function):
                         chances -= smoothing / chances.shape[-1]
                     logits[top : top + _CACHED] = chances if slope is None else chances.mul_(slope)
             if common is not None:
-                common[start : start + _ROWS] = logits @ head
-        ctx.save_for_backward(head, common, row_of, targets, slopes.mul_(1 - smoothing))
+                common[start : start + _ROWS] = head.back(logits)
+        ctx.head = head
+        ctx.save_for_backward(common, row_of, targets, slopes.mul_(1 - smoothing))
         return losses
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        head, common, row_of, targets, slopes = ctx.saved_tensors
+        common, row_of, targets, slopes = ctx.saved_tensors
         per_row = torch.zeros(len(common), device=grad.device).index_add_(0, row_of, grad)
         total = common.float() * per_row[:, None]
-        total.index_add_(0, row_of, head[targets].float() * (grad * slopes)[:, None], alpha=-1)
+        total.index_add_(0, row_of, ctx.head.weight[targets].float() * (grad * slopes)[:, None], alpha=-1)
         return total.to(common.dtype), None, None, None, None, None

@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from prompt_core.backbone import ForestPass
 from prompt_core.backbone.attention import NAME
-from prompt_core.backbone.frozen import GATES, FrozenLayer, Norm, Product
+from prompt_core.backbone.frozen import GATES, FrozenLayer, Norm
 from prompt_core.backbone.fuse import fuse_layers
+from prompt_core.backbone.product import Product
 
 FUSED = ["llama", "mistral", "qwen2", "qwen2_local", "qwen3", "gemma2", "gemma3", "phi3", "phi3_long", "olmo2"]
 FOREST = PromptForest.from_segments((4, 9, 1, 6, 3, 5), (-1, 0, 0, 0, 3, 3))
@@ -44,13 +45,15 @@ def run(base: Any, rows: Tensor) -> Tensor:
     return states
 
 
-def states_and_gradient(base: Any) -> tuple[Tensor, Tensor]:
-    """Of random rows, the same for every model of a width."""
+def states_and_gradient(base: Any, seen: int | None = None) -> tuple[Tensor, Tensor]:
+    """Of random rows, the same for every model of a width; only the first `seen` states have a part in the gradient."""
     generator = torch.Generator().manual_seed(5)
     shape = (FOREST.num_tokens, base.config.hidden_size)
     rows, weights = (torch.randn(shape, generator=generator) for _ in range(2))
     rows.requires_grad_()
     states = run(base, rows.to(base.dtype))
+    if seen is not None:
+        weights[seen:] = 0
     (gradient,) = torch.autograd.grad(states, rows, weights.to(states.dtype))
     return states.detach(), gradient
 
@@ -65,6 +68,15 @@ def test_states_and_gradients_are_those_of_the_unfused_model(tmp_path: Path, arc
     found, expected = states_and_gradient(fused(folder)), states_and_gradient(attached(folder))
     assert error(found[0], expected[0]) < 1e-5
     assert error(found[1], expected[1]) < 1e-5
+
+
+@pytest.mark.parametrize("architecture", FUSED)
+@pytest.mark.parametrize("seen", [0, 1, 7])
+def test_states_that_no_loss_looks_at_change_nothing(tmp_path: Path, architecture: str, seen: int) -> None:
+    folder = save_tiny(architecture, tmp_path, wordless_tokenizer())
+    found, expected = states_and_gradient(fused(folder), seen)[1], states_and_gradient(attached(folder), seen)[1]
+    assert bool(expected.any()) == bool(seen)
+    assert float((found - expected).norm()) <= 1e-5 * float(expected.norm())
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma3", "olmo2"])
