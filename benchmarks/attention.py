@@ -1,6 +1,6 @@
 """How fast the attention step is, forward + backward, beside what one would use instead.
 
-    python benchmarks/attention.py cpu      short and shared shapes, growth from 1k to 64k tokens
+    python benchmarks/attention.py cpu      short and shared shapes, growth from 1k to 128k tokens
     python benchmarks/attention.py gpu      the shapes of a GPU, FlexAttention and FlashAttention as rivals
 
 Everything runs in one process, rivals alternating with ours, medians of several pairs. Rivals get what suits them best:
@@ -175,7 +175,7 @@ def cpu(pairs: int) -> None:
         rivals = {"ours": ours, "padded SDPA": padded_sdpa, "dense mask": dense_mask_sdpa}
         steps = {name: build(shape, 8, 2, 64, dtype, "cpu") for name, build in rivals.items()}
         rows.append(table_row(shape, dtype, compare(steps, pairs, "cpu")))
-    growth = [_in_own_process(tokens) for tokens in (1024, 4096, 16384, 65536)]
+    growth = [_in_own_process(tokens) for tokens in (1024, 4096, 16384, 65536, 131072)]
     for point in growth:
         print("{tokens} tokens: {ms:.1f} ms, {us_per_token:.2f} us a token, {mib:.0f} MiB above the inputs".format(**point))
     write_result("attention_cpu", {"heads": 8, "kv_heads": 2, "dim": 64, "rows": rows, "growth": growth})

@@ -3,8 +3,9 @@
 import json
 import platform
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def write_result(name: str, content: dict[str, Any]) -> Path:
         "command": " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": {"processor": _processor(), "threads": torch.get_num_threads(), "python": platform.python_version()},
-        "versions": {package: version(package) for package in ("torch", "transformers", "polars", "scikit-learn", "sacrebleu")},
+        "versions": _versions("torch", "triton", "transformers", "peft", "polars", "scikit-learn", "sacrebleu"),
         **content,
     }
     beside = path.with_suffix(".tmp")
@@ -38,6 +39,15 @@ def parse_seeds(text: str) -> list[int]:
         low, _, high = part.partition("-")
         seeds += range(int(low), int(high or low) + 1)
     return seeds
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    """Of those that are installed: a machine for kernels has few of them."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""Turns a forest into a short list of batched matrix products. Decides by shape alone; computes no attention."""
+"""Turns the tiles of a forest into few batched matrix products. Decides by shape alone; computes no attention."""
 
 from __future__ import annotations
 
@@ -8,260 +8,188 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .cpu_tiles import Tiles, tiles_of
 from .forest import PromptForest
 
 MASKED = -1e30  # added to a hidden score; finite, so that a row that sees nothing gives no NaN
 
-_SCORES = 1 << 20  # of one product, over all heads: they stay in the cache
-_LAUNCH = 4096  # rows x keys that cost as much as one more product
-_ROWS = 128  # longer segments are cut into chunks of rows, so that a causal one skips the keys after them
-_FLASH = 2048  # from this length on a segment's own keys go through ATen flash
-_CONTEXT = 1024  # longer contexts are never copied next to the examples' own keys
-_LANES = 8  # key counts are padded to this: row reductions and products are faster
+_SCORES = 1 << 19  # of one product, over all heads: it and what it gathers stay in the cache
+_LAUNCH = 1 << 15  # scores that cost as much as one more product
+_KEY = 2  # rows that cost as much as copying their keys
+_SIZES = 32  # of tiles at most, that the products are chosen from
+_STAGE = 1 << 21  # scores of a stage, over all heads
+_ROW = 32  # keys that cost as much as a row by itself
+_KEPT = 16  # copies of keys per row up to which a stage is kept
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """One batched product: B groups of L rows against K keys each. Within a product no row appears twice.
+    """B tiles of L rows against K keys each, padded by repeating a tile's last row or key."""
 
-    The four gathers address single heads: they go from packed [rows, heads, D] to groups [B, heads, L, D] and back in
-    one copy. Padding repeats the last real row or key.
-    """
-
+    tiles: int
+    kv_heads: int
     rows: Tensor  # [B, L] packed rows
     keys: Tensor  # [B, K] indices into [prefix keys | token keys]
-    common: int  # the first `common` keys are the same for every B
-    bias: Tensor | None  # [B or 1, 1, L or 1, W], added to the last W columns; None: everything is visible
-    padding: Tensor | None  # bool [B, 1, L]: rows that are padding; None: none is
-    real_keys: Tensor | None  # bool [B, K]; None: all of them
-    row_ids: Tensor  # [n] the real rows
-    key_ids: Tensor  # [m] the real keys after the common ones
-    group_rows: Tensor  # [B * Hq * L] from q [S * Hq]
-    group_keys: Tensor  # [B * Hkv * K] from k [N * Hkv]
-    pack_rows: Tensor  # [n * Hq] from groups to the real rows
-    pack_keys: Tensor  # [m * Hkv] from groups to the real keys
+    real_rows: Tensor  # bool [B, L]
+    real_keys: Tensor  # bool [B, K]
+    bias: Tensor | None  # [B or 1, 1, W, 1, L], added to the last W keys; None: made from the window when it is needed
+    group_rows: Tensor  # [B * Hq * L] from the stage's packed rows, single heads
+    group_keys: Tensor  # [2 * B * Hkv * K] from [prefix keys | token keys | prefix values | token values], single heads
 
 
 @dataclass(frozen=True, eq=False)
+class Stage:
+    """A run of packed rows and the products that give all of their attention. Indices address single heads.
+
+    Grouped rows stand in the order [product, tile, head, row], grouped keys in [product, key or value, tile, head, key].
+    """
+
+    rows: slice
+    products: list[Product]
+    group_rows: Tensor  # from the stage's packed rows; n * Hq, which does not exist, where the row is padding
+    places: Tensor  # of packed rows among the grouped ones
+    key_ids: Tensor | None  # [n] the keys that the stage meets, ascending; None: all
+    copies: Tensor  # grouped keys, by key and then by value: the copies of each
+    copy_ends: Tensor  # [2 * n + 1] where the copies of each begin and end
+
+
 class Plan:
-    """Every row is in exactly one of `own` and `flash`; `shared` adds what a row sees beyond that, in order."""
+    """The stages of a forest for one kind of layer."""
 
-    own: list[Product]
-    flash: list[tuple[int, int]]  # rows of long segments
-    shared: list[Product]
-    window: int | None  # None where the window hides nothing
+    def __init__(self, forest: PromptForest, window: int | None, heads: int, kv_heads: int) -> None:
+        self.window = window  # None where the window hides nothing
+        self._heads, self._kv_heads = torch.arange(heads), torch.arange(kv_heads)
+        self._first = torch.cat([forest.prefix_first, forest.first])
+        self._last = torch.cat([forest.prefix_last, forest.last])
+        tiles, self._context_keys = tiles_of(forest, window, max(1, _SCORES // heads))
+        costs = tiles.rows * (tiles.contexts + tiles.keys + _ROW) * heads
+        _, counts = torch.unique_consecutive((costs.cumsum(0) - costs) // _STAGE, return_counts=True)
+        self._tiles = [tiles[part] for part in torch.split(torch.arange(len(tiles)), counts.tolist())]
+        self._stages: dict[int, Stage] = {}
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+    def __iter__(self) -> Iterator[Stage]:
+        """The stages in order. Those whose indices would outgrow what they index are not kept."""
+        for number, tiles in enumerate(self._tiles):
+            stage = self._stages.get(number) or self._stage(tiles)
+            if stage.copies.shape[0] <= _KEPT * stage.places.shape[0]:
+                self._stages[number] = stage
+            yield stage
+
+    def _stage(self, tiles: Tiles) -> Stage:
+        first, last = int(tiles.row[0]), int(tiles.row[-1] + tiles.rows[-1])
+        sizes = (tiles.contexts + tiles.keys) * (1 << 20) + tiles.rows
+        products = [self._product(part, first) for part in _buckets(tiles[sizes.argsort(stable=True)], len(self._heads))]
+        padding = (last - first) * len(self._heads)
+        group_rows = torch.cat([torch.where(_spread(x.real_rows, self._heads), x.group_rows, padding) for x in products])
+        real = torch.cat([_spread(x.real_keys, self._kv_heads).repeat(2) for x in products])
+        places = real.nonzero().flatten()
+        index = torch.cat([x.group_keys for x in products])[places]
+        all_keys = len(self._first) * len(self._kv_heads)
+        key_ids = None
+        if len(self) > 1:
+            key_ids = torch.unique(index[index < all_keys])
+            index = torch.searchsorted(key_ids, index % all_keys) + (index >= all_keys) * len(key_ids)
+        counts = torch.bincount(index, minlength=2 * (all_keys if key_ids is None else len(key_ids)))
+        return Stage(
+            rows=slice(first, last),
+            products=products,
+            group_rows=group_rows,
+            places=group_rows.argsort(stable=True)[:padding],
+            key_ids=key_ids,
+            copies=places[index.argsort(stable=True)],
+            copy_ends=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+        )
+
+    def _product(self, tiles: Tiles, first_row: int) -> Product:
+        counts = tiles.contexts + tiles.keys
+        row, key = torch.arange(int(tiles.rows.max())), torch.arange(int(counts.max()))
+        rows = tiles.row[:, None] + torch.minimum(row, tiles.rows[:, None] - 1)
+        at, contexts = torch.minimum(key, counts[:, None] - 1), tiles.contexts[:, None]
+        copied = self._context_keys[tiles.context[:, None] + torch.minimum(at, contexts)]
+        keys = torch.where(at < contexts, copied, tiles.key[:, None] + at - contexts)
+        real = key < counts[:, None]
+        bias = None
+        if self.window is None:
+            seen = int(tiles.contexts.min())  # by every row, at least
+            bias = _bias(~(visible(self._first, self._last, rows, keys[:, seen:]) & real[:, seen:, None]))
+        heads = _by_head(keys, self._kv_heads)
+        return Product(
+            tiles=len(tiles),
+            kv_heads=len(self._kv_heads),
+            rows=rows,
+            keys=keys,
+            real_rows=row < tiles.rows[:, None],
+            real_keys=real,
+            bias=bias,
+            group_rows=_by_head(rows - first_row, self._heads),
+            group_keys=torch.cat([heads, heads + len(self._first) * len(self._kv_heads)]),
+        )
 
 
-def plan_of(forest: PromptForest, window: int | None, softcap: float | None, heads: int, kv_heads: int) -> Plan:
+def plan_of(forest: PromptForest, window: int | None, heads: int, kv_heads: int) -> Plan:
     """The plan of this forest, built once per kind of layer and kept with the forest."""
     if window is not None and (forest.num_tokens == 0 or window > int(forest.position_ids.max())):
         window = None
-    flash = window is None and softcap is None
-    key = ("cpu", window, flash, heads, kv_heads)
-    plan: Plan = forest.plan(key, lambda: _Planner(forest, window, flash, heads, kv_heads).plan())
+    plan: Plan = forest.plan(("cpu", window, heads, kv_heads), lambda: Plan(forest, window, heads, kv_heads))
     return plan
 
 
-class _Planner:
-    def __init__(self, forest: PromptForest, window: int | None, flash: bool, heads: int, kv_heads: int) -> None:
-        self.forest, self.window = forest, window
-        self.lengths, self.starts = forest.segments.lengths, forest.segments.starts
-        self.offset = forest.num_prefix_tokens  # token keys come after the prefix keys
-        self.heads, self.kv_heads = torch.arange(heads), torch.arange(kv_heads)
-        self.area = max(1, _SCORES // heads)  # rows x keys of one product
-        self.flash_from = _FLASH if flash else forest.num_tokens + 1
-
-    def plan(self) -> Plan:
-        segments = self.forest.segments
-        active = self.lengths.nonzero().flatten()
-        long = self.lengths[active] >= self.flash_from
-        flash, short = active[long], active[~long]
-
-        own: list[Product] = []
-        sharing = [flash[segments.contexts[flash] > 0]]  # segments that see a context without carrying a copy of it
-        behind = short[segments.contexts[short] > 0]
-        num_prefixes = len(segments.prefix_starts) - 1
-        family = torch.where(segments.parents >= 0, segments.parents + num_prefixes, segments.prefixes)[behind]
-        for members, copied in self._families(behind, family):
-            if copied:
-                own += self._own(members, self._context(int(members[0])))
-            else:
-                sharing.append(members)
-        alone = torch.cat([short[segments.contexts[short] == 0], *sharing[1:]])
-        own += self._own(alone, torch.empty(0, dtype=torch.int64))
-        spans = [(int(self.starts[s]), int(self.starts[s + 1])) for s in flash.tolist()]
-        return Plan(own, spans, list(self._shared(torch.cat(sharing))), self.window)
-
-    def _families(self, behind: Tensor, family: Tensor) -> Iterator[tuple[Tensor, bool]]:
-        """Segments behind the same context, and whether that context is copied next to each one's own keys.
-
-        Copying saves a pass of merging. It pays where a family brings rows enough to fill a product, or where there
-        are few families, and where its segments are long enough that the copy costs less than the products.
-        """
-        if not len(behind):
-            return
-        _, family, counts = torch.unique(family, return_inverse=True, return_counts=True)
-        rows = torch.zeros_like(counts).index_add_(0, family, self.lengths[behind])
-        context = torch.zeros_like(counts).index_copy_(0, family, self.forest.segments.contexts[behind])
-        worth = (rows >= 64) | torch.tensor(len(counts) <= 4)
-        copied = worth & (context <= _CONTEXT) & (rows >= 8 * counts)
-        yield behind[~copied[family]], False
-        order = family.argsort(stable=True)
-        for number, members in enumerate(torch.split(behind[order], counts.tolist())):
-            if copied[number]:
-                yield members, True
-
-    def _context(self, segment: int) -> Tensor:
-        """The keys before a segment on its path, in order."""
-        segments = self.forest.segments
-        parent, prefix = int(segments.parents[segment]), int(segments.prefixes[segment])
-        spans = []
-        while parent >= 0:
-            spans.append(torch.arange(int(self.starts[parent]), int(self.starts[parent + 1])) + self.offset)
-            parent = int(segments.parents[parent])
-        if prefix >= 0:
-            spans.append(torch.arange(int(segments.prefix_starts[prefix]), int(segments.prefix_starts[prefix + 1])))
-        return torch.cat(spans[::-1])
-
-    def _own(self, members: Tensor, context: Tensor) -> Iterator[Product]:
-        """Products of segments with their own keys, and with a common context before them."""
-        lengths = self.lengths[members]
-        order = lengths.argsort(stable=True)
-        members = members[order]
-        for bucket in torch.split(members, _bucket_sizes(lengths[order], len(context))):
-            longest = int(self.lengths[bucket[-1]])
-            for top in range(0, longest, _ROWS):
-                bottom = min(top + _ROWS, longest)
-                reaching = bucket[self.lengths[bucket] > top]
-                width = len(context) + (longest if self.forest.bidirectional else bottom)
-                for part in torch.split(reaching, max(1, self.area // ((bottom - top) * width))):
-                    yield self._own_rows(part, top, bottom, context)
-
-    def _own_rows(self, members: Tensor, top: int, bottom: int, context: Tensor) -> Product:
-        """Rows top to bottom of some segments against the context and the segments' own keys."""
-        lengths, starts = self.lengths[members, None], self.starts[members, None]
-        row = torch.arange(top, bottom)
-        ends = lengths.expand(-1, 1) if self.forest.bidirectional else lengths.clamp(max=bottom)
-        width = _padded(len(context) + int(ends.max())) - len(context)
-        key = torch.arange(width)
-        own_keys = starts + torch.minimum(key, ends - 1) + self.offset
-        beyond = (key >= ends)[:, None, None]  # [B, 1, 1, keys]
-        later = (key > row[:, None])[None, None, :, min(top, width) :]  # [1, 1, L, keys from the first row on]
-        return self._product(
-            rows=starts + torch.minimum(row, lengths - 1),
-            real_rows=row < lengths,
-            keys=torch.cat([context.expand(len(members), -1), own_keys], dim=1),
-            real_keys=torch.cat([torch.ones(len(members), len(context), dtype=torch.bool), key < ends], dim=1),
-            common=len(context),
-            hidden=beyond if self.forest.bidirectional else later,
-        )
-
-    def _shared(self, sharing: Tensor) -> Iterator[Product]:
-        """Products of shared keys with all rows below them that do not carry a copy. One level of the trees at a time."""
-        if not len(sharing):
-            return
-        segments = self.forest.segments
-        is_sharing = torch.zeros(len(self.lengths), dtype=torch.bool).index_fill_(0, sharing, True)
-        rows = torch.repeat_interleave(is_sharing, self.lengths).nonzero().flatten()
-        below = torch.stack([self.starts[1:], self.starts[segments.subtree_ends]], dim=1)
-        row_ranges = torch.searchsorted(rows, torch.cat([segments.prefix_rows, below]))
-        key_starts = torch.cat([segments.prefix_starts[:-1], self.starts[:-1] + self.offset])
-        key_counts = torch.cat([segments.prefix_starts.diff(), self.lengths])
-        levels = torch.cat([torch.full((len(segments.prefix_rows),), -1), segments.depths])
-        row_counts = row_ranges[:, 1] - row_ranges[:, 0]
-
-        used = ((row_counts > 0) & (key_counts > 0)).nonzero().flatten()
-        kinds = torch.stack([levels, _size_class(row_counts), _size_class(key_counts)], dim=1)[used]
-        _, kind_of, counts = torch.unique(kinds, dim=0, return_inverse=True, return_counts=True)
-        for members in torch.split(used[kind_of.argsort(stable=True)], counts.tolist()):
-            longest, keys = int(row_counts[members].max()), int(key_counts[members].max())
-            step = max(64, self.area // keys)
-            for top in range(0, longest, step):
-                bottom = min(top + step, longest)
-                reaching = members[row_counts[members] > top]
-                for part in torch.split(reaching, max(1, self.area // ((bottom - top) * keys))):
-                    row = torch.arange(top, bottom)
-                    count, first = row_counts[part, None], row_ranges[part, 0, None]
-                    key = torch.arange(_padded(keys))
-                    key_count = key_counts[part, None]
-                    real_keys = key < key_count
-                    yield self._product(
-                        rows=rows[first + torch.minimum(row, count - 1)],
-                        real_rows=row < count,
-                        keys=key_starts[part, None] + torch.minimum(key, key_count - 1),
-                        real_keys=real_keys,
-                        common=0,
-                        hidden=~real_keys[:, None, None],
-                    )
-
-    def _product(self, rows: Tensor, real_rows: Tensor, keys: Tensor, real_keys: Tensor, common: int, hidden: Tensor) -> Product:
-        return Product(
-            rows=rows,
-            keys=keys,
-            common=common,
-            bias=_bias(hidden) if self.window is None else None,
-            padding=None if real_rows.all() else ~real_rows[:, None],
-            real_keys=None if real_keys.all() else real_keys,
-            row_ids=rows[real_rows],
-            key_ids=keys[:, common:][real_keys[:, common:]],
-            group_rows=_group(rows, self.heads),
-            group_keys=_group(keys, self.kv_heads),
-            pack_rows=_pack(real_rows, self.heads),
-            pack_keys=_pack(real_keys & (torch.arange(keys.shape[1]) >= common), self.kv_heads),
-        )
+def visible(first: Tensor, last: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
+    """rows [B, L], keys [B, K] -> bool [B, K, L], by the two numbers of each key."""
+    rows = rows[:, None]
+    return (first[keys][..., None] <= rows) & (rows < last[keys][..., None])
 
 
-def _group(index: Tensor, heads: Tensor) -> Tensor:
+def _buckets(tiles: Tiles, heads: int) -> Iterator[Tiles]:
+    """Cut tiles, in ascending order of keys and rows, into runs that are padded to their largest: least cost in all.
+
+    Cost: rows x keys after padding, the copies of keys, and a constant for each product.
+    """
+    keys = tiles.contexts + tiles.keys
+    changes = ((keys.diff() != 0) | (tiles.rows.diff() != 0)).nonzero().flatten() + 1
+    if len(changes) >= _SIZES:
+        changes = changes[torch.linspace(0, len(changes) - 1, _SIZES).long()]
+    starts = [0, *changes.tolist(), len(tiles)]
+    tallest = [int(run.max()) for run in torch.tensor_split(tiles.rows, changes)]
+    widest = keys[torch.tensor(starts[1:]) - 1].tolist()
+    best, cut = [0.0], [0]
+    for end in range(1, len(starts)):
+        height, options = 0, []
+        for begin in range(end - 1, -1, -1):
+            height = max(height, tallest[begin])
+            area = (starts[end] - starts[begin]) * (height + _KEY) * widest[end - 1]
+            options.append((best[begin] + area + _LAUNCH / heads, begin))
+        cost, begin = min(options)
+        best.append(cost)
+        cut.append(begin)
+    bounds = [len(starts) - 1]
+    while bounds[-1]:
+        bounds.append(cut[bounds[-1]])
+    for begin, end in zip(bounds[:0:-1], bounds[-2::-1], strict=True):
+        bucket = tiles[starts[begin] : starts[end]]
+        most = max(1, _SCORES // (heads * max(tallest[begin:end]) * widest[end - 1]))
+        step = -(-len(bucket) // -(-len(bucket) // most))
+        for first in range(0, len(bucket), step):
+            yield bucket[first : first + step]
+
+
+def _bias(hidden: Tensor) -> Tensor:
+    """bool [B, K, L] -> MASKED where hidden, [B or 1, 1, W, 1, L], without the leading keys that nothing hides."""
+    clear = int((~hidden.any(2).any(0)).long().cumprod(0).sum())
+    hidden = hidden[:, clear:]
+    if bool((hidden == hidden[:1]).all()):
+        hidden = hidden[:1]
+    return torch.zeros(hidden.shape).masked_fill_(hidden, MASKED)[:, None, :, None]
+
+
+def _by_head(index: Tensor, heads: Tensor) -> Tensor:
     """index [B, L] of rows -> index of single heads in the order [B, heads, L]."""
     return (index[:, None, :] * len(heads) + heads[:, None]).flatten()
 
 
-def _pack(real: Tensor, heads: Tensor) -> Tensor:
-    """Where in [B, heads, L] the heads of the real rows of [B, L] are, row by row."""
-    batch, row = real.nonzero(as_tuple=True)
-    return ((batch[:, None] * len(heads) + heads) * real.shape[1] + row[:, None]).flatten()
-
-
-def _bias(hidden: Tensor) -> Tensor | None:
-    """MASKED where hidden, without the leading columns that nothing hides."""
-    columns = hidden.flatten(0, -2).any(0).nonzero()
-    if not len(columns):
-        return None
-    hidden = hidden[..., int(columns[0]) :]
-    return torch.zeros(hidden.shape).masked_fill_(hidden, MASKED)
-
-
-def _bucket_sizes(lengths: Tensor, context: int) -> list[int]:
-    """Cut ascending lengths into buckets that are padded to their longest: least rows x keys plus cost of launches."""
-    if not len(lengths):
-        return []
-    distinct, counts = torch.unique_consecutive(lengths, return_counts=True)
-    if len(distinct) > 32:
-        step = -(-int(lengths[-1]) // 32)
-        distinct, counts = torch.unique_consecutive(lengths.div(step, rounding_mode="floor"), return_counts=True)
-        distinct = distinct * step + step - 1
-    sizes, rows = counts.tolist(), distinct.tolist()
-    best, cut = [0.0], [0]
-    for end in range(1, len(sizes) + 1):
-        area = rows[end - 1] * _padded(context + rows[end - 1])
-        members, options = 0, []
-        for begin in range(end - 1, -1, -1):
-            members += sizes[begin]
-            options.append((best[begin] + members * area + _LAUNCH, begin))
-        cost, begin = min(options)
-        best.append(cost)
-        cut.append(begin)
-    buckets, end = [], len(sizes)
-    while end:
-        buckets.append(sum(sizes[cut[end] : end]))
-        end = cut[end]
-    return buckets[::-1]
-
-
-def _size_class(counts: Tensor) -> Tensor:
-    """Sizes that are padded together: two classes per power of two."""
-    return counts.clamp(min=1).double().log2().mul(2).ceil().long()
-
-
-def _padded(keys: int) -> int:
-    return -(-keys // _LANES) * _LANES
+def _spread(real: Tensor, heads: Tensor) -> Tensor:
+    """bool [B, L] of rows -> of single heads in the order [B, heads, L]."""
+    return real[:, None].expand(-1, len(heads), -1).flatten()
