@@ -1,5 +1,7 @@
 """A good citizen of torch: opcheck, torch.compile, checkpointing, inference mode, and errors that name the argument."""
 
+import weakref
+
 import pytest
 import torch
 from attention_cases import make_case
@@ -65,6 +67,17 @@ def test_backward_works_when_the_forest_is_gone():
     out, _ = attention(q, k, v, layout, prefix_k, prefix_v, sinks, 8**-0.5, None, None, "cpu")
     grads = torch.autograd.grad(out, list(case.inputs.values()), case.grad)
     assert all(torch.equal(grad, expected[name]) for name, grad in zip(case.inputs, grads, strict=True))
+
+
+def test_a_forest_lives_as_long_as_its_backward_may_come():
+    case = small_case()
+    forest = PromptForest.from_segments([3, 14], [-1, 0], prefix_lengths=[4])
+    out = prefix_attention(forest=forest, **case.inputs)
+    remembered = weakref.ref(forest)
+    del forest
+    assert remembered() is not None
+    del out
+    assert remembered() is None
 
 
 @pytest.mark.parametrize(
