@@ -62,7 +62,7 @@ class PaddedPass:
         layer, device = layer_of(module), own_keys.device
         # F.embedding rather than indexing: its gradient sums repeated rows in a fixed order on a GPU too.
         keys, values = (
-            F.embedding(self.owners, states[layer].flatten(1)).view(-1, *states.shape[2:]).transpose(1, 2).to(device)
+            F.embedding(self.owners, states[layer].flatten(1)).view(len(self.owners), *states.shape[2:]).transpose(1, 2).to(device)
             for states in (self.keys, self.values)
         )
         absent = torch.arange(keys.shape[2], device=self.lengths.device) >= self.lengths[self.owners][:, None]
@@ -140,7 +140,8 @@ class EncoderDecoder(Backbone):
     def recomputing(self) -> AbstractContextManager[Any]:
         stack = ExitStack()
         for half in (self._base, self._model.get_decoder()):
-            stack.enter_context(recomputed_layers(half, half.config.num_hidden_layers))
+            layers = next(module for module in half.modules() if isinstance(module, torch.nn.ModuleList))
+            stack.enter_context(recomputed_layers(half, len(layers)))  # what a configuration says is the encoder's number
         return stack
 
     @staticmethod
