@@ -15,7 +15,7 @@ from transformers.masking_utils import eager_mask
 
 WORDS = ["Sort", "this", "The", "My", "box", "parcel", "letter", "driver", "door", "street", "is", "late", "broken", "Kind", ":"]
 _SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
-_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4, "initializer_factor": 1.0}
+_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
 _BART = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
 _BART |= {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64, "init_std": 0.3}
 _SIZES: dict[str, tuple[type[Any], dict[str, Any]]] = {

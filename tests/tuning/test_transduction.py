@@ -73,7 +73,7 @@ def test_a_fleet_gives_what_each_task_gives_alone(backbone: EncoderDecoder, fold
         assert isinstance(found, TunedPrompt)
         expected = tune(task, TRAIN, VALIDATION, backbone)
         for name, tensor in expected.tensors.items():
-            assert torch.allclose(found.tensors[name], tensor, rtol=1e-4, atol=1e-4)
+            assert_equal_to_rounding(found.tensors[name], tensor)
 
 
 @pytest.mark.parametrize("kind", ["soft", "deep"])
