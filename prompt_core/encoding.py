@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from prompt_core.backbone import Backbone
+from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.errors import PromptmillError
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template, plain, split_soft
@@ -45,8 +45,8 @@ class TaskEncoding:
         soft_tokens: how many the template has; 0 without `soft`.
 
     Raises:
-        PromptmillError: generation with an encoder, chat messages for a model without a chat format, or a root longer
-            than the limit.
+        PromptmillError: an objective that is not the backbone's, chat messages for a model without a chat format, or a
+            root longer than the limit.
     """
 
     def __init__(self, task: TaskSpec, backbone: Backbone, soft: bool = True) -> None:
@@ -54,11 +54,10 @@ class TaskEncoding:
         self._template = Template(task, soft)
         self.soft_tokens = self._template.soft_tokens if soft else 0
         self._cut = task.tune.truncate
-        if task.objective == "generate" and not backbone.causal:
-            what = f"generate, but {backbone.identity.name} is an encoder"
-            raise PromptmillError(f"task {task.name}: objective", what, "Use a causal model.")
-        self._tokenizer, self._causal = backbone.tokenizer, backbone.causal
-        if self._template.is_chat and not getattr(self._tokenizer, "chat_template", None):
+        self._tokenizer = backbone.tokenizer
+        self._to_decoder = isinstance(backbone, EncoderDecoder)
+        _check_objective(task, backbone)
+        if self._template.is_chat and (self._to_decoder or not getattr(self._tokenizer, "chat_template", None)):
             what = f"backbone {backbone.identity.name} has no chat format"
             raise PromptmillError(self._where, what, "Write the template as one string.")
         self._marked = {name: f"{_OPEN}{name}{_CLOSE}" for name in self._template.fields}
@@ -68,8 +67,9 @@ class TaskEncoding:
         self._suffix = rest.rpartition(_CLOSE)[2]
         self._leading, self._trailing = self._special_tokens()
         # An encoder's special tokens stand around each example; its root, if any, becomes the prefix's starting text.
-        leading = self._leading if backbone.causal else []
-        self.root: tuple[int, ...] = tuple(leading + self._ids(self.root_text)) if self.root_text or leading else ()
+        self._first, self._before = (self._leading, []) if backbone.generates else ([], self._leading)
+        self._behind = [] if backbone.causal else self._trailing
+        self.root: tuple[int, ...] = (*self._first, *self._ids(self.root_text))
         self._positions = backbone.max_positions
         self._limit = min(task.tune.max_tokens, self._positions)
         if len(self.root) >= self._limit:
@@ -98,7 +98,7 @@ class TaskEncoding:
         end = self.encode_target(target) if target is not None else []
         room = self._limit - len(self.root) - len(end)
         ids = self._ids(text)
-        around = 0 if self._causal else len(self._leading) + len(self._trailing)
+        around = len(self._before) + len(self._behind)
         truncated = len(ids) + around > room
         if truncated:
             suffix = self._ids(self._suffix) if self._suffix and text.endswith(self._suffix) else []
@@ -107,9 +107,7 @@ class TaskEncoding:
                 what = f"a target has {len(end)} tokens, more than fit"
                 raise PromptmillError(self._where, what, f"Raise tune.max_tokens ({self._limit}).")
             ids = _shortened(self._ids(text.removesuffix(self._suffix)), keep, self._cut) + suffix
-        if not self._causal:
-            ids = self._leading + ids + self._trailing
-        return Encoded(tuple(ids), tuple(end), truncated)
+        return Encoded((*self._before, *ids, *self._behind), tuple(end), truncated)
 
     def root_with_demonstrations(self, demonstrations: Sequence[tuple[Mapping[str, Any], str]]) -> tuple[int, ...]:
         """The root with solved examples behind it, for few-shot prompting: earlier turns of a chat, or lines of a text.
@@ -132,7 +130,7 @@ class TaskEncoding:
         else:
             solved = [f"{self._template.render(fields)[0][1]} {answer}\n\n" for fields, answer in demonstrations]
             text = "".join([*solved, query[0][1]])
-        ids = (*(self._leading if self._causal else ()), *self._ids(text.partition(_OPEN)[0].rstrip(" ")))
+        ids = (*self._first, *self._ids(text.partition(_OPEN)[0].rstrip(" ")))
         ids = tuple(token for token in ids if token >= 0)  # as text, for which soft tokens say nothing
         if len(ids) + self._limit > self._positions:
             raise PromptmillError(
@@ -143,7 +141,9 @@ class TaskEncoding:
         return ids
 
     def encode_target(self, target: str) -> list[int]:
-        """Token ids of a text to generate, with the end of turn."""
+        """Token ids of a text to generate, with the end of turn. A decoder's text stands alone, as the tokenizer would have it."""
+        if self._to_decoder:
+            return [*self._leading, *self._ids(target), *self.end_of_turn]
         # A chat turn starts on a fresh line; in a plain string the target is the next word and needs its space.
         spaced = target if self._template.is_chat or self._suffix.endswith((" ", "\n")) else " " + target
         return [*self._ids(spaced), *self.end_of_turn]
@@ -200,6 +200,14 @@ class TaskEncoding:
         wrapped: list[int] = self._tokenizer("a").input_ids
         start = next(i for i in range(len(wrapped)) if wrapped[i : i + len(alone)] == alone)
         return wrapped[:start], wrapped[start + len(alone) :]
+
+
+def _check_objective(task: TaskSpec, backbone: Backbone) -> None:
+    where, name = f"task {task.name}: objective", backbone.identity.name
+    if task.objective == "generate" and not backbone.generates:
+        raise PromptmillError(where, f"generate, but {name} is an encoder", "Use a causal model or an encoder-decoder.")
+    if task.objective == "classify" and isinstance(backbone, EncoderDecoder):
+        raise PromptmillError(where, f"classify, but {name} is an encoder-decoder", "Use generate: it writes the label.")
 
 
 def _shortened(ids: Sequence[int], keep: int, side: str) -> list[int]:

@@ -1,14 +1,16 @@
-"""Greedy generation from a prompt's keys and values: one packed prefill, then one token per row and step."""
+"""Greedy generation behind a prompt: the inputs at once, then one token per row and step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
 
-from prompt_core.backbone import Backbone, DecodePass
-from prompt_core.prompts import PromptState, Tree, hidden_states, lower
+from prompt_core.backbone import Backbone, DecodePass, EncoderDecoder
+from prompt_core.prompts import PromptState, Tree, encoder_states, hidden_states, lower
 
 _ROWS = 96
 OnProgress = Callable[[int, int], None]
@@ -23,11 +25,12 @@ def generate(
     end: Sequence[int],
     on_progress: OnProgress | None = None,
 ) -> list[list[int]]:
-    """The most likely continuation of each input behind a prompt, token by token.
+    """The most likely continuation of each input behind a prompt, token by token; with an encoder-decoder, what it writes of it.
 
     Args:
-        backbone: a causal model.
-        prompt: its root is read once, its keys and values are held once for all rows.
+        backbone: a model that generates.
+        prompt: a causal model reads its root once and holds its keys and values once for all rows; an encoder-decoder
+            reads it with every input.
         inputs: token ids after the root, each at least one.
         max_new_tokens: where a text ends at the latest.
         end: token ids that end a text; not part of the result.
@@ -38,11 +41,20 @@ def generate(
     """
     results: list[list[int]] = [[] for _ in inputs]
     order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))  # rows of like length waste little cache
-    prompt = lower(backbone, prompt)
+    if isinstance(backbone, EncoderDecoder):
+        max_new_tokens = min(max_new_tokens, backbone.max_positions)  # of a decoder that counts from 0
+    else:
+        prompt = lower(backbone, prompt)
     done = 0
     for start in range(0, len(order), _ROWS):
         rows = order[start : start + _ROWS]
-        for row, ids in zip(rows, _generate_rows(backbone, prompt, [inputs[i] for i in rows], max_new_tokens, end), strict=True):
+        given = [inputs[i] for i in rows]
+        decoding = (
+            _DecoderRows(backbone, prompt, given)
+            if isinstance(backbone, EncoderDecoder)
+            else _PackedRows(backbone, prompt, given, max_new_tokens)
+        )
+        for row, ids in zip(rows, _generate_rows(backbone, decoding, len(rows), max_new_tokens, end), strict=True):
             results[row] = ids
         done += len(rows)
         if on_progress:
@@ -50,17 +62,29 @@ def generate(
     return results
 
 
-def _generate_rows(
-    backbone: Backbone, prompt: PromptState, inputs: Sequence[Sequence[int]], max_new_tokens: int, end: Sequence[int]
-) -> list[list[int]]:
-    device, prefix_tokens = backbone.device, prompt.keys.shape[1]
-    keys, values = prompt.keys.to(backbone.dtype), prompt.values.to(backbone.dtype)
-    lengths = torch.tensor([len(ids) for ids in inputs], device=device)
-    last, cache = _prefill(backbone, prompt, inputs, int(lengths.max()) + max_new_tokens)
-    results: list[list[int]] = [[] for _ in inputs]
-    alive = list(range(len(inputs)))
+class _Rows(Protocol):
+    """Texts that are being written side by side.
+
+    Attributes:
+        last: the hidden states that predict their next tokens, [B, H].
+    """
+
+    last: Tensor
+
+    def keep(self, kept: Tensor) -> None:
+        """Leave only the rows with these numbers, int64 [n]."""
+        ...
+
+    def feed(self, tokens: Tensor) -> None:
+        """Append a token to each row, int64 [B]."""
+        ...
+
+
+def _generate_rows(backbone: Backbone, rows: _Rows, count: int, max_new_tokens: int, end: Sequence[int]) -> list[list[int]]:
+    results: list[list[int]] = [[] for _ in range(count)]
+    alive = list(range(count))
     for step in range(max_new_tokens):
-        tokens = backbone.logits(last).argmax(-1)
+        tokens = backbone.logits(rows.last).argmax(-1)
         going = []
         for slot, token in enumerate(tokens.tolist()):
             if token not in end:
@@ -69,13 +93,48 @@ def _generate_rows(
         if not going or step + 1 == max_new_tokens:
             break
         if len(going) < len(alive):  # finished rows leave, so that the rest does not pay for them
-            kept = torch.tensor(going, device=device)
-            alive, tokens, lengths = [alive[slot] for slot in going], tokens[kept], lengths[kept]
-            cache = [(k[kept], v[kept]) for k, v in cache]
-        decode = DecodePass(cache, lengths, keys, values)
-        last = backbone.hidden_states(backbone.embed(tokens), prefix_tokens + lengths, decode)
-        lengths = lengths + 1
+            kept = torch.tensor(going, device=backbone.device)
+            alive, tokens = [alive[slot] for slot in going], tokens[kept]
+            rows.keep(kept)
+        rows.feed(tokens)
     return results
+
+
+class _PackedRows:
+    """Continuations of inputs behind one prompt, whose keys and values all rows share."""
+
+    def __init__(self, backbone: Backbone, prompt: PromptState, inputs: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+        self._backbone = backbone
+        self._keys, self._values = prompt.keys.to(backbone.dtype), prompt.values.to(backbone.dtype)
+        self._lengths = torch.tensor([len(ids) for ids in inputs], device=backbone.device)
+        self.last, self._cache = _prefill(backbone, prompt, inputs, int(self._lengths.max()) + max_new_tokens)
+
+    def keep(self, kept: Tensor) -> None:
+        self._lengths = self._lengths[kept]
+        self._cache = [(k[kept], v[kept]) for k, v in self._cache]
+
+    def feed(self, tokens: Tensor) -> None:
+        decode = DecodePass(self._cache, self._lengths, self._keys, self._values)
+        positions = self._keys.shape[1] + self._lengths
+        self.last = self._backbone.hidden_states(self._backbone.embed(tokens), positions, decode)
+        self._lengths = self._lengths + 1
+
+
+class _DecoderRows:
+    """What a decoder writes of inputs that its encoder read behind one prompt."""
+
+    def __init__(self, backbone: EncoderDecoder, prompt: PromptState, inputs: Sequence[Sequence[int]]) -> None:
+        self._backbone = backbone
+        self._states, self._mask = encoder_states(backbone, prompt, inputs)
+        self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        self.feed(torch.full((len(inputs),), backbone.decoder_start, device=backbone.device))
+
+    def keep(self, kept: Tensor) -> None:
+        self._states, self._mask = self._states[kept], self._mask[kept]
+        self._cache.batch_select_indices(kept)
+
+    def feed(self, tokens: Tensor) -> None:
+        self.last = self._backbone.decode(tokens[:, None], self._states, self._mask, self._cache)[:, 0]
 
 
 def _prefill(

@@ -82,7 +82,7 @@ class PromptSpec(Part):
         default=None,
         description="root: the text before the first field; text: prompt.text; labels: the labels' words; demonstrations: the root and "
         "solved examples; vocabulary: words drawn at random; random: numbers at the model's own scale; zero (deep only); prompt: "
-        "prompt.start_from. Default: root where there is one, else vocabulary (causal models) or random (encoders)",
+        "prompt.start_from. Default: root where there is one, else vocabulary (models that write) or random (encoders)",
     )
     text: str | None = Field(default=None, min_length=1, description="for start: text")
     start_from: str | None = Field(default=None, description="for start: prompt, the folder of a tuned prompt; relative to the task file")
@@ -140,7 +140,7 @@ class EvaluateSpec(Part):
     must_contain: str | None = Field(
         default=None, description="column of `key: value` lines whose values an output must contain: the metric facts_kept"
     )
-    few_shot: int = Field(default=3, ge=0, le=64, description="demonstrations in the few-shot baseline of a causal model")
+    few_shot: int = Field(default=3, ge=0, le=64, description="demonstrations in the few-shot baseline of a model that writes")
     max_new_tokens: int | None = Field(default=None, ge=1, le=8192, description="default: a quarter more than the longest training target")
 
 

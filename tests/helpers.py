@@ -92,7 +92,6 @@ REFUSED: _Sizes = {
     ),
     "deberta_v2": (transformers.DebertaV2Config, _BASE),
     "mamba": (transformers.MambaConfig, {"hidden_size": 32, "num_hidden_layers": 2}),
-    "t5": (transformers.T5Config, {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}),
     "llama_chunked": (transformers.LlamaConfig, {**_DECODER, "layer_types": ["full_attention", "chunked_attention"]}),
     "phi": (transformers.PhiConfig, _DECODER),
     "bert_decoder": (transformers.BertConfig, {**_BASE, "is_decoder": True}),
@@ -120,7 +119,7 @@ def save_tiny(architecture: str, folder: Path, tokenizer: Any = None) -> Path:
     tokenizer = tokenizer or tokenizer_of("minilm" if encoder else "smollm2")
     config_class, sizes = (CAUSAL | ENCODERS | REFUSED)[architecture]
     config = config_class(**{"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, **sizes})
-    bare = encoder or architecture in ("t5", "deberta_v2", "bert_decoder")
+    bare = encoder or architecture in ("deberta_v2", "bert_decoder")
     with torch.random.fork_rng():
         torch.manual_seed(7)
         model = (transformers.AutoModel if bare else transformers.AutoModelForCausalLM).from_config(config)

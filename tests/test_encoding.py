@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import a_task, tokenizer_of
+from encoder_decoders import save_encoder_decoder
+from helpers import a_task, backbone_at, tokenizer_of
 
 from prompt_core.backbone import Backbone
 from prompt_core.encoding import TaskEncoding
@@ -144,3 +146,24 @@ def test_a_long_text_loses_the_side_that_the_task_names_and_no_soft_token(llama:
 def test_a_value_with_marks_is_text(llama: Backbone) -> None:
     enc = encoding(llama, "Text: {{ text }}{{ soft(2) }}")
     assert enc.encode({"text": "a\ue0020:2\ue003"}) == enc.encode({"text": "a0:2"})
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_an_encoder_decoder_reads_and_writes_texts_as_its_tokenizer_makes_them(tmp_path: Path, family: str) -> None:
+    backbone = backbone_at(str(save_encoder_decoder(family, tmp_path / family)))
+    enc = encoding(backbone, "Sort this : {{ text }} Kind :", objective="generate")
+    example = enc.encode({"text": "My parcel is late"}, "broken door")
+    whole = backbone.tokenizer("Sort this : My parcel is late Kind :").input_ids
+    assert [*enc.root, *example.input] == whole and example.input[-1] == backbone.tokenizer.eos_token_id
+    assert list(example.target) == backbone.tokenizer("broken door").input_ids
+    assert enc.decode(example.target) == "broken door"
+    short = encoding(backbone, "Sort this : {{ text }} Kind :", objective="generate", tune={"max_tokens": 10})
+    cut = short.encode({"text": "parcel " * 20})
+    assert cut.truncated and len(short.root) + len(cut.input) == 10
+    assert text_of(backbone, cut.input[-3:]) == "Kind : </s>"
+
+
+def test_an_encoder_decoder_has_no_chat_format(tmp_path: Path) -> None:
+    backbone = backbone_at(str(save_encoder_decoder("t5", tmp_path / "t5")))
+    with pytest.raises(PromptmillError, match=r"backbone t5 has no chat format. Write the template as one string."):
+        encoding(backbone, CHAT, objective="generate")

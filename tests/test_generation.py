@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
-from helpers import a_task, plain_model, random_ids, random_prefix
+from encoder_decoders import FAMILIES, alone, plain_encoder_decoder, save_encoder_decoder
+from helpers import a_task, backbone_at, plain_model, random_ids, random_prefix
+from transformers import GenerationConfig
 
-from prompt_core.backbone import Backbone
+from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.backbone.locate import locate
 from prompt_core.encoding import TaskEncoding
 from prompt_core.generation import generate
-from prompt_core.prompts import PromptState
+from prompt_core.prompts import DeepPrefix, PromptState, SoftPrompt
 from prompt_core.task import BackboneSpec
 
 CHAT = [{"system": "Answer in one short sentence."}, {"user": "{{ text }}"}]
@@ -64,3 +67,40 @@ def test_an_input_is_answered_the_same_alone_and_among_others(llama: Backbone) -
 def test_it_generates_without_a_prompt_and_from_no_inputs(llama: Backbone) -> None:
     assert len(generate(llama, PromptState.of(llama), [[5, 6]], 2, ())[0]) == 2
     assert generate(llama, PromptState.of(llama), [], 2, ()) == []
+
+
+@pytest.mark.parametrize("kind", ["soft", "deep"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_encoder_decoder_writes_what_a_plain_loop_writes(tmp_path: Path, family: str, kind: str) -> None:
+    folder = save_encoder_decoder(family, tmp_path / family)
+    backbone, model = backbone_at(str(folder)), plain_encoder_decoder(folder)
+    assert isinstance(backbone, EncoderDecoder)
+    inputs = [ids.tolist() for ids in random_ids(3, 12, 1, 7, vocabulary=200)]
+    rows, prefix = backbone.embed(random_ids(4, seed=3, vocabulary=200)[0]), random_prefix(backbone, 4)
+    prompt = (SoftPrompt(backbone, rows) if kind == "soft" else DeepPrefix(backbone, *prefix)).state()
+    expected = []
+    for ids in inputs:
+        written = [backbone.decoder_start]
+        for _ in range(8):
+            states = alone(model, ids, written, **({"rows": rows} if kind == "soft" else {"prefix": prefix}))[1]
+            hidden = states[-1] * (32**-0.5 if family == "t5" else 1)
+            written.append(int(model.lm_head(hidden).argmax()))
+        expected.append(written[1:])
+    assert generate(backbone, prompt, inputs, 8, ()) == expected
+    end = expected[1][3]
+    stopped = [ids[: ids.index(end)] if end in ids else ids for ids in expected]
+    assert generate(backbone, prompt, inputs, 8, (end,)) == stopped
+
+
+def test_an_encoder_decoder_greedily_writes_what_transformers_writes(tmp_path: Path) -> None:
+    folder = save_encoder_decoder("bart", tmp_path / "bart")
+    backbone, model = backbone_at(str(folder)), plain_encoder_decoder(folder)
+    (ids,) = random_ids(9, vocabulary=200)
+    settings = GenerationConfig(decoder_start_token_id=2, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    expected = model.generate(input_ids=ids[None], attention_mask=torch.ones(1, 9), generation_config=settings)[0, 1:].tolist()
+    assert generate(backbone, PromptState.of(backbone), [ids.tolist()], 8, (2,))[0] == [token for token in expected if token != 2]
+
+
+def test_an_encoder_decoder_stops_where_its_positions_end(tmp_path: Path) -> None:
+    backbone = backbone_at(str(save_encoder_decoder("bart", tmp_path / "bart")))
+    assert len(generate(backbone, PromptState.of(backbone), [[5, 6]], 100, ())[0]) == 64

@@ -3,5 +3,6 @@
 from prompt_core.backbone.attention import DecodePass, ForestPass
 from prompt_core.backbone.load import load_backbone
 from prompt_core.backbone.model import Backbone
+from prompt_core.backbone.seq2seq import EncoderDecoder, PaddedPass
 
-__all__ = ["Backbone", "DecodePass", "ForestPass", "load_backbone"]
+__all__ = ["Backbone", "DecodePass", "EncoderDecoder", "ForestPass", "PaddedPass", "load_backbone"]

@@ -8,11 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PretrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 from transformers.utils import logging as transformers_logging
 
 from prompt_core.artifact import BackboneIdentity
@@ -20,10 +24,13 @@ from prompt_core.backbone.identity import tokenizer_digest, weights_digest
 from prompt_core.backbone.locate import Located, locate
 from prompt_core.backbone.model import Backbone
 from prompt_core.backbone.quantize import Quantization, bitsandbytes_config, keep_differentiable
+from prompt_core.backbone.seq2seq import EncoderDecoder
 from prompt_core.errors import PromptmillError
 from prompt_core.task import BackboneSpec
 
 _CHECK_SOURCE = "Check the name, the revision and the files."
+_Kind = Literal["causal", "encoder", "encoder-decoder"]
+_LOADERS: dict[_Kind, Any] = {"causal": AutoModelForCausalLM, "encoder": AutoModel, "encoder-decoder": AutoModelForSeq2SeqLM}
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class _Settings:
     """How to load, with every `auto` decided: what comes to the same shares one model."""
 
     revision: str | None
-    causal: bool
+    kind: _Kind
     dtype: torch.dtype
     device: torch.device
     device_map: str | None
@@ -53,9 +60,9 @@ def load_backbone(spec: BackboneSpec, folder: Path | None = None) -> Backbone:
     device = _device(spec.device, where)
     with _quiet(), _one_line(where):
         config = AutoConfig.from_pretrained(located.source, **_from_where(located, spec.revision))
-    causal = _is_causal(config, where)
-    dtype = _dtype(spec.dtype.partition("+")[0], causal, device)
-    return _load(located, _Settings(spec.revision, causal, dtype, device, spec.device_map, spec.quantization))
+    kind = _kind(config, where)
+    dtype = _dtype(spec.dtype.partition("+")[0], kind, device)
+    return _load(located, _Settings(spec.revision, kind, dtype, device, spec.device_map, spec.quantization))
 
 
 @lru_cache(maxsize=2)
@@ -66,7 +73,7 @@ def _load(located: Located, settings: _Settings) -> Backbone:
     if quantization is not None:
         options["quantization_config"] = bitsandbytes_config(quantization, settings.dtype, where)
     with _quiet(), _one_line(where, "Check that bitsandbytes runs on this device." if quantization else _CHECK_SOURCE):
-        model, found = (AutoModelForCausalLM if settings.causal else AutoModel).from_pretrained(
+        model, found = _LOADERS[settings.kind].from_pretrained(
             located.source,
             dtype=settings.dtype,
             device_map=settings.device_map or str(settings.device),
@@ -89,7 +96,9 @@ def _load(located: Located, settings: _Settings) -> Backbone:
         tokenizer=tokenizer_digest(files),
     )
     with _quiet():
-        return Backbone(model, tokenizer, settings.causal, _pools_first(files), identity, located.origin)
+        if settings.kind == "encoder-decoder":
+            return EncoderDecoder(model, tokenizer, identity, located.origin)
+        return Backbone(model, tokenizer, settings.kind == "causal", _pools_first(files), identity, located.origin)
 
 
 def _from_where(located: Located, revision: str | None) -> dict[str, Any]:
@@ -117,14 +126,17 @@ def _snapshot(hub_id: str, revision: str | None) -> Path:
     return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
 
 
-def _is_causal(config: PretrainedConfig, where: str) -> bool:
-    if getattr(config, "is_encoder_decoder", False):
-        raise PromptmillError(where, f"is an encoder-decoder ({config.model_type})", "Use a causal model or an encoder.")
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return False
-    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return True
-    raise PromptmillError(where, f'model type "{config.model_type}" is neither a causal model nor an encoder', "Choose another model.")
+def _kind(config: PretrainedConfig, where: str) -> _Kind:
+    kinds: dict[_Kind, Any] = (
+        {"encoder-decoder": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES}
+        if getattr(config, "is_encoder_decoder", False)
+        else {"encoder": MODEL_FOR_MASKED_LM_MAPPING_NAMES, "causal": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    )
+    for kind, names in kinds.items():
+        if config.model_type in names:
+            return kind
+    what = f'model type "{config.model_type}" is no causal model, encoder or encoder-decoder of texts'
+    raise PromptmillError(where, what, "Choose another model.")
 
 
 def _device(name: str, where: str) -> torch.device:
@@ -140,12 +152,12 @@ def _device(name: str, where: str) -> torch.device:
     return torch.device(kind, int(number or 0))
 
 
-def _dtype(name: str, causal: bool, device: torch.device) -> torch.dtype:
+def _dtype(name: str, kind: _Kind, device: torch.device) -> torch.dtype:
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)
         return dtype
     fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if causal and fast else torch.float32
+    return torch.bfloat16 if kind == "causal" and fast else torch.float32
 
 
 @contextmanager

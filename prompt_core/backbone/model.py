@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from prompt_core.artifact import BackboneIdentity
 from prompt_core.backbone.attention import NAME, AttentionPass
 from prompt_core.backbone.fuse import fuse_layers
-from prompt_core.backbone.probe import alone, probe, probe_ids, refused
+from prompt_core.backbone.probe import PromptShape, alone, probe, probe_ids, refused
 from prompt_core.backbone.product import Product, packs
 from prompt_core.backbone.recompute import recomputed_layers
 
@@ -55,8 +55,7 @@ class Backbone:
     ) -> None:
         self.identity, self.origin, self.tokenizer, self.causal, self._pool_first = identity, origin, tokenizer, causal, pool_first
         self._model = model.requires_grad_(False)
-        # Of a model that also reads images, the decoder is the part for texts.
-        self._base: PreTrainedModel = model.get_decoder() if causal else model.base_model
+        self._base = self._part_for_prompts(model, causal)
         self._embed = model.get_input_embeddings()
         config = self._base.config
         self.dtype: torch.dtype = self._embed.weight.dtype
@@ -64,13 +63,14 @@ class Backbone:
         self._position_offset = _position_offset(self._base)
         self.max_positions = _max_positions(config) - self._position_offset
         self.logit_cap: float | None = getattr(config, "final_logit_softcapping", None)
-        ids = probe_ids(len(self._embed.weight), tokenizer.all_special_ids).to(self.device)
-        expected = alone(model, ids, causal)
-        model.set_attn_implementation(NAME)
-        fuse_layers(self._base, self._position_offset)
-        shape = probe(self, self._base, ids, expected)
+        shape = self._attach()
         self.num_layers, self.num_kv_heads, self.head_dim = shape.num_layers, shape.num_kv_heads, shape.head_dim
         self.hidden_size = shape.hidden_size
+
+    @property
+    def generates(self) -> bool:
+        """Whether it writes text."""
+        return self.causal
 
     @property
     def vocabulary(self) -> Tensor:
@@ -106,14 +106,13 @@ class Backbone:
 
     @cached_property
     def head_weight(self) -> Tensor:
-        """The output embeddings of a causal model [V, H], on `device`; its own tensor, but for models that scale their logits."""
+        """The output embeddings of a model that generates [V, H], on `device`; its own tensor, but for models that scale their logits."""
         head = self._model.get_output_embeddings()
         if getattr(head, "bias", None) is not None:
             raise refused(self._base, "adds a bias to its logits")
         with align_module_device(head):  # fetches what accelerate has put away
             weight: Tensor = head.weight.detach().to(self.device)
-        # Cohere multiplies the logits by its scale, Granite divides by its own.
-        scale = getattr(self._base.config, "logit_scale", None) or 1 / (getattr(self._base.config, "logits_scaling", None) or 1)
+        scale = self._logit_scale()
         return weight if scale == 1 else weight * scale
 
     @cached_property
@@ -122,9 +121,27 @@ class Backbone:
         return Product(self.head_weight, None, packs([self.head_weight]))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits of a causal model. hidden [N, H] -> [N, V]."""
+        """Next-token logits of a model that generates. hidden [N, H] -> [N, V]."""
         logits = hidden @ self.head_weight.T
         return logits if self.logit_cap is None else torch.tanh(logits / self.logit_cap) * self.logit_cap
+
+    @staticmethod
+    def _part_for_prompts(model: PreTrainedModel, causal: bool) -> PreTrainedModel:
+        """The part that sees prompts. Of a model that also reads images, the decoder is the part for texts."""
+        part: PreTrainedModel = model.get_decoder() if causal else model.base_model
+        return part
+
+    def _attach(self) -> PromptShape:
+        """Put the attention step in place and prove that the model is still itself."""
+        ids = probe_ids(len(self._embed.weight), self.tokenizer.all_special_ids).to(self.device)
+        expected = alone(self._model, ids, self.causal)
+        self._model.set_attn_implementation(NAME)
+        fuse_layers(self._base, self._position_offset)
+        return probe(self, self._base, ids, expected)
+
+    def _logit_scale(self) -> float:
+        config = self._base.config  # Cohere multiplies the logits by its scale, Granite divides by its own
+        return getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
 
     def _as_current_device(self) -> AbstractContextManager[Any]:
         """Triton launches on the current GPU, which need not be the one that the tensors are on."""

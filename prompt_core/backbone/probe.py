@@ -28,7 +28,7 @@ _ROWS, _MIDDLE = sum(_LENGTHS), _LENGTHS[0] + _LENGTHS[1]
 # Between a packed row and the same path alone. Rounding alone moves the logits of 30 layers by 7 % of their spread in
 # bfloat16, by 9 % on a base in 4 bits and by 23 % in 8.
 _LARGEST_DIFFERENCE = {"float32": 0.01, "bfloat16": 0.5, "float16": 0.5}
-_RAISED = (RuntimeError, TypeError, AttributeError, ValueError, LookupError)  # what a model that lacks something raises
+RAISED = (RuntimeError, TypeError, AttributeError, ValueError, LookupError)  # what a model that lacks something raises
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def alone(model: PreTrainedModel, ids: Tensor, causal: bool) -> Tensor:
     path = ids[_last_path(causal)][None]
     try:
         output: Tensor = model(input_ids=path, use_cache=False).logits if causal else model.base_model(input_ids=path).last_hidden_state
-    except _RAISED as error:
-        raise refused(model, f"does not run on token ids alone ({_brief(error)})") from None
+    except RAISED as error:
+        raise refused(model, f"does not run on token ids alone ({brief(error)})") from None
     return output[0].float()
 
 
@@ -105,15 +105,15 @@ def probe(backbone: Backbone, base: PreTrainedModel, ids: Tensor, expected: Tens
         numbering = _NumberingPass(forest)
         try:
             states = backbone.hidden_states(backbone.embed(ids), forest.position_ids, numbering)
-        except _RAISED as error:
-            raise refused(base, f"does not take the attention step ({_brief(error)})") from None
+        except RAISED as error:
+            raise refused(base, f"does not take the attention step ({brief(error)})") from None
         return states, numbering
 
     states, numbering = run(ids)
     _check_layers(base, numbering)
     _check_sight(backbone, base, states, run, ids)
     outputs = backbone.logits(states) if causal else states
-    difference = float(_differences(outputs[_last_path(causal)], expected).mean())
+    difference = float(differences(outputs[_last_path(causal)], expected).mean())
     if difference > _LARGEST_DIFFERENCE.get(backbone.identity.dtype, 1.0):
         raise refused(base, f"gives other results in a packed row than alone (they differ by {difference:.0%})")
     heads, width = numbering.shapes[0]
@@ -143,9 +143,9 @@ def _check_sight(
     after, _ = run(changed)
     # Nothing at all should move but with experts: the shape of their products, and so their rounding, follows the whole row.
     tolerance = 1e-3 if backbone.identity.dtype == "float32" else 0.1
-    if _differences(after[_MIDDLE:], before[_MIDDLE:]).max() > tolerance:
+    if differences(after[_MIDDLE:], before[_MIDDLE:]).max() > tolerance:
         raise refused(base, "lets an example see its neighbour in the packed row")
-    if backbone.causal and _differences(after[: _MIDDLE - 1], before[: _MIDDLE - 1]).max() > tolerance:
+    if backbone.causal and differences(after[: _MIDDLE - 1], before[: _MIDDLE - 1]).max() > tolerance:
         raise refused(base, "looks ahead")
     if torch.equal(after[_MIDDLE - 1], before[_MIDDLE - 1]):
         raise refused(base, "does not react to its input")
@@ -156,7 +156,7 @@ def _last_path(causal: bool) -> list[int]:
     return [*(range(_LENGTHS[0]) if causal else ()), *range(_MIDDLE, _ROWS)]
 
 
-def _differences(found: Tensor, expected: Tensor) -> Tensor:
+def differences(found: Tensor, expected: Tensor) -> Tensor:
     """Per row, relative to how far its numbers are from their mean, which neither softmax nor a norm sees. [n, H] -> [n]."""
     found, expected = found.float(), expected.float()
     spread = expected - expected.mean(-1, keepdim=True)
@@ -164,5 +164,6 @@ def _differences(found: Tensor, expected: Tensor) -> Tensor:
     return relative
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
+    """Its message as part of a line."""
     return " ".join(str(error).split())[:160]

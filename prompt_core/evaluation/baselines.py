@@ -32,7 +32,7 @@ def baselines(
 ) -> list[Contender]:
     """Predictions of every baseline that fits the task.
 
-    A causal model: `zero_shot` (the template as it is) and `few_shot` (with demonstrations from the training rows).
+    A model that generates: `zero_shot` (the template as it is) and `few_shot` (with demonstrations from the training rows).
     An encoder: `label_names` (nearest label description) and `linear_probe` (logistic regression on frozen features,
     C = 10, the setting that did best in the peers' comparison).
 
@@ -44,7 +44,7 @@ def baselines(
     """
     encoding = TaskEncoding(task, backbone, soft=False)
     inputs = [encoding.encode(row) for row in rows]
-    if not backbone.causal:
+    if not backbone.generates:
         return _encoder_baselines(task, seen, inputs, encoding, backbone, on_progress)
     labels = sorted(seen[task.data.target].unique()) if task.objective == "classify" else []
     contenders = []

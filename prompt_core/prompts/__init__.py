@@ -2,11 +2,13 @@
 
 from prompt_core.prompts.deep import DeepPrefix
 from prompt_core.prompts.multitask import MultitaskPrompt
-from prompt_core.prompts.packed import Tree, hidden_states, lower
+from prompt_core.prompts.packed import hidden_states, lower
+from prompt_core.prompts.padded import encoder_states
 from prompt_core.prompts.prompt import Prompt, PromptState
 from prompt_core.prompts.reparameterised import Reparameterised
 from prompt_core.prompts.soft import SoftPrompt
 from prompt_core.prompts.start import starting_prompt
+from prompt_core.prompts.tree import Tree
 
 __all__ = [
     "DeepPrefix",
@@ -16,6 +18,7 @@ __all__ = [
     "Reparameterised",
     "SoftPrompt",
     "Tree",
+    "encoder_states",
     "hidden_states",
     "lower",
     "starting_prompt",

@@ -13,7 +13,7 @@ class DeepPrefix(Prompt):
     """P key/value pairs per layer in front of every example.
 
     Args:
-        backbone: a causal model or an encoder.
+        backbone: any; of an encoder-decoder it is the encoder that sees the prefix.
         keys, values: where tuning starts, each [L, P, Hkv, D]; kept in float32.
         embeddings: where soft tokens inside the examples start, [R, H]; None where the template has none.
         sink: whether the first pair stays as it starts: models lean on their first token, whatever it says (Xiao et al.

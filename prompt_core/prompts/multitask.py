@@ -15,7 +15,7 @@ class MultitaskPrompt(Prompt):
     """A soft prompt that is the product of rows shared with other tasks and a factor of rank one of its own.
 
     Args:
-        backbone: a causal model.
+        backbone: a model that generates.
         shared: the rows that all tasks train together, [R, H], float32: the very same parameter in each of their prompts.
         root: the tokens in front of every example of this task.
     """

@@ -12,10 +12,10 @@ from prompt_core.prompts.prompt import Prompt, PromptState
 
 
 class SoftPrompt(Prompt):
-    """Input embeddings that a causal model reads in place of soft tokens.
+    """Input embeddings that a causal model or an encoder-decoder's encoder reads in place of soft tokens.
 
     Args:
-        backbone: a causal model.
+        backbone: a model that generates.
         embeddings: where tuning starts, [R, H]; kept in float32.
         root: the tokens in front of every example, text and soft tokens mixed; default: all soft tokens and nothing else.
     """

@@ -75,7 +75,7 @@ class _Start:
         self.labels, self.demonstrations, self.source = labels, demonstrations, source
         # In a template with soft(n) the text before the first field stays text; it starts nothing.
         root = encoding.root and not encoding.soft_tokens
-        self.kind = task.prompt.start or ("root" if root else "vocabulary" if backbone.causal else "random")
+        self.kind = task.prompt.start or ("root" if root else "vocabulary" if backbone.generates else "random")
         if task.prompt.tokens and encoding.soft_tokens:
             raise self._refused("tokens", f"{task.prompt.tokens}, but the template says soft(n)", "Remove one of the two.")
         if self.kind == "root" and not root:
@@ -83,7 +83,7 @@ class _Start:
             raise self._refused("start", what, "Use text, vocabulary or random, or add an instruction.")
 
     def soft(self) -> SoftPrompt:
-        if not self.backbone.causal:
+        if not self.backbone.generates:
             what = f"soft, but {self.backbone.identity.name} is an encoder, whose soft prompt would be computed anew for every example"
             raise self._refused("kind", what, "Use deep.")
         rows = self._rows(self.encoding.soft_tokens or self.task.prompt.tokens)
@@ -104,7 +104,7 @@ class _Start:
             keys, values = torch.zeros(2, *self._shape(tokens or _DEFAULT_TOKENS), device=backbone.device)
         elif self.kind == "random":
             deviation = torch.full((2, backbone.num_layers), _ENCODER_DEVIATION)
-            if backbone.causal:  # real keys and values differ in size from layer to layer
+            if backbone.generates:  # real keys and values differ in size from layer to layer
                 sample = self._read(self._vocabulary(min(_SAMPLE, backbone.max_positions)))
                 deviation = torch.stack([states.flatten(1).std(1).cpu() for states in sample])
             numbers = torch.randn((2, *self._shape(tokens or _DEFAULT_TOKENS)), generator=self.generator)

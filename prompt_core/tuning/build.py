@@ -6,17 +6,18 @@ from collections.abc import Sequence
 
 import torch
 
-from prompt_core.backbone import Backbone
+from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec
-from prompt_core.tuning.objective import Classification, Generation, LabelAnchors, LabelWords, Objective, embed_texts
+from prompt_core.tuning.objective import Classification, Generation, LabelAnchors, LabelWords, Objective, Transduction, embed_texts
 
 
 def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> Objective:
     """The objective of a task: generation for `generate`, else `build_classifier`."""
     if task.objective == "generate":
-        return Generation(backbone, task.tune.label_smoothing)
+        smoothing = task.tune.label_smoothing
+        return Transduction(backbone, smoothing) if isinstance(backbone, EncoderDecoder) else Generation(backbone, smoothing)
     return build_classifier(task, encoding, backbone, labels)
 
 

@@ -22,7 +22,7 @@ def next_token_losses(backbone: Backbone, states: Tensor, row_of: Tensor, target
     (Hsu et al. 2024, arXiv:2410.10989, do so for a trained head).
 
     Args:
-        backbone: a causal model; its head and softcap.
+        backbone: a model that generates; its head and softcap.
         states: last hidden states, [n, H].
         row_of: the row that predicts each target, int64 [m]; a row may predict several.
         targets: token ids, int64 [m].

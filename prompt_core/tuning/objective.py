@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prompt_core.backbone import Backbone
+from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.encoding import Encoded
 from prompt_core.prompts import PromptState, Tree, hidden_states
 from prompt_core.tuning.likelihood import next_token_losses
@@ -57,7 +57,7 @@ class Generation(Objective):
     def weight(self, example: Encoded) -> int:
         return len(example.target)
 
-    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], None]:
+    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int] | None]:
         return [e.input + e.target[:-1] for e in examples], None
 
     def loss(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
@@ -65,12 +65,31 @@ class Generation(Objective):
         rows: list[int] = []
         end = 0
         for example in examples:
-            end += len(example.input) + len(example.target) - 1
+            end += self._states(example)
             rows += range(end - len(example.target), end)
         targets = torch.tensor([token for e in examples for token in e.target], device=states.device)
         chosen = states[torch.tensor(rows, device=states.device)]
         each = torch.arange(len(rows), device=states.device)
         return next_token_losses(self._backbone, chosen, each, targets, self._smoothing if self.training else 0.0).sum()
+
+    def _states(self, example: Encoded) -> int:
+        """Hidden states of an example; the last ones predict its target."""
+        return len(example.input) + len(example.target) - 1
+
+
+class Transduction(Generation):
+    """Generation with an encoder-decoder: the encoder reads the input behind the prompt, the decoder the target so far."""
+
+    def __init__(self, backbone: EncoderDecoder, smoothing: float = 0.0) -> None:
+        super().__init__(backbone, smoothing)
+        self._start = backbone.decoder_start
+
+    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int]]:
+        pairs = [(e.input, (self._start, *e.target[:-1])) for e in examples]
+        return [ids for pair in pairs for ids in pair], [parent for i in range(len(pairs)) for parent in (-1, 2 * i)]
+
+    def _states(self, example: Encoded) -> int:
+        return len(example.input) + len(example.target)
 
 
 class Classification(Objective):

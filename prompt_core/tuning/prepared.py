@@ -14,7 +14,7 @@ import torch
 
 import prompt_core
 from prompt_core.artifact import DataRecord, Manifest, TunedPrompt, TuningRecord
-from prompt_core.backbone import Backbone
+from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.data import prepare
 from prompt_core.data.digest import frame_digest
 from prompt_core.encoding import Encoded, TaskEncoding
@@ -71,11 +71,12 @@ class Prepared:
         self._check_length()
 
     def _check_length(self) -> None:
-        state = self.prompt.state()
-        prompt = len(state.root) + state.keys.shape[1]
-        example = max(self._objective.tokens(e) for e in (*self._examples, *self._held_out))
+        state, examples = self.prompt.state(), (*self._examples, *self._held_out)
+        prompt, example = len(state.root) + state.keys.shape[1], max(map(self._objective.tokens, examples))
+        if isinstance(self._backbone, EncoderDecoder):  # keys take no position there, nor does the target
+            prompt, example = len(state.root), max(len(e.input) for e in examples)
         positions = self._backbone.max_positions
-        if self._backbone.causal and prompt + example > positions:
+        if self._backbone.generates and prompt + example > positions:
             what = f"a prompt of {prompt} tokens and an example of {example} need more than the {positions} positions of the model"
             raise PromptmillError(f"task {self.task.name}: prompt.tokens", what, "Lower prompt.tokens or tune.max_tokens.")
 

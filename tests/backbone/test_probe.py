@@ -23,7 +23,6 @@ from prompt_core.errors import PromptmillError
         ("xglm", "architecture XGLMModel: called the attention step 0 times in 2 layers"),
         ("deberta_v2", "architecture DebertaV2Model: called the attention step 0 times in 2 layers"),
         ("mamba", "architecture MambaModel: called the attention step 0 times in 2 layers"),
-        ("t5", "t5: is an encoder-decoder (t5). Use a causal model or an encoder."),
         ("llama_chunked", "architecture LlamaModel: asks for window None in layer 1, which is of kind chunked_attention"),
         ("phi", "architecture PhiModel: adds a bias to its logits"),
         ("bert_decoder", "architecture BertModel: gives other results in a packed row than alone"),

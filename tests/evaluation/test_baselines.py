@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from helpers import a_task, examples
+from encoder_decoders import save_encoder_decoder
+from helpers import a_task, backbone_at, examples
 
 from prompt_core.backbone import Backbone
 from prompt_core.data import Splits
@@ -37,6 +40,12 @@ def test_an_encoder_is_compared_with_label_names_and_a_linear_probe(bert: Backbo
 def test_a_causal_classifier_is_compared_with_and_without_demonstrations(llama: Backbone, template: str) -> None:
     task = a_task(llama.identity.name, template=template, tune={"steps": 2, "max_tokens": 64})
     assert contenders_of(task, llama)[0] == [("zero_shot", "untuned"), ("few_shot", "untuned"), ("tuned", "tuned")]
+
+
+def test_an_encoder_decoder_is_compared_with_itself_untuned(tmp_path: Path) -> None:
+    backbone = backbone_at(str(save_encoder_decoder("t5", tmp_path / "t5")))
+    task = a_task("t5", template="Sort this : {{ text }} Kind :", objective="generate", tune={"steps": 2})
+    assert contenders_of(task, backbone)[0] == [("zero_shot", "untuned"), ("few_shot", "untuned"), ("tuned", "tuned")]
 
 
 def test_a_writer_is_measured_on_texts(llama: Backbone) -> None:
