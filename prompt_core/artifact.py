@@ -181,6 +181,21 @@ class TunedPrompt:
         _check_tensors(manifest, tensors, folder / TENSORS)
         return cls(manifest, tensors, _read_origin(folder / ORIGIN))
 
+    def check_base(self, found: BackboneIdentity) -> None:
+        """Refuse a backbone other than the one that the prompt was tuned on.
+
+        Raises:
+            PromptmillError: weights or tokenizer differ.
+        """
+        for part in ("weights", "tokenizer"):
+            tuned_on, other = getattr(self.manifest.backbone, part), getattr(found, part)
+            if tuned_on != other:
+                raise PromptmillError(
+                    f"prompt {self.name}",
+                    f"was tuned on {self.manifest.backbone.name} with {part} {tuned_on[:12]}, this backbone's are {other[:12]}",
+                    "Use the base it was tuned on, or tune it again on this one.",
+                )
+
     def predict(
         self,
         inputs: Sequence[str | Mapping[str, Any]],

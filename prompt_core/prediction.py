@@ -26,7 +26,7 @@ def predict(
 ) -> list[str]:
     """Labels or generated texts of a tuned prompt, see `TunedPrompt.predict`."""
     backbone = backbone or backbone_of(prompt)
-    check_base(prompt, backbone)
+    prompt.check_base(backbone.identity)
     encoding = TaskEncoding(prompt.task, backbone)
     encoded = [_encoded(encoding, fields, number) for number, fields in enumerate(as_fields(inputs, encoding.fields), 1)]
     tuned = restore(prompt, encoding, backbone)
@@ -86,22 +86,6 @@ def restore_classifier(prompt: TunedPrompt, encoding: TaskEncoding, backbone: Ba
     if "anchors" in prompt.tensors:
         return LabelAnchors(backbone, prompt.tensors["anchors"].to(backbone.device), prompt.task.tune.anchor_scale)
     return build_classifier(prompt.task, encoding, backbone, prompt.manifest.labels)
-
-
-def check_base(prompt: TunedPrompt, backbone: Backbone) -> None:
-    """Refuse a backbone other than the one that the prompt was tuned on.
-
-    Raises:
-        PromptmillError: weights or tokenizer differ.
-    """
-    for part in ("weights", "tokenizer"):
-        tuned_on, found = getattr(prompt.manifest.backbone, part), getattr(backbone.identity, part)
-        if tuned_on != found:
-            raise PromptmillError(
-                f"prompt {prompt.name}",
-                f"was tuned on {prompt.manifest.backbone.name} with {part} {tuned_on[:12]}, this backbone's are {found[:12]}",
-                "Use the base it was tuned on, or tune it again on this one.",
-            )
 
 
 def as_fields(inputs: Sequence[str | Mapping[str, Any]], fields: Sequence[str]) -> list[Mapping[str, Any]]:

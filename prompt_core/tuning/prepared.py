@@ -19,7 +19,6 @@ from prompt_core.data import prepare
 from prompt_core.data.digest import frame_digest
 from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.errors import PromptmillError
-from prompt_core.prediction import check_base
 from prompt_core.prompts import starting_prompt
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.build import answer, build_objective, describe, label_examples
@@ -127,7 +126,7 @@ def _source(task: TaskSpec, backbone: Backbone) -> TunedPrompt | None:
     if task.prompt.start_from is None:
         return None
     source = TunedPrompt.load(task.locate(task.prompt.start_from))
-    check_base(source, backbone)
+    source.check_base(backbone.identity)
     return source
 
 
