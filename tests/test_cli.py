@@ -232,7 +232,7 @@ def test_a_prompt_that_is_no_better_is_reported_with_status_1_and_not_published(
             {"template": [{"user": "{{ text }}"}]},
             "template: backbone minilm has no chat format. Write the template as one string.",
         ),
-        (MESSAGES, {"objective": "generate"}, "task desk: objective: generate, but minilm is an encoder. Use a causal model."),
+        (MESSAGES, {"objective": "generate"}, "task desk: objective: generate, but minilm is an encoder. Use a causal model or an"),
         (MESSAGES, {"prompt": {"kind": "soft"}}, "task desk: prompt.kind: soft, but minilm is an encoder"),
     ],
 )

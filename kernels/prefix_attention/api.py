@@ -52,6 +52,9 @@ def prefix_attention(
     if backend == "reference":
         return dense_attention(q, k, v, forest, prefix_k, prefix_v, scale, window, softcap, sinks).to(q.dtype)
     out: Tensor = attention(q, k, v, forest.layout, prefix_k, prefix_v, sinks, scale, window, softcap, backend)[0]
+    if not torch.compiler.is_compiling() and out.grad_fn is not None:
+        # The backward pass finds what was planned for the forest only while it lives, and the caller may drop it before.
+        out.grad_fn.metadata["forest"] = forest  # type: ignore[index]
     return out
 
 

@@ -128,8 +128,6 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     out, lse = output
     ctx.mark_non_differentiable(lse)
     ctx.save_for_backward(q, k, v, out, lse, layout, prefix_k, prefix_v, sinks)
-    if type(layout) is Tensor:  # and no stand-in of the compiler's
-        ctx.forest = forest_of(layout, q.device)  # whoever made it may be gone before backward asks for what was planned for it
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
