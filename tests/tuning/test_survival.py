@@ -78,7 +78,7 @@ def test_an_interrupted_fleet_goes_on_with_the_same_bits(tmp_path: Path, llama: 
 
 
 def test_a_process_that_is_killed_at_any_moment_is_resumed_to_the_same_digest(tmp_path: Path, llama_folder: Path) -> None:
-    moments = int(os.environ.get("PROMPTMILL_KILLS", "6"))  # benchmarks/survival.py asks for fifty
+    moments = int(os.environ.get("PROMPTMILL_KILLS", "6"))
     script = Path(__file__).with_name("killed.py")
     done = subprocess.run(
         [sys.executable, str(script), str(llama_folder), str(tmp_path), str(moments)], capture_output=True, text=True, check=False
