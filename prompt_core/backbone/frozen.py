@@ -26,17 +26,21 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._shaped: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def like(self, name: str, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """An uninitialised tensor of x's shape; on the CPU the next one of this name and dtype overwrites it."""
         dtype = dtype or x.dtype
-        if x.device.type != "cpu":
+        if not x.is_cpu:
             return torch.empty_like(x, dtype=dtype)
-        buffer = self._buffers.get((name, dtype))
-        if buffer is None or len(buffer) < x.numel():
+        key = name, dtype
+        shaped = self._shaped.get(key)
+        if shaped is None or shaped.shape != x.shape:
             with torch.inference_mode(False):
-                buffer = self._buffers[name, dtype] = torch.empty(x.numel(), dtype=dtype)
-        return buffer[: x.numel()].view(x.shape)
+                if key not in self._buffers or self._buffers[key].numel() < x.numel():
+                    self._buffers[key] = torch.empty(x.numel(), dtype=dtype)
+                shaped = self._shaped[key] = self._buffers[key][: x.numel()].view(x.shape)
+        return shaped
 
 
 _scratch = _Scratch()
@@ -50,13 +54,13 @@ class Norm:
     """
 
     def __init__(self, scale: Tensor, eps: float) -> None:
-        self._scale, self._eps = scale, eps
+        self._scale, self._eps, self._width = scale, eps, scale.numel()
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x [S, m * n] -> the normed rows, in `out` if it is given, and 1 / rms per group for `back`, [S, m, 1]."""
         wide = self._wide(x)
         inverse = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        inverse = inverse.square_().div_(wide.shape[-1]).add_(self._eps).rsqrt_()
+        inverse = inverse.square_().div_(self._width).add_(self._eps).rsqrt_()
         out = torch.empty_like(x) if out is None else out
         normed = self._groups(out) if out.dtype == wide.dtype else wide
         torch.mul(wide, inverse, out=normed).mul_(self._scale)
@@ -67,7 +71,7 @@ class Norm:
         wide = self._wide(x)
         slope, product = (_scratch.like(name, wide) for name in ("slope", "product"))
         slope.copy_(self._groups(grad)).mul_(self._scale)
-        along = torch.mul(slope, wide, out=product).sum(-1, keepdim=True).mul_(inverse**3).div_(wide.shape[-1])
+        along = torch.mul(slope, wide, out=product).sum(-1, keepdim=True).mul_(inverse**3).div_(self._width)
         out = slope if x.dtype != wide.dtype else torch.empty_like(slope)
         torch.addcmul(slope.mul_(inverse), wide, along, value=-1, out=out)
         if residual is not None:
@@ -79,7 +83,7 @@ class Norm:
         return groups if x.dtype == self._scale.dtype else _scratch.like("wide", groups, self._scale.dtype).copy_(groups)
 
     def _groups(self, x: Tensor) -> Tensor:
-        return x.reshape(len(x), -1, len(self._scale))
+        return x.reshape(x.shape[0], -1, self._width)
 
 
 class Gate(ABC):
@@ -172,7 +176,7 @@ class _Projected(torch.autograd.Function):
             *_kept(layer.query_norm, q_raw, q_inverse),
             *_kept(layer.key_norm, k_raw, k_inverse),
         )
-        by_head = (len(x), -1, layer.head_dim)
+        by_head = (x.shape[0], -1, layer.head_dim)
         return _rotate(q.view(by_head), cos, sin), _rotate(k.view(by_head), cos, sin), v.view(by_head)
 
     @staticmethod
@@ -258,18 +262,18 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         sin: [S, 1, R].
     """
     first, second = sin.chunk(2, -1)
-    return _turn(_scratch.like("turning", x).copy_(x), cos, -first, second, out=x)
+    return _turn(_scratch.like("turning", x).copy_(x), cos, first, second, 1, out=x)
 
 
 def _turned_back(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Gradient of `_rotate`'s x: turned by the transpose."""
     first, second = sin.chunk(2, -1)
-    return _turn(grad, cos, second, -first, out=_scratch.like("turning", grad))
+    return _turn(grad, cos, second, first, -1, out=_scratch.like("turning", grad))
 
 
-def _turn(x: Tensor, cos: Tensor, first: Tensor, second: Tensor, out: Tensor) -> Tensor:
+def _turn(x: Tensor, cos: Tensor, first: Tensor, second: Tensor, sign: int, out: Tensor) -> Tensor:
     half = first.shape[-1]
     torch.mul(x, cos, out=out)
-    out[..., :half].addcmul_(x[..., half : 2 * half], first)
-    out[..., half : 2 * half].addcmul_(x[..., :half], second)
+    out[..., :half].addcmul_(x[..., half : 2 * half], first, value=-sign)
+    out[..., half : 2 * half].addcmul_(x[..., :half], second, value=sign)
     return out
