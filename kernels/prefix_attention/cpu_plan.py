@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .cpu_tiles import Tiles, tiles_of
@@ -13,7 +14,7 @@ from .forest import PromptForest
 
 MASKED = -1e30  # added to a hidden score; finite, so that a row that sees nothing gives no NaN
 
-_SCORES = 1 << 19  # of one product, over all heads: it and what it gathers stay in the cache
+_SCORES = 1 << 20  # of one product, over all heads: it and what it gathers stay in the cache
 _LAUNCH = 1 << 15  # scores that cost as much as one more product
 _KEY = 2  # rows that cost as much as copying their keys
 _SIZES = 32  # of tiles at most, that the products are chosen from
@@ -32,35 +33,37 @@ class Product:
     keys: Tensor  # [B, K] indices into [prefix keys | token keys]
     real_rows: Tensor  # bool [B, L]
     real_keys: Tensor  # bool [B, K]
-    bias: Tensor | None  # [B or 1, 1, W, 1, L], added to the last W keys; None: made from the window when it is needed
+    bias: Tensor | None  # see `Plan.bias`; None: not kept
     group_rows: Tensor  # [B * Hq * L] from the stage's packed rows, single heads
-    group_keys: Tensor  # [2 * B * Hkv * K] from [prefix keys | token keys | prefix values | token values], single heads
+    group_keys: Tensor  # [B * Hkv * K] from [prefix keys | token keys], single heads
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
     """A run of packed rows and the products that give all of their attention. Indices address single heads.
 
-    Grouped rows stand in the order [product, tile, head, row], grouped keys in [product, key or value, tile, head, key].
+    Grouped rows stand in the order [product, tile, head, row], grouped keys likewise.
     """
 
     rows: slice
     products: list[Product]
     group_rows: Tensor  # from the stage's packed rows; n * Hq, which does not exist, where the row is padding
     places: Tensor  # of packed rows among the grouped ones
-    key_ids: Tensor | None  # [n] the keys that the stage meets, ascending; None: all
-    copies: Tensor  # grouped keys, by key and then by value: the copies of each
-    copy_ends: Tensor  # [2 * n + 1] where the copies of each begin and end
+    key_ids: Tensor | None  # the keys that the stage meets, ascending; None: all
+    copies: Tensor  # grouped keys by key: the copies of each
+    copy_ends: Tensor  # [keys + 1] where the copies of each begin and end
 
 
 class Plan:
     """The stages of a forest for one kind of layer."""
 
     def __init__(self, forest: PromptForest, window: int | None, heads: int, kv_heads: int) -> None:
-        self.window = window  # None where the window hides nothing
+        self.window = window  # None where it hides nothing
         self._heads, self._kv_heads = torch.arange(heads), torch.arange(kv_heads)
         self._first = torch.cat([forest.prefix_first, forest.first])
         self._last = torch.cat([forest.prefix_last, forest.last])
+        self._positions = torch.cat([forest.prefix_position_ids, forest.position_ids])
+        self._prefix, self._bidirectional = forest.num_prefix_tokens, forest.bidirectional
         tiles, self._context_keys = tiles_of(forest, window, max(1, _SCORES // heads))
         costs = tiles.rows * (tiles.contexts + tiles.keys + _ROW) * heads
         _, counts = torch.unique_consecutive((costs.cumsum(0) - costs) // _STAGE, return_counts=True)
@@ -78,55 +81,64 @@ class Plan:
                 self._stages[number] = stage
             yield stage
 
+    def bias(self, product: Product) -> Tensor:
+        """[B or 1, 1, W, 1, L], added to the scores of the last W keys. With a window it is too large to keep."""
+        return self._mask(product.rows, product.keys, product.real_keys) if product.bias is None else product.bias
+
     def _stage(self, tiles: Tiles) -> Stage:
         first, last = int(tiles.row[0]), int(tiles.row[-1] + tiles.rows[-1])
         sizes = (tiles.contexts + tiles.keys) * (1 << 20) + tiles.rows
         products = [self._product(part, first) for part in _buckets(tiles[sizes.argsort(stable=True)], len(self._heads))]
-        padding = (last - first) * len(self._heads)
-        group_rows = torch.cat([torch.where(_spread(x.real_rows, self._heads), x.group_rows, padding) for x in products])
-        real = torch.cat([_spread(x.real_keys, self._kv_heads).repeat(2) for x in products])
-        places = real.nonzero().flatten()
-        index = torch.cat([x.group_keys for x in products])[places]
-        all_keys = len(self._first) * len(self._kv_heads)
-        key_ids = None
+        beyond = (last - first) * len(self._heads)
+        group_rows = torch.cat([torch.where(_spread(x.real_rows, self._heads), x.group_rows, beyond) for x in products])
+        copies = torch.cat([_spread(x.real_keys, self._kv_heads) for x in products]).nonzero().flatten()
+        index = torch.cat([x.group_keys for x in products])[copies]
+        key_ids, count = None, len(self._first) * len(self._kv_heads)
         if len(self) > 1:
-            key_ids = torch.unique(index[index < all_keys])
-            index = torch.searchsorted(key_ids, index % all_keys) + (index >= all_keys) * len(key_ids)
-        counts = torch.bincount(index, minlength=2 * (all_keys if key_ids is None else len(key_ids)))
+            key_ids, index = torch.unique(index, return_inverse=True)
+            count = len(key_ids)
         return Stage(
             rows=slice(first, last),
             products=products,
             group_rows=group_rows,
-            places=group_rows.argsort(stable=True)[:padding],
+            places=group_rows.argsort(stable=True)[:beyond],
             key_ids=key_ids,
-            copies=places[index.argsort(stable=True)],
-            copy_ends=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            copies=copies[index.argsort(stable=True)],
+            copy_ends=F.pad(torch.bincount(index, minlength=count).cumsum(0), (1, 0)),
         )
 
     def _product(self, tiles: Tiles, first_row: int) -> Product:
-        counts = tiles.contexts + tiles.keys
+        counts, contexts = tiles.contexts[:, None] + tiles.keys[:, None], tiles.contexts[:, None]
         row, key = torch.arange(int(tiles.rows.max())), torch.arange(int(counts.max()))
         rows = tiles.row[:, None] + torch.minimum(row, tiles.rows[:, None] - 1)
-        at, contexts = torch.minimum(key, counts[:, None] - 1), tiles.contexts[:, None]
+        at = torch.minimum(key, counts - 1)
         copied = self._context_keys[tiles.context[:, None] + torch.minimum(at, contexts)]
         keys = torch.where(at < contexts, copied, tiles.key[:, None] + at - contexts)
-        real = key < counts[:, None]
+        real_keys = key < counts
         bias = None
         if self.window is None:
-            seen = int(tiles.contexts.min())  # by every row, at least
-            bias = _bias(~(visible(self._first, self._last, rows, keys[:, seen:]) & real[:, seen:, None]))
-        heads = _by_head(keys, self._kv_heads)
+            seen = int(contexts.min())  # by every row, at least
+            bias = _trimmed(self._mask(rows, keys[:, seen:], real_keys[:, seen:]))
         return Product(
             tiles=len(tiles),
             kv_heads=len(self._kv_heads),
             rows=rows,
             keys=keys,
             real_rows=row < tiles.rows[:, None],
-            real_keys=real,
+            real_keys=real_keys,
             bias=bias,
             group_rows=_by_head(rows - first_row, self._heads),
-            group_keys=torch.cat([heads, heads + len(self._first) * len(self._kv_heads)]),
+            group_keys=_by_head(keys, self._kv_heads),
         )
+
+    def _mask(self, rows: Tensor, keys: Tensor, real_keys: Tensor) -> Tensor:
+        """rows [B, L], keys [B, K], bool [B, K] -> MASKED where a row does not see a key, else 0: [B, 1, K, 1, L]."""
+        row, key = rows[:, None], keys[..., None]
+        hidden = (self._first[key] > row) | (self._last[key] <= row) | ~real_keys[..., None]
+        if self.window is not None:
+            far = (self._positions[row + self._prefix] - self._positions[key]).abs() >= self.window
+            hidden |= far & (key >= self._prefix) if self._bidirectional else far
+        return torch.zeros(hidden.shape).masked_fill_(hidden, MASKED)[:, None, :, None]
 
 
 def plan_of(forest: PromptForest, window: int | None, heads: int, kv_heads: int) -> Plan:
@@ -135,12 +147,6 @@ def plan_of(forest: PromptForest, window: int | None, heads: int, kv_heads: int)
         window = None
     plan: Plan = forest.plan(("cpu", window, heads, kv_heads), lambda: Plan(forest, window, heads, kv_heads))
     return plan
-
-
-def visible(first: Tensor, last: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
-    """rows [B, L], keys [B, K] -> bool [B, K, L], by the two numbers of each key."""
-    rows = rows[:, None]
-    return (first[keys][..., None] <= rows) & (rows < last[keys][..., None])
 
 
 def _buckets(tiles: Tiles, heads: int) -> Iterator[Tiles]:
@@ -176,13 +182,11 @@ def _buckets(tiles: Tiles, heads: int) -> Iterator[Tiles]:
             yield bucket[first : first + step]
 
 
-def _bias(hidden: Tensor) -> Tensor:
-    """bool [B, K, L] -> MASKED where hidden, [B or 1, 1, W, 1, L], without the leading keys that nothing hides."""
-    clear = int((~hidden.any(2).any(0)).long().cumprod(0).sum())
-    hidden = hidden[:, clear:]
-    if bool((hidden == hidden[:1]).all()):
-        hidden = hidden[:1]
-    return torch.zeros(hidden.shape).masked_fill_(hidden, MASKED)[:, None, :, None]
+def _trimmed(bias: Tensor) -> Tensor:
+    """A bias without the leading keys that nothing hides, and for one tile if it is the same for all."""
+    clear = int((bias == 0).flatten(3).all(3).all(0).long().cumprod(1).sum())
+    bias = bias[:, :, clear:]
+    return bias[:1] if bool((bias == bias[:1]).all()) else bias
 
 
 def _by_head(index: Tensor, heads: Tensor) -> Tensor:

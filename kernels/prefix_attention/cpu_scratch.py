@@ -1,4 +1,4 @@
-"""Memory of the CPU backend that lives between calls, cut and shaped for a plan once.
+"""Memory of the CPU backend that lives between calls, cut and shaped for a stage once.
 
 Fresh pages for the temporaries, or shaping them anew for every product, would cost as much as the products.
 """
@@ -17,8 +17,52 @@ from torch import Tensor
 from .cpu_plan import Product, Stage
 
 
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A batch of matrices, seen in three ways."""
+
+    batch: Tensor
+    turned: Tensor  # each transposed
+    flat: Tensor  # below one another
+
+    @classmethod
+    def of(cls, x: Tensor) -> Block:
+        return cls(x, x.transpose(1, 2), x.view(-1, x.shape[2]))
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """What one product reads and writes: for each tile and KV head a matrix."""
+
+    q: Block  # [G * L, D]
+    grad: Block
+    parts: Block  # of the output, or the gradient of q
+    k: Block  # [K, D]
+    v: Block
+    dk: Block
+    dv: Block
+    scores: Block  # [K, G * L], then weights: in the dtype of sums and exponentials
+    narrow: Block  # the same in the dtype of matrix products; the same memory if that is the same
+    slopes: Block  # the gradient of the scores
+    masked: Tensor  # [B, Hkv, W, G, L], the scores that the bias is added to
+    peaks: Tensor  # [B * Hkv, 1, G * L]
+    totals: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Workspace:
+    """What the products of a stage leave, by grouped row or key."""
+
+    parts: Tensor  # [rows, D]
+    dk: Tensor  # [keys, D]
+    dv: Tensor
+    peaks: Tensor  # [rows]
+    totals: Tensor
+    products: list[Views]
+
+
 class Scratch(threading.local):
-    """Named buffers, one set per thread, as large as the largest stage so far, cut into workspaces."""
+    """Named buffers, one set per thread, as large as the largest stage so far, and workspaces made of them."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
@@ -29,8 +73,8 @@ class Scratch(threading.local):
         size = math.prod(shape)
         buffer = self._buffers.get((name, dtype))
         if buffer is None or buffer.shape[0] < size:
-            with torch.inference_mode(False):
-                buffer = self._buffers[name, dtype] = torch.empty(size, dtype=dtype)
+            with torch.inference_mode(False):  # powers of two: older workspaces hold what they were cut from
+                buffer = self._buffers[name, dtype] = torch.empty(1 << size.bit_length(), dtype=dtype)
         return buffer[:size].view(shape)
 
     def cast(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -48,89 +92,40 @@ class Scratch(threading.local):
     def _cut(self, stage: Stage, narrow: torch.dtype, wide: torch.dtype, dim: int) -> Workspace:
         all_rows = stage.group_rows.shape[0]
         all_keys = sum(product.group_keys.shape[0] for product in stage.products)
-        parts, key_parts = self.take("parts", (all_rows, dim), narrow), self.take("key parts", (all_keys, dim), narrow)
+        parts = self.take("parts", (all_rows, dim), narrow)
+        dk, dv = self.take("dk", (all_keys, dim), narrow), self.take("dv", (all_keys, dim), narrow)
         peaks, totals = self.take("peaks", (all_rows,), wide), self.take("totals", (all_rows,), wide)
-
-        def views(product: Product, first_row: int, first_key: int) -> Views:
-            batch, length, keys = product.tiles * product.kv_heads, product.rows.shape[1], product.keys.shape[1]
-            rows = product.group_rows.shape[0] // batch
-            own_rows = slice(first_row, first_row + product.group_rows.shape[0])
-            own_keys = slice(first_key, first_key + product.group_keys.shape[0])
-            pair, kv = self.take("pair", (2 * batch, rows, dim), narrow), self.take("kv", (2 * batch, keys, dim), narrow)
-            scores = self.take("scores", (3 * batch, keys, rows), narrow)
-            weights = scores[batch : 2 * batch]
-            wide_weights = weights if narrow == wide else self.take("weights", weights.shape, wide)
-            hidden = keys if product.bias is None else product.bias.shape[2]
-            return Views(
-                q_rows=pair[:batch].view(-1, dim),
-                grad_rows=pair[batch:].view(-1, dim),
-                kv_rows=kv.view(-1, dim),
-                q_t=pair[:batch].transpose(1, 2),
-                q_grad=pair,
-                q_grad_t=pair.transpose(1, 2),
-                k=kv[:batch],
-                v=kv[batch:],
-                k_v=kv,
-                slopes=scores[:batch],
-                slopes_t=scores[:batch].transpose(1, 2),
-                weights=weights,
-                weights_t=weights.transpose(1, 2),
-                grad_weights=scores[2 * batch :],
-                slopes_weights=scores[: 2 * batch],
-                weights_grad_weights=scores[batch:],
-                wide_weights=wide_weights,
-                masked=wide_weights.view(product.tiles, product.kv_heads, keys, -1, length)[:, :, keys - hidden :],
-                peaks=peaks[own_rows].view(batch, 1, rows),
-                totals=totals[own_rows].view(batch, 1, rows),
-                parts=parts[own_rows].view(batch, rows, dim),
-                key_parts=key_parts[own_keys].view(2 * batch, keys, dim),
-            )
-
-        row = key = 0
-        products = []
+        products, row, key = [], 0, 0
         for product in stage.products:
-            products.append(views(product, row, key))
-            row, key = row + product.group_rows.shape[0], key + product.group_keys.shape[0]
-        return Workspace(parts, key_parts, peaks, totals, products)
+            rows = slice(row, row + product.group_rows.shape[0])
+            keys = slice(key, key + product.group_keys.shape[0])
+            products.append(self._views(product, parts[rows], dk[keys], dv[keys], peaks[rows], totals[rows]))
+            row, key = rows.stop, keys.stop
+        return Workspace(parts, dk, dv, peaks, totals, products)
 
+    def _views(self, product: Product, parts: Tensor, dk: Tensor, dv: Tensor, peaks: Tensor, totals: Tensor) -> Views:
+        """Of one product, given its own part of the workspace."""
+        narrow, wide, dim = parts.dtype, peaks.dtype, parts.shape[1]
+        batch, length, keys = product.tiles * product.kv_heads, product.rows.shape[1], product.keys.shape[1]
+        rows = parts.shape[0] // batch
 
-@dataclass(frozen=True, eq=False)
-class Views:
-    """What one product reads and writes: for each tile and KV head a matrix, M = B * Hkv of them, R = G * L rows.
+        def block(name: str, *shape: int, dtype: torch.dtype = narrow) -> Block:
+            return Block.of(self.take(name, (batch, *shape), dtype))
 
-    What stands side by side in memory is multiplied in one go: q and grad by k and v, slopes and weights by q and grad.
-    """
-
-    q_rows: Tensor  # [M * R, D]
-    grad_rows: Tensor
-    kv_rows: Tensor  # [2 * M * K, D]
-    q_t: Tensor  # [M, D, R]
-    q_grad: Tensor  # [2 * M, R, D]
-    q_grad_t: Tensor
-    k: Tensor  # [M, K, D]
-    v: Tensor
-    k_v: Tensor  # [2 * M, K, D]
-    slopes: Tensor  # [M, K, R], the gradient of the scores
-    slopes_t: Tensor
-    weights: Tensor  # [M, K, R], scores before
-    weights_t: Tensor
-    grad_weights: Tensor  # [M, K, R]
-    slopes_weights: Tensor  # [2 * M, K, R]
-    weights_grad_weights: Tensor
-    wide_weights: Tensor  # [M, K, R] in the dtype of sums and exponentials; the weights themselves if it is theirs
-    masked: Tensor  # [B, Hkv, W, G, L] of these, that the bias is added to
-    peaks: Tensor  # [M, 1, R] of the workspace's
-    totals: Tensor
-    parts: Tensor  # [M, R, D]
-    key_parts: Tensor  # [2 * M, K, D]
-
-
-@dataclass(frozen=True, eq=False)
-class Workspace:
-    """What the products of a stage leave, by grouped row or key."""
-
-    parts: Tensor  # [rows, D]: of the output, or the gradient of q
-    key_parts: Tensor  # [keys, D]: gradients of k and of v
-    peaks: Tensor  # [rows]
-    totals: Tensor
-    products: list[Views]
+        scores = block("scores", keys, rows, dtype=wide)
+        by_head = scores.batch.view(product.tiles, product.kv_heads, keys, -1, length)
+        return Views(
+            q=block("q", rows, dim),
+            grad=block("grad", rows, dim),
+            parts=Block.of(parts.view(batch, rows, dim)),
+            k=block("k", keys, dim),
+            v=block("v", keys, dim),
+            dk=Block.of(dk.view(batch, keys, dim)),
+            dv=Block.of(dv.view(batch, keys, dim)),
+            scores=scores,
+            narrow=scores if narrow == wide else block("scores", keys, rows),
+            slopes=block("slopes", keys, rows),
+            masked=by_head if product.bias is None else by_head[:, :, keys - product.bias.shape[2] :],
+            peaks=peaks.view(batch, 1, rows),
+            totals=totals.view(batch, 1, rows),
+        )
