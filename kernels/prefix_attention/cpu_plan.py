@@ -18,9 +18,9 @@ _SCORES = 1 << 20  # of one product, over all heads: it and what it gathers stay
 _LAUNCH = 1 << 15  # scores that cost as much as one more product
 _KEY = 2  # rows that cost as much as copying their keys
 _SIZES = 32  # of tiles at most, that the products are chosen from
-_STAGE = 1 << 21  # scores of a stage, over all heads
+_STAGE = 1 << 22  # scores of a stage, over all heads
 _ROW = 32  # keys that cost as much as a row by itself
-_KEPT = 16  # copies of keys per row up to which a stage is kept
+_KEPT = 32  # copies of keys per row up to which a stage is kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class Plan:
         self._last = torch.cat([forest.prefix_last, forest.last])
         self._positions = torch.cat([forest.prefix_position_ids, forest.position_ids])
         self._prefix, self._bidirectional = forest.num_prefix_tokens, forest.bidirectional
-        tiles, self._context_keys = tiles_of(forest, window, max(1, _SCORES // heads))
+        tiles, self._context_keys = tiles_of(forest, window)
         costs = tiles.rows * (tiles.contexts + tiles.keys + _ROW) * heads
         _, counts = torch.unique_consecutive((costs.cumsum(0) - costs) // _STAGE, return_counts=True)
         self._tiles = [tiles[part] for part in torch.split(torch.arange(len(tiles)), counts.tolist())]
@@ -117,8 +117,10 @@ class Plan:
         real_keys = key < counts
         bias = None
         if self.window is None:
-            seen = int(contexts.min())  # by every row, at least
-            bias = _trimmed(self._mask(rows, keys[:, seen:], real_keys[:, seen:]))
+            clear = (self._first[keys] <= rows[:, :1]) & (self._last[keys] > rows[:, -1:]) & real_keys
+            seen = int(clear.all(0).long().cumprod(0).sum())  # by every row
+            bias = self._mask(rows, keys[:, seen:], real_keys[:, seen:])
+            bias = bias[:1] if bool((bias == bias[:1]).all()) else bias
         return Product(
             tiles=len(tiles),
             kv_heads=len(self._kv_heads),
@@ -180,13 +182,6 @@ def _buckets(tiles: Tiles, heads: int) -> Iterator[Tiles]:
         step = -(-len(bucket) // -(-len(bucket) // most))
         for first in range(0, len(bucket), step):
             yield bucket[first : first + step]
-
-
-def _trimmed(bias: Tensor) -> Tensor:
-    """A bias without the leading keys that nothing hides, and for one tile if it is the same for all."""
-    clear = int((bias == 0).flatten(3).all(3).all(0).long().cumprod(1).sum())
-    bias = bias[:, :, clear:]
-    return bias[:1] if bool((bias == bias[:1]).all()) else bias
 
 
 def _by_head(index: Tensor, heads: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 from .forest import PromptForest, Segments
 
 _ROWS = 64  # of a tile at most: a causal tile skips the keys after it
-_FEWEST = 16  # and of a tile whose keys are many
 _PACK = 32  # rows of short subtrees of one parent that are kept together
 _SPREAD = 16  # keys of a context for each row that is kept together, so that its copies stay few
 
@@ -33,13 +32,12 @@ class Tiles:
         return self.row.shape[0]
 
 
-def tiles_of(forest: PromptForest, window: int | None, area: int) -> tuple[Tiles, Tensor]:
-    """Tiles in the order of their rows, of about `area` pairs of row and key at most, and their `context_keys`."""
+def tiles_of(forest: PromptForest, window: int | None) -> tuple[Tiles, Tensor]:
+    """Tiles in the order of their rows, and their `context_keys`."""
     segments = forest.segments
     first, last, owner = _units(segments)
     lengths, contexts = last - first, segments.contexts[owner]
-    most = torch.clamp(area // (contexts + lengths).clamp(min=1), _FEWEST, _ROWS)
-    counts = -(-lengths // most)
+    counts = -(-lengths // _ROWS)
     unit = torch.repeat_interleave(counts)
     height = (-(-lengths // counts))[unit]
     first, last = first[unit], last[unit]

@@ -1,5 +1,7 @@
 """The CPU backend against float64: forward, every gradient, determinism, independence, the long routes."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from attention_cases import assert_within_the_error_rule, cases, make_case
@@ -84,6 +86,24 @@ def test_many_stages_add_up_to_one(monkeypatch, dtype, bidirectional):
     case = make_case(forest, 2, 3, 16, sinks=True)
     assert_within_the_error_rule(case, "cpu", dtype)
     assert len(cpu_plan.plan_of(forest, None, 6, 2)) > 4
+
+
+@pytest.mark.parametrize("forest", FORESTS)
+def test_indices_that_are_made_anew_give_the_same_bits(monkeypatch, forest):
+    case = make_case(FORESTS[forest](), 3, 3, 16).to(torch.float32)
+    expected = case.results(of_cpu)
+    monkeypatch.setattr(cpu_plan, "_KEPT", 0)
+    again = make_case(FORESTS[forest](), 3, 3, 16).to(torch.float32).results(of_cpu)
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+
+
+def test_threads_do_not_disturb_each_other():
+    cases = [make_case(FORESTS[forest](), 3, 3, 16).to(torch.float32) for forest in FORESTS]
+    expected = [case.results(of_cpu) for case in cases]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda case: case.results(of_cpu), cases * 3))
+    for one, other in zip(found, expected * 3, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in other)
 
 
 def test_gradients_agree_with_finite_differences():
