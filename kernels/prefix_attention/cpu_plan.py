@@ -15,7 +15,7 @@ from .forest import PromptForest
 MASKED = -1e30  # added to a hidden score; finite, so that a row that sees nothing gives no NaN
 
 _SCORES = 1 << 20  # of one product, over all heads: it and what it gathers stay in the cache
-_LAUNCH = 1 << 15  # scores that cost as much as one more product
+_LAUNCH = 1 << 16  # scores that cost as much as one more product
 _KEY = 2  # rows that cost as much as copying their keys
 _SIZES = 32  # of tiles at most, that the products are chosen from
 _STAGE = 1 << 22  # scores of a stage, over all heads
