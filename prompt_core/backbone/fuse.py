@@ -22,12 +22,12 @@ from transformers import PreTrainedModel
 
 from prompt_core.backbone.attention import AttentionPass, ForestPass
 from prompt_core.backbone.frozen import GATES, FrozenLayer, Gate, Norm
+from prompt_core.backbone.probe import RAISED
 from prompt_core.backbone.product import Product, packs
 
 _log = logging.getLogger(__name__)
 # Of what a layer adds to its input, relative: what float32 rounds, and what only another formula exceeds in bfloat16.
 _EXACT, _ROUNDED = 1e-4, 5e-2
-_RAISED = (RuntimeError, TypeError, AttributeError, ValueError, LookupError)  # what another structure runs into
 _LENGTHS, _PARENTS, _POSITIONS = (5, 6, 7), (-1, 0, 0), 2048
 _PRE = {"before_attention": "input_layernorm", "before_mlp": "post_attention_layernorm"}
 _POST = {"after_attention": "post_attention_layernorm", "after_mlp": "post_feedforward_layernorm"}
@@ -161,7 +161,7 @@ def _calls(base: PreTrainedModel, layers: Sequence[nn.Module], position_offset: 
     hooks = [layer.register_forward_pre_hook(listen, with_kwargs=True) for layer in layers]
     try:
         base(input_ids=ids[None], position_ids=positions[None], use_cache=False, prompt_pass=_ListeningPass(forest))
-    except _RAISED as error:
+    except RAISED as error:
         _log.debug("%s: nothing fused (%s)", type(base).__name__, error)
         return {}
     finally:
@@ -188,7 +188,7 @@ def _proven(layer: nn.Module, call: _Call, tolerance: float, pack: bool, gradien
                 along = torch.linspace(0, found.numel(), found.numel(), device=found.device).sin().view(found.shape).to(found.dtype)
                 slopes = [torch.autograd.grad(states, hidden, along)[0] for states in (found, expected)]
                 same &= _agree(slopes[0], slopes[1], along, tolerance)
-    except _RAISED as error:
+    except RAISED as error:
         _log.debug("%s: not fused (%s)", type(layer).__name__, error)
         return None
     return _Fusion(frozen, scores) if same and scores["sinks"] is None else None
