@@ -133,6 +133,22 @@ class TuneSpec(Part):
     truncate: Literal["end", "start"] = Field(default="end", description="which side of the fields' text a long input loses")
 
 
+class TextSpec(Part):
+    """How a text prompt is searched, for prompt.kind: text."""
+
+    wordings: tuple[str, ...] = Field(default=(), description="instructions to begin with, beside the template's own")
+    label_words: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="per label, what the model may say for it")
+    demonstrations: int = Field(default=8, ge=0, le=32, description="solved examples in front of an input, at most")
+    rounds: int = Field(default=8, ge=1, le=1000, description="rounds of candidates at most")
+    together: int = Field(default=16, ge=2, le=1024, description="candidates per round")
+    patience: int = Field(default=3, ge=1, description="rounds without a better prompt before the search ends")
+    block: int = Field(default=16, ge=2, description="examples between two looks at who leaves the race")
+    keep: int = Field(default=4, ge=1, description="candidates of a round that meet every example, whatever the tests say")
+    length_penalty: float = Field(default=1e-4, ge=0.0, description="what a token of the prompt costs, in shares of right answers")
+    max_tokens: int | None = Field(default=None, ge=1, description="tokens through the frozen model at most")
+    minutes: float | None = Field(default=None, gt=0.0, description="time at most; a search that it ends is not reproducible")
+
+
 class EvaluateSpec(Part):
     """What the evaluation measures."""
 
@@ -167,6 +183,7 @@ class TaskSpec(Part):
     labels: dict[str, str] = Field(default_factory=dict, description="a description per label; default: the label's name in words")
     prompt: PromptSpec = PromptSpec()
     tune: TuneSpec = TuneSpec()
+    text: TextSpec = TextSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     gate: GateSpec = GateSpec()
     schedule: Annotated[str, Field(description="cron line of the periodic retuning")] | None = None

@@ -1,0 +1,39 @@
+"""`Budget`: what a search may spend in tokens, seconds and money, asked before it spends."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Budget:
+    """A hard limit on each of three; None for no limit.
+
+    Attributes:
+        tokens: through the frozen model.
+        seconds: from the first question on.
+        dollars: for an endpoint.
+        spent_tokens, spent_dollars: so far.
+    """
+
+    tokens: int | None = None
+    seconds: float | None = None
+    dollars: float | None = None
+    spent_tokens: int = 0
+    spent_dollars: float = 0.0
+    _began: float = field(default_factory=time.monotonic)
+
+    def admits(self, tokens: int = 0, dollars: float = 0.0) -> bool:
+        """Whether so much more may be spent, and there is time."""
+        return self.reason(tokens, dollars) is None
+
+    def reason(self, tokens: int = 0, dollars: float = 0.0) -> str | None:
+        """Which limit would be passed by so much more; None if none would."""
+        if self.tokens is not None and self.spent_tokens + tokens > self.tokens:
+            return f"{self.tokens} tokens"
+        if self.seconds is not None and time.monotonic() - self._began > self.seconds:
+            return f"{self.seconds:.0f} seconds"
+        if self.dollars is not None and self.spent_dollars + dollars > self.dollars:
+            return f"{self.dollars} dollars"
+        return None

@@ -1,0 +1,100 @@
+"""Scores of many text prompts on many examples in one packed pass: each prompt's own tokens are computed once per pass.
+
+Candidates are the roots of the forest, with their demonstrations; examples stand below, label words are the leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prompt_core.backbone import Backbone
+from prompt_core.data.packing import pack
+from prompt_core.encoding import Encoded, TaskEncoding
+from prompt_core.prompts import PromptState, Tree, hidden_states
+from prompt_core.task import TaskSpec
+from prompt_core.text.prompt import TextPrompt
+from prompt_core.tuning.build import answer, build_classifier
+from prompt_core.tuning.likelihood import next_token_losses
+from prompt_core.tuning.objective import Classification
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A text prompt made ready for one backbone.
+
+    Attributes:
+        encoding: tokens of its inputs.
+        root: what stands in front of them, demonstrations included.
+        classifier: how its label words are scored; None where it writes texts.
+    """
+
+    encoding: TaskEncoding
+    root: PromptState
+    classifier: Classification | None
+
+    @classmethod
+    def of(cls, task: TaskSpec, prompt: TextPrompt, backbone: Backbone, labels: Sequence[str]) -> Question:
+        """Raises PromptmillError: the prompt does not fit the backbone's context, or names a field that is not there."""
+        worded = prompt.applied_to(task)
+        encoding = TaskEncoding(worded, backbone, soft=False)
+        shown = [(demonstration.fields, demonstration.answer) for demonstration in prompt.demonstrations]
+        root = encoding.root_with_demonstrations(shown) if shown else encoding.root
+        classifier = build_classifier(worded, encoding, backbone, labels) if labels else None
+        return cls(encoding, PromptState.of(backbone, root=root), classifier)
+
+    def encode(self, task: TaskSpec, row: dict[str, Any]) -> Encoded:
+        """A row with its answer as the target of a text; of a classifier the input alone."""
+        target = None if self.classifier else answer(task, row[task.data.target])
+        return self.encoding.encode(row, target)
+
+    def tokens(self, example: Encoded) -> int:
+        """Of an example in a pass."""
+        return self.classifier.tokens(example) if self.classifier else len(example.input) + len(example.target)
+
+    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int] | None]:
+        """Segments and parents behind the root."""
+        return self.classifier.segments(examples) if self.classifier else ([e.input + e.target[:-1] for e in examples], None)
+
+    def scores(self, backbone: Backbone, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
+        """Label scores [n, labels], or the mean log-likelihood of the target's tokens [n, 1]."""
+        return self.classifier.scores(states, examples) if self.classifier else _likelihoods(backbone, states, examples)
+
+
+@torch.inference_mode()
+def score_prompts(
+    backbone: Backbone, questions: Sequence[Question], examples: Sequence[Sequence[Encoded]], batch_tokens: int
+) -> list[Tensor]:
+    """Score every question on its examples.
+
+    Args:
+        examples: per question, its inputs as `Question.encode` gives them.
+        batch_tokens: of a pass, its roots aside.
+
+    Returns:
+        Per question, float32 on the CPU: label scores [n, labels] (of a classifier) or the mean log-likelihood per target
+        token [n, 1], as if each (prompt, example, label) had run by itself.
+    """
+    found: list[list[Tensor]] = [[] for _ in questions]
+    items = [(number, example) for number, own in enumerate(examples) for example in own]
+    for packed in pack(items, lambda item: questions[item[0]].tokens(item[1]), batch_tokens):
+        groups = [(number, [example for _, example in group]) for number, group in groupby(packed, key=lambda item: item[0])]
+        trees = [Tree(questions[number].root, *questions[number].segments(batch)) for number, batch in groups]
+        for (number, batch), states in zip(groups, hidden_states(backbone, trees), strict=True):
+            found[number].append(questions[number].scores(backbone, states, batch).float().cpu())
+    return [torch.cat(parts) if parts else torch.empty(0, 1) for parts in found]
+
+
+def _likelihoods(backbone: Backbone, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
+    ends = torch.tensor([len(e.input) + len(e.target) - 1 for e in examples]).cumsum(0).tolist()
+    rows = [row for end, e in zip(ends, examples, strict=True) for row in range(end - len(e.target), end)]
+    sizes = [len(e.target) for e in examples]
+    targets = torch.tensor([token for e in examples for token in e.target], device=states.device)
+    chosen = states[torch.tensor(rows, device=states.device)]
+    losses = next_token_losses(backbone, chosen, torch.arange(len(rows), device=states.device), targets)
+    return -torch.stack([part.mean() for part in torch.split(losses, sizes)])[:, None]

@@ -1,0 +1,253 @@
+"""The search for a text prompt: wording, structure, label words and demonstrations in one budget, the Pareto front kept.
+
+Rounds of candidates race over the training examples. Of each round half are new wordings, made from the best ones so far;
+the others are choices of the categorical parts by a TPE sampler (Bergstra et al. 2011; Optuna), which learns from all
+that was scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+import numpy as np
+import optuna
+from torch import Tensor
+
+from prompt_core.task import TaskSpec
+from prompt_core.text.candidate import Candidate, own_candidate, structures
+from prompt_core.text.copying import Copies
+from prompt_core.text.demonstrations import CHOICES, chosen
+from prompt_core.text.judge import Judge, OutOfBudget, fits
+from prompt_core.text.race import Values, mean, race
+
+Propose = Callable[[Sequence["Tried"], Random], Sequence[str]]
+OnRound = Callable[["Round"], None]
+
+_POOL = 8  # best wordings that the sampler chooses from
+_ORDERS = 8  # draws of demonstrations that the sampler tells apart
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate with what the search knows of it.
+
+    Attributes:
+        candidate: what was tried.
+        tokens: length of its prompt.
+        values: on the rows that it met, in the order of the blocks; fewer than all where it left the race.
+        value: their mean.
+    """
+
+    candidate: Candidate
+    tokens: int
+    values: Values
+    value: float
+
+    def worth(self, penalty: float) -> float:
+        """The value under a penalty per token."""
+        return self.value - penalty * self.tokens
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a progress bar shows after a round: its number from 1, how many there may be, the best so far, tokens spent."""
+
+    number: int
+    rounds: int
+    best: Tried
+    tried: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        tried: every candidate that was scored, in order; the first is the task's own prompt.
+        finalists: those that met every row, the best first, under the length penalty.
+        ended: why it ended: "rounds", "patience", or the limit of the budget.
+        rejected: wordings that were not tried, and why.
+    """
+
+    tried: Sequence[Tried]
+    finalists: Sequence[Tried]
+    ended: str
+    rejected: Mapping[str, str]
+
+    @property
+    def pareto(self) -> list[Tried]:
+        """The finalists that no shorter one equals, the shortest first."""
+        front: list[Tried] = []
+        for tried in sorted(self.finalists, key=lambda t: (t.tokens, -t.value)):
+            if not front or tried.value > front[-1].value:
+                front.append(tried)
+        return front
+
+
+class TextSearch:
+    """A search over the training rows of a task.
+
+    Args:
+        task: `text` says what is searched and how long.
+        judge: scores candidates.
+        features: of the training rows, [n, H], for the choice of demonstrations.
+        propose: makers of wordings; asked in turn.
+        copies: what wordings may not repeat.
+    """
+
+    def __init__(self, task: TaskSpec, judge: Judge, features: Tensor, propose: Sequence[Propose], copies: Copies) -> None:
+        self._task, self._judge, self._features, self._propose, self._copies = task, judge, features, propose, copies
+        self._spec = task.text
+        self._random = Random(task.tune.seed)
+        sampler = optuna.samplers.TPESampler(seed=task.tune.seed, constant_liar=True, n_startup_trials=self._spec.together)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._study = optuna.create_study(direction="maximize", sampler=sampler)
+        self._tried: dict[str, Tried] = {}
+        self._rejected: dict[str, str] = {}
+        numbers = list(range(len(judge.rows)))
+        self._random.shuffle(numbers)
+        size = self._spec.block
+        self._blocks = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+        target = task.data.target
+        self._targets = [str(row[target]) if task.objective == "classify" else "" for row in judge.rows]
+
+    def run(self, on_round: OnRound | None = None) -> Found:
+        """Search until the rounds, the patience or the budget end.
+
+        Raises:
+            PromptmillError: the task's own prompt cannot be asked.
+            OutOfBudget: the budget does not admit one round over the task's own prompt.
+        """
+        own = own_candidate(self._task)
+        self._judge.question(own)  # its errors are the user's
+        self._race([own, *self._given(own)])
+        ended, waited = "rounds", 0
+        for number in range(1, self._spec.rounds + 1):
+            before = self._best().worth(self._spec.length_penalty)
+            try:
+                self._round()
+            except OutOfBudget as limit:
+                ended = str(limit)
+                break
+            if on_round:
+                on_round(Round(number, self._spec.rounds, self._best(), len(self._tried)))
+            waited = waited + 1 if self._best().worth(self._spec.length_penalty) <= before else 0
+            if waited >= self._spec.patience:
+                ended = "patience"
+                break
+        return Found(list(self._tried.values()), self._finalists(), ended, dict(self._rejected))
+
+    def _round(self) -> None:
+        """Half the candidates vary the wording of the best ones, half are the sampler's."""
+        half = self._spec.together // 2
+        fresh = [self._reworded(wording) for wording in self._new_wordings(half)]
+        trials = [self._study.ask() for _ in range(self._spec.together - len(fresh))]
+        asked = [self._sampled(trial) for trial in trials]
+        self._race([*fresh, *asked])
+        for trial, candidate in zip(trials, asked, strict=True):
+            tried = self._tried.get(candidate.digest)
+            if tried is None:
+                self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            else:
+                self._study.tell(trial, tried.worth(self._spec.length_penalty))
+
+    def _given(self, own: Candidate) -> list[Candidate]:
+        """The wordings that the task file names, in each structure that its template can take."""
+        wordings = [own.wording, *self._spec.wordings]
+        return [
+            replace(own, wording=wording, structure=structure)
+            for wording in dict.fromkeys(wordings)
+            for structure in structures(self._task)[: 1 if len(wordings) > self._spec.together else None]
+            if wording
+        ]
+
+    def _sampled(self, trial: optuna.Trial) -> Candidate:
+        wordings = self._wordings()[:_POOL]
+        rank = trial.suggest_int("wording", 0, _POOL - 1)
+        words = []
+        for label, alternatives in sorted(self._spec.label_words.items()):
+            word = trial.suggest_categorical(f"word:{label}", list(alternatives))
+            words.append((label, str(word)))
+        most = min(self._spec.demonstrations, len(self._judge.rows) // 2)
+        count = trial.suggest_categorical("demonstrations", [n for n in (0, 1, 2, 4, 8, 16, 32) if n <= most])
+        choice = trial.suggest_categorical("choice", CHOICES)
+        order = trial.suggest_int("order", 0, _ORDERS - 1)
+        calibrated = trial.suggest_categorical("calibrated", [False, True]) if self._task.objective == "classify" else False
+        shown: tuple[str, ...] = ()
+        if count:
+            ids = [str(row["_id"]) for row in self._judge.rows]
+            draw = Random(f"{self._task.tune.seed}/{order}")
+            shown = chosen(ids, self._targets, self._features, int(count), choice, draw)
+        structure = trial.suggest_categorical("structure", list(structures(self._task)))
+        return Candidate(wordings[min(rank, len(wordings) - 1)], structure, tuple(words), shown, bool(calibrated))
+
+    def _reworded(self, wording: str) -> Candidate:
+        """The new wording with everything else as in one of the best candidates."""
+        ranked = self._ranked()
+        pattern = ranked[min(self._random.randrange(4), len(ranked) - 1)].candidate
+        structure = pattern.structure if pattern.structure != "as_written" else structures(self._task)[0]
+        return replace(pattern, wording=wording, structure=structure)
+
+    def _new_wordings(self, count: int) -> list[str]:
+        known = {tried.candidate.wording for tried in self._tried.values()} | self._rejected.keys()
+        found: list[str] = []
+        ranked = self._ranked()
+        for turn in range(4 * count):
+            if len(found) >= count or not self._propose:
+                break
+            for wording in self._propose[turn % len(self._propose)](ranked, self._random):
+                wording = wording.strip()
+                if not wording or wording in known:
+                    continue
+                known.add(wording)
+                if copied := self._copies.in_wording(wording):
+                    self._rejected[wording] = f'repeats a training example: "{copied}"'
+                elif "{{" in wording or "{%" in wording or "{#" in wording:
+                    self._rejected[wording] = "holds template code"
+                else:
+                    found.append(wording)
+        return found[:count]
+
+    def _race(self, candidates: Sequence[Candidate]) -> None:
+        """Score what is new among the candidates, block by block, against the best ones so far."""
+        fresh = {c.digest: c for c in candidates if c.digest not in self._tried}
+        for digest, candidate in list(fresh.items()):
+            if reason := fits(self._judge, candidate):
+                self._rejected[candidate.wording] = reason
+                del fresh[digest]
+        entering = list(fresh.values())
+        if not entering:
+            return
+        known = [tried.candidate for tried in self._ranked()[:2] if len(tried.values) == len(self._judge.rows)]
+        runners = [*known, *entering]
+        met: list[list[Values]] = [[] for _ in runners]
+
+        def score(alive: Sequence[int], block: Sequence[int]) -> list[Values]:
+            scores = self._judge.scores([runners[i] for i in alive], block)
+            for i, own in zip(alive, scores, strict=True):
+                met[i].append(own)
+            return [self._judge.values(runners[i], own, block) for i, own in zip(alive, scores, strict=True)]
+
+        race(len(runners), self._blocks, score, keep=max(2, self._spec.keep))
+        order = [number for block in self._blocks for number in block]
+        for candidate, scores in zip(runners, met, strict=True):
+            together = np.concatenate(scores)
+            values = self._judge.values(candidate, together, order[: len(together)])
+            self._tried[candidate.digest] = Tried(candidate, self._judge.tokens(candidate), values, mean(values))
+
+    def _ranked(self) -> list[Tried]:
+        """All that were tried: those that met more rows first, then the better ones."""
+        penalty = self._spec.length_penalty
+        return sorted(self._tried.values(), key=lambda t: (-len(t.values), -t.worth(penalty), t.candidate.digest))
+
+    def _best(self) -> Tried:
+        return self._ranked()[0]
+
+    def _finalists(self) -> list[Tried]:
+        return [tried for tried in self._ranked() if len(tried.values) == len(self._judge.rows)]
+
+    def _wordings(self) -> list[str]:
+        """The wordings by the best candidate that has each."""
+        return list(dict.fromkeys(tried.candidate.wording for tried in self._ranked()))
