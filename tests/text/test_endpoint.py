@@ -1,0 +1,99 @@
+"""An endpoint that fails in every way: what it costs, what comes back, and what is never written down."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.text.faulty_server import serving
+
+from prompt_core.errors import PromptmillError
+from prompt_core.task import EndpointSpec
+from prompt_core.text.budget import Budget
+from prompt_core.text.endpoint import Endpoint
+from prompt_core.text.journal import Journal
+from prompt_core.text.reflection import wordings_in
+
+_ASKED = ([{"role": "user", "content": "Improve it."}], 7)
+
+
+def _endpoint(url: str, journal: Journal | None = None, budget: Budget | None = None, **changes: Any) -> Endpoint:
+    spec = EndpointSpec(url=url, model="m", attempts=4, wait=0.01, timeout=0.5, concurrency=2, **changes)
+    return Endpoint(spec, journal or Journal(None), budget or Budget())
+
+
+@pytest.mark.parametrize("faults", [["429", "500"], ["hang"], ["garbage", "odd"]])
+def test_what_passes_is_asked_again(faults: list[str]) -> None:
+    with serving(faults) as served:
+        (answer,) = _endpoint(served.url).ask([_ASKED])
+    assert answer is not None and wordings_in(answer) == ["Say which mood the text has."]
+    assert len(served.bodies) == len(faults) + 1
+
+
+def test_an_answer_is_paid_for_once_even_after_a_restart(tmp_path: Path) -> None:
+    with serving([]) as served:
+        first = _endpoint(served.url, Journal(tmp_path / "journal")).ask([_ASKED])
+        again = _endpoint(served.url, Journal(tmp_path / "journal")).ask([_ASKED])
+    assert first == again and len(served.bodies) == 1
+
+
+def test_the_money_cap_is_never_passed() -> None:
+    price = {"dollars": 0.001, "dollars_per_million_read": 10.0, "dollars_per_million_written": 10.0, "max_tokens": 20}
+    budget = Budget(dollars=0.005)
+    with serving([]) as served:
+        answers = _endpoint(served.url, budget=budget, **price).ask([(_ASKED[0], seed) for seed in range(20)])
+    # 110 tokens at 10 dollars a million are 0.0011, but never more than what was reserved for a call is booked.
+    assert 0 < len(served.bodies) < 20 and answers.count(None) == 20 - len(served.bodies)
+    assert 0 < budget.spent_dollars <= 0.005
+
+
+def test_requests_that_were_refused_cost_nothing() -> None:
+    budget = Budget(dollars=1.0)
+    price = {"dollars": 1.0, "dollars_per_million_read": 10.0, "dollars_per_million_written": 10.0}
+    with serving(["429"] * 4) as served:
+        assert _endpoint(served.url, budget=budget, **price).ask([_ASKED]) == [None]
+    assert len(served.bodies) == 4 and budget.spent_dollars == 0
+
+
+def test_an_address_where_nobody_answers_is_one_clear_line() -> None:
+    with pytest.raises(PromptmillError, match=r"text\.endpoint\.url http://127\.0\.0\.1:9/v1.*no answer.*Start the server"):
+        _endpoint("http://127.0.0.1:9/v1").ask([_ASKED])
+
+
+def test_the_key_reaches_the_server_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SOME_KEY", "sk-very-secret")
+    caplog.set_level(logging.INFO)
+    with serving(["garbage"]) as served:
+        _endpoint(served.url, Journal(tmp_path / "journal"), key_variable="SOME_KEY").ask([_ASKED])
+    assert served.keys == ["Bearer sk-very-secret"] * 2
+    assert "sk-very-secret" not in (tmp_path / "journal").read_text() + caplog.text
+
+
+def test_a_refused_key_is_one_clear_line_without_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "sk-very-secret")
+    with serving(["401"]) as served, pytest.raises(PromptmillError, match=r"refuses the request \(401") as raised:
+        _endpoint(served.url, key_variable="SOME_KEY").ask([_ASKED])
+    assert "secret" not in str(raised.value)
+
+
+def test_a_key_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    with pytest.raises(PromptmillError, match="SOME_KEY, which is not set"):
+        _endpoint("http://127.0.0.1:9/v1", key_variable="SOME_KEY")
+
+
+@pytest.mark.parametrize(
+    ("answer", "wordings"),
+    [
+        ("Sure! <instruction>Do  it.</instruction> or <instruction>Do that.</instruction>", ["Do it.", "Do that."]),
+        ("Here is one:\n- Classify the text.\n- Another", ["Classify the text."]),
+        ('1. "Say it in French."', ["Say it in French."]),
+        ("", []),
+    ],
+)
+def test_instructions_are_read_from_an_answer(answer: str, wordings: list[str]) -> None:
+    assert wordings_in(answer) == wordings
