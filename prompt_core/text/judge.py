@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from prompt_core.backbone import Backbone
 from prompt_core.encoding import Encoded
 from prompt_core.errors import PromptmillError
+from prompt_core.prompts import PromptState, Tree, hidden_states
 from prompt_core.task import TaskSpec
 from prompt_core.text.budget import Budget
 from prompt_core.text.candidate import Candidate
@@ -97,6 +101,24 @@ class Judge:
             values = (logs.argmax(1) == right) + _TIE * chances
         values[[row["_id"] in candidate.shown for row in rows]] = np.nan
         return values
+
+    def loss(self, question: Question, root: PromptState, numbers: Sequence[int]) -> Tensor:
+        """Mean cross-entropy of the right answers behind `root`, differentiable in what it holds; a float32 scalar.
+
+        Raises:
+            OutOfBudget: the pass would exceed a limit.
+        """
+        examples = [question.encode(self._task, dict(self.rows[number])) for number in numbers]
+        cost = len(root.root) + sum(map(question.tokens, examples))
+        if reason := self._budget.reason(tokens=cost):
+            raise OutOfBudget(reason)
+        self._budget.spent_tokens += cost
+        (states,) = hidden_states(self._backbone, [Tree(root, *question.segments(examples))])
+        scores = question.scores(self._backbone, states, examples)
+        if not self._labels:
+            return -scores.mean()
+        right = [self._labels.index(self.rows[number][self._task.data.target]) for number in numbers]
+        return F.cross_entropy(scores, torch.tensor(right, device=scores.device))
 
     def _pay(self, missing: Mapping[str, tuple[Candidate, int]]) -> None:
         by_candidate: dict[str, tuple[Question, list[str], list[Encoded]]] = {}
