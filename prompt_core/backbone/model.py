@@ -85,16 +85,24 @@ class Backbone:
         embedded: Tensor = self._embed(ids)
         return embedded
 
-    def hidden_states(self, embeddings: Tensor, position_ids: Tensor, prompt_pass: AttentionPass) -> Tensor:
-        """Last hidden states of one packed row. embeddings [S, H], position_ids int64 [S], counted from 0 -> [S, H]."""
+    def hidden_states(self, embeddings: Tensor, position_ids: Tensor, prompt_pass: AttentionPass, compiled: bool = False) -> Tensor:
+        """Last hidden states of one packed row. embeddings [S, H], position_ids int64 [S], counted from 0 -> [S, H].
+
+        `compiled` pays where rows come in one size, for torch.compile then takes the model once.
+        """
+        base = self._compiled if compiled else self._base
         with self._as_current_device():
-            output: Tensor = self._base(
+            output: Tensor = base(
                 inputs_embeds=embeddings[None],
                 position_ids=position_ids[None] + self._position_offset,
                 use_cache=False,
                 prompt_pass=prompt_pass,
             ).last_hidden_state
         return output[0]
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return torch.compile(self._base, dynamic=False)
 
     def recomputing(self) -> AbstractContextManager[None]:
         """Within it a backward pass computes each layer again: about a third more time, a fraction of the memory."""

@@ -69,8 +69,7 @@ class Generation(Objective):
             rows += range(end - len(example.target), end)
         targets = torch.tensor([token for e in examples for token in e.target], device=states.device)
         chosen = states[torch.tensor(rows, device=states.device)]
-        each = torch.arange(len(rows), device=states.device)
-        return next_token_losses(self._backbone, chosen, each, targets, self._smoothing if self.training else 0.0).sum()
+        return next_token_losses(self._backbone, chosen, None, targets, self._smoothing if self.training else 0.0).sum()
 
     def _states(self, example: Encoded) -> int:
         """Hidden states of an example; the last ones predict its target."""
