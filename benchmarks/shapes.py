@@ -13,6 +13,7 @@ import transformers
 
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.backbone.locate import locate
+from prompt_core.encoding import Encoded
 from prompt_core.task import BackboneSpec
 
 _CONFIG = {
@@ -56,3 +57,9 @@ def random_ids(low: int, high: int, count: int, seed: int = 0) -> list[tuple[int
     """`count` sequences of `low` to `high` random token ids."""
     generator = random.Random(seed)
     return [tuple(generator.randrange(1000, 40_000) for _ in range(generator.randint(low, high))) for _ in range(count)]
+
+
+def random_texts(low: int, high: int, count: int, seed: int, vocabulary: int) -> list[Encoded]:
+    """`count` examples of `low` to `high` random tokens of a vocabulary; the second half is the target."""
+    ids = [tuple(token % vocabulary for token in text) for text in random_ids(low, high, count, seed)]
+    return [Encoded(text[: len(text) // 2], text[len(text) // 2 :], False) for text in ids]
