@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from record import write_result
-from shapes import random_texts
+from shapes import padded, random_texts
 
 from prompt_core.artifact import BackboneIdentity
 from prompt_core.backbone import Backbone
@@ -74,7 +74,9 @@ def backbone_of(model: Any) -> Backbone:
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"t0": 0}, unk_token="t0"))
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0")
     name = type(model).__name__
-    identity = BackboneIdentity(name="random", revision=None, architecture=name, dtype=str(model.dtype)[6:], weights="0" * 64, tokenizer="0" * 64)
+    identity = BackboneIdentity(
+        name="random", revision=None, architecture=name, dtype=str(model.dtype)[6:], weights="0" * 64, tokenizer="0" * 64
+    )
     model = copy.deepcopy(model)
     model.set_attn_implementation("eager")
     return Backbone(model, tokenizer, causal=True, pool_first=False, identity=identity, origin=None)
@@ -124,17 +126,6 @@ def textbook(model: Any, rows: torch.Tensor, batch: Sequence[Encoded]) -> tuple[
     return torch.as_tensor(total), rows.grad
 
 
-def padded(batch: Sequence[Encoded], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    longest = max(len(e.input) + len(e.target) for e in batch)
-    ids, mask, labels = torch.zeros(3, len(batch), longest, dtype=torch.int64)
-    labels -= 100
-    for row, example in enumerate(batch):
-        sequence = torch.tensor(example.input + example.target)
-        ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
-        labels[row, len(example.input) : len(sequence)] = sequence[len(example.input) :]
-    return ids.to(device), mask.to(device), labels.to(device)
-
-
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.float() - expected.float()).norm() / expected.float().norm())
 
@@ -151,7 +142,7 @@ def timed(device: str, run: Callable[[], Any]) -> float:
 def in_turns(device: str, rounds: int, **runs: Callable[[], Any]) -> dict[str, Any]:
     """Median ms of each, and the median ratio of the first to each of the others in the same round."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for name, run in runs.items():
+    for run in runs.values():
         run()
     for _ in range(rounds):
         for name, run in runs.items():
@@ -177,9 +168,7 @@ def versus_peft(shape: Shape, device: str, rounds: int, model: Any, backbone: Ba
     wide = copy.deepcopy(model).float()
     loss, gradient = textbook(wide, prompt.embeddings, batch)
     del wide
-    theirs = peft.get_peft_model(
-        copy.deepcopy(model), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=shape.prompt)
-    )
+    theirs = peft.get_peft_model(copy.deepcopy(model), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=shape.prompt))
     weight = theirs.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
         weight.copy_(prompt.embeddings)
@@ -208,7 +197,10 @@ def versus_peft(shape: Shape, device: str, rounds: int, model: Any, backbone: Ba
         peft=with_optimizer([weight], peft_step),
         ours=with_optimizer([prompt.embeddings], lambda: eager(backbone, [prompt], [batch])),
     )
-    print("PEFT {peft_ms:.1f} ms, Promptmill {ours_ms:.1f} ms: {peft/ours:.2f}x (bar: {bar}x)".format(bar=_BARS["peft"], **figures), flush=True)
+    print(
+        "PEFT {peft_ms:.1f} ms, Promptmill {ours_ms:.1f} ms: {peft/ours:.2f}x (bar: {bar}x)".format(bar=_BARS["peft"], **figures),
+        flush=True,
+    )
     return {**figures, "errors": errors}
 
 

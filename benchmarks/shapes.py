@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,19 @@ def random_ids(low: int, high: int, count: int, seed: int = 0) -> list[tuple[int
     return [tuple(generator.randrange(1000, 40_000) for _ in range(generator.randint(low, high))) for _ in range(count)]
 
 
-def random_texts(low: int, high: int, count: int, seed: int, vocabulary: int) -> list[Encoded]:
-    """`count` examples of `low` to `high` random tokens of a vocabulary; the second half is the target."""
+def random_texts(low: int, high: int, count: int, seed: int, vocabulary: int = 40_000) -> list[Encoded]:
+    """`count` examples of `low` to `high` random tokens below `vocabulary`; the second half is the target."""
     ids = [tuple(token % vocabulary for token in text) for text in random_ids(low, high, count, seed)]
     return [Encoded(text[: len(text) // 2], text[len(text) // 2 :], False) for text in ids]
+
+
+def padded(batch: Sequence[Encoded], device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ids, mask and labels, each int64 [examples, longest], as PEFT's users have them: on the right, -100 but for the targets."""
+    longest = max(len(e.input) + len(e.target) for e in batch)
+    ids, mask, labels = torch.zeros(3, len(batch), longest, dtype=torch.int64)
+    labels -= 100
+    for row, example in enumerate(batch):
+        sequence = torch.tensor(example.input + example.target)
+        ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
+        labels[row, len(example.input) : len(sequence)] = sequence[len(example.input) :]
+    return ids.to(device), mask.to(device), labels.to(device)

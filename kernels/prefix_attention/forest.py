@@ -94,7 +94,7 @@ class PromptForest:
             return self
         moved = {name: getattr(self, name).to(device) for name in INDEX_TENSORS}
         layout = self.layout.clone()
-        layout[0] = handle = next(_HANDLES)
+        layout[0] = next(_HANDLES)
         forest = PromptForest(self.num_tokens, self.bidirectional, **moved, segments=self.segments, layout=layout, _host=self.host)
         keep_track(forest)
         return forest

@@ -217,7 +217,8 @@ class _Completed(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         layer: FrozenLayer = ctx.layer
         saved: Sequence[Any] = ctx.saved_tensors
-        reached = (grad != 0).any(-1).nonzero().flatten() if layer.last else None
+        fixed = grad.is_cuda and torch.cuda.is_current_stream_capturing()  # a captured graph has one shape
+        reached = (grad != 0).any(-1).nonzero().flatten() if layer.last and not fixed else None
         if reached is None or len(reached) in (0, len(grad)):
             attended, hidden = _completed_back(layer, grad, saved)
             return attended.view(ctx.heads), hidden, None
