@@ -24,14 +24,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import peft
-import tokenizers
 import torch
 import torch.nn.functional as F
 import transformers
 from record import write_result
-from shapes import padded, random_texts
+from shapes import backbone_of, padded, random_texts
 
-from prompt_core.artifact import BackboneIdentity
 from prompt_core.backbone import Backbone
 from prompt_core.encoding import Encoded
 from prompt_core.prompts import SoftPrompt, Tree, hidden_states
@@ -68,18 +66,6 @@ def model_of(shape: Shape, device: str) -> Any:
     torch.manual_seed(0)
     config = transformers.Qwen2Config(**shape.model, max_position_embeddings=4096, tie_word_embeddings=True)
     return transformers.AutoModelForCausalLM.from_config(config, dtype=shape.dtype).to(device).eval().requires_grad_(False)
-
-
-def backbone_of(model: Any) -> Backbone:
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"t0": 0}, unk_token="t0"))
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0")
-    name = type(model).__name__
-    identity = BackboneIdentity(
-        name="random", revision=None, architecture=name, dtype=str(model.dtype)[6:], weights="0" * 64, tokenizer="0" * 64
-    )
-    model = copy.deepcopy(model)
-    model.set_attn_implementation("eager")
-    return Backbone(model, tokenizer, causal=True, pool_first=False, identity=identity, origin=None)
 
 
 def batch_of(shape: Shape, seed: int) -> list[Encoded]:

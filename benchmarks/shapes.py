@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import tempfile
 from collections.abc import Sequence
@@ -9,9 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 import transformers
 
+from prompt_core.artifact import BackboneIdentity
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.backbone.locate import locate
 from prompt_core.encoding import Encoded
@@ -52,6 +55,19 @@ def llama12(dtype: str = "float32") -> Backbone:
 def plain_llama12(dtype: torch.dtype = torch.float32) -> Any:
     """The same weights as transformers runs them, with its default attention."""
     return transformers.AutoModelForCausalLM.from_pretrained(_folder(), dtype=dtype).eval().requires_grad_(False)
+
+
+def backbone_of(model: Any) -> Backbone:
+    """A copy of a transformers model as a backbone without a text tokenizer, for token ids."""
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"t0": 0}, unk_token="t0"))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0")
+    name = type(model).__name__
+    identity = BackboneIdentity(
+        name="random", revision=None, architecture=name, dtype=str(model.dtype)[6:], weights="0" * 64, tokenizer="0" * 64
+    )
+    model = copy.deepcopy(model)
+    model.set_attn_implementation("eager")
+    return Backbone(model, tokenizer, causal=True, pool_first=False, identity=identity, origin=None)
 
 
 def random_ids(low: int, high: int, count: int, seed: int = 0) -> list[tuple[int, ...]]:
