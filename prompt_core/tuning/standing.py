@@ -37,12 +37,12 @@ class StandingStep:
     ) -> None:
         device = backbone.device
         self._backbone, self._compile = backbone, compiled
-        self._parameters = [prompt.embeddings for prompt in prompts]
+        self._parameters: list[Tensor] = [prompt.embeddings for prompt in prompts]
         self._forest = StandingForest.of(tokens, len(prompts) + examples + 1, device)
         self._pass = ForestPass(self._forest)
         self._ids = torch.zeros(tokens, dtype=torch.int64, device=device)
         self._places = torch.zeros(sum(map(len, self._parameters)), dtype=torch.int64, device=device)
-        self._rows, self._targets, self._owners = torch.zeros(3, targets, dtype=torch.int64, device=device)
+        self._rows, self._targets, self._owners = torch.zeros(3, targets, dtype=torch.int64, device=device).unbind()
         self._weights = torch.zeros(targets, device=device)
         self._losses = torch.zeros(len(prompts), device=device)
         self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
@@ -110,7 +110,7 @@ class StandingStep:
         self._losses.zero_().index_add_(0, self._owners, losses.detach())
 
     def _captured(self) -> torch.cuda.CUDAGraph:
-        beside = torch.cuda.Stream(self._backbone.device)
+        beside = torch.cuda.Stream(self._backbone.device)  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream(self._backbone.device))
         with torch.cuda.stream(beside):
             for _ in range(_WARM_UP):
