@@ -59,6 +59,16 @@ class Run:
         return len(self._losses)
 
     @property
+    def loss(self) -> float:
+        """Mean training loss of the last step's batch."""
+        return self._loss
+
+    @property
+    def error(self) -> PromptmillError | None:
+        """What ended the tuning, if something did."""
+        return self._error
+
+    @property
     def goes_on(self) -> bool:
         """Whether there is a next step: neither failed, nor through, nor out of patience."""
         waited = self.done - self._best[1] if self._best else 0
