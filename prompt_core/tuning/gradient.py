@@ -82,20 +82,14 @@ class Fleet:
     def budget(self) -> int:
         return self._passes.budget
 
-    def advance(self, until: int | None = None) -> dict[Member, float]:
+    def advance(self, until: int | None = None) -> None:
         """Take every member on to `until` steps, or to its end.
-
-        Returns:
-            The last training loss of each member that took a step.
 
         Raises:
             PromptmillError: the memory does not suffice for the smallest pass.
         """
-        losses: dict[Member, float] = {}
         while going := [run for run in self._runs.values() if run.goes_on and (until is None or run.done < until)]:
             self._step(going)
-            losses |= {run.member: run.loss for run in going}
-        return losses
 
     def drop(self, members: Iterable[Member]) -> None:
         """Let members go as they are; `finish` says nothing about them."""

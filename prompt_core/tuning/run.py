@@ -59,11 +59,6 @@ class Run:
         return len(self._losses)
 
     @property
-    def loss(self) -> float:
-        """Mean training loss of the last step's batch."""
-        return self._loss
-
-    @property
     def error(self) -> PromptmillError | None:
         """What ended the tuning, if something did."""
         return self._error
