@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prompt_core.records import write_beside
 from prompt_core.trials import Trial
+from prompt_core.tuning.checkpoint import write_whole
 from prompt_core.tuning.parallel import is_writer
 
 _log = logging.getLogger("promptmill")
@@ -53,7 +53,6 @@ class Diary(BaseModel):
         if path is None or not is_writer():
             return
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_beside(path, self).replace(path)
+            write_whole(path, self.model_dump_json(indent=1).encode())
         except OSError as error:
             _log.warning("search %s: cannot be written (%s). The search goes on without it.", path, error.strerror)

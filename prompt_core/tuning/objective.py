@@ -38,7 +38,7 @@ class Objective(nn.Module, ABC):
     def loss(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
         """Summed loss, a float32 scalar, of the segments' last hidden states [tokens, H]; smoothed in training mode."""
 
-    def settle(self, prompt: PromptState, examples: Sequence[Encoded]) -> None:  # noqa: B027 (most objectives have nothing to settle)
+    def settle(self, prompt: PromptState, examples: Sequence[Encoded]) -> None:
         """Fit what follows the tuning: called once when it ends, with the kept parameters in place.
 
         Args:

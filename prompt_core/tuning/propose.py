@@ -27,7 +27,7 @@ def space_of(task: TaskSpec, spec: SearchSpec, backbone: Backbone) -> dict[str, 
 
     `tune.steps` in it says where the rungs are.
     """
-    kinds: dict[str, Values] = {"prompt.kind": ("soft", "deep") if backbone.generates else ("deep",)}
+    kinds: dict[str, Values] = {"prompt.kind": ("deep", "soft") if backbone.generates else ("deep",)}
     wanted = kinds if task.prompt.kind == "auto" else {}
     if spec.space:
         return wanted | spec.space
@@ -108,19 +108,22 @@ def _distribution(task: TaskSpec, path: str, values: Values) -> BaseDistribution
 
 
 def _told(trial: Trial, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
-    state = {"complete": TrialState.COMPLETE, "dropped": TrialState.PRUNED}.get(trial.outcome or "", TrialState.FAIL)
+    """A finished trial as Optuna knows it. What failed is pruned before anything was measured: the worst that there is,
+    where a failed trial would teach nothing and settings that do not fit each other would be tried again and again."""
+    complete = trial.outcome == "complete"
     return create_trial(
-        state=state,
-        value=trial.best.score if trial.best and state == TrialState.COMPLETE else None,
+        state=TrialState.COMPLETE if complete else TrialState.PRUNED,
+        value=trial.best.score if trial.best and complete else None,
         params=dict(trial.settings),
         distributions=distributions,
-        intermediate_values={rung.steps: rung.score for rung in trial.rungs},
+        intermediate_values={} if trial.outcome == "failed" else {rung.steps: rung.score for rung in trial.rungs},
     )
 
 
 def _as_the_file_says(task: TaskSpec, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
     """The task's own settings, those of them that are in the space."""
     content = task.model_dump(mode="json")
+    content["prompt"]["kind"] = "soft" if task.prompt.kind == "soft" else "deep"
     own = {path: content[path.partition(".")[0]][path.partition(".")[2]] for path in distributions}
     return {path: value for path, value in own.items() if _contains(distributions[path], value)}
 
