@@ -41,7 +41,7 @@ def test_a_kind_of_auto_keeps_what_the_search_says() -> None:
         ({"space": {"tune.learning_rate": [-1]}}, "tune.learning_rate: Input should be greater than 0 (found -1)"),
         ({"space": {"tune.learning_rate": []}}, "should have at least 1 item"),
         ({"space": {"tune.learning_rate": {"low": 1, "hihg": 2}}}, "tune.learning_rate.range.high: is missing"),
-        ({"space": {"tune.learning_rate": {"low": 1, "high": 2, "lgo": True}}}, 'lgo: unknown field. Did you mean "log"?'),
+        ({"space": {"tune.learning_rate": {"low": 1, "high": 2, "logs": True}}}, 'logs: unknown field. Did you mean "log"?'),
         ({"space": {"tune.steps": {"low": 8, "high": 4}}}, "from 8 to 4 is no range"),
         ({"space": {"tune.learning_rate": {"low": 0, "high": 4, "log": True}}}, "from 0 to 4 is no range of factors"),
         ({"space": {"prompt.kind": {"low": 1, "high": 2}}}, "prompt.kind: takes no numbers. Give a list of choices."),

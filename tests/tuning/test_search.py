@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,40 @@ def test_a_process_that_is_killed_in_its_search_is_resumed_to_the_same_digest(tm
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{moments} of {moments} resumed to the same digest" in done.stdout
+
+
+def test_two_processes_search_as_one(tmp_path: Path, llama: Backbone, llama_folder: Path) -> None:
+    script = tmp_path / "parallel.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import sys
+            import torch
+            from helpers import backbone_at
+            from test_search import TRAIN, VALIDATION, a_search
+            from prompt_core.tuning import tune
+            from prompt_core.tuning.parallel import process_group
+
+            torch.set_num_threads(1)
+            with process_group() as writes:
+                backbone = backbone_at(sys.argv[1])
+                prompt = tune(a_search(backbone, minutes=100), TRAIN, VALIDATION, backbone)
+                if writes:
+                    print(prompt.manifest.search.model_dump_json())
+            """
+        )
+    )
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent), *sys.path]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(llama_folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    shared = SearchRecord.model_validate_json(done.stdout.splitlines()[-1])
+    _, alone = found_by(a_search(llama, minutes=100), llama)
+    assert [trial.settings for trial in shared.trials[:4]] == [trial.settings for trial in alone.trials[:4]]
+    for one, other in zip(shared.trials[:4], alone.trials[:4], strict=True):
+        assert one.rungs[0].score == pytest.approx(other.rungs[0].score, rel=1e-3)
+    assert shared.prompt_steps == alone.prompt_steps
 
 
 def test_the_record_is_a_table_for_people(llama: Backbone) -> None:
