@@ -16,7 +16,7 @@ from prompt_core.backbone import Backbone
 from prompt_core.encoding import Encoded
 from prompt_core.space import Setting
 from prompt_core.task import TaskSpec, parse_task
-from prompt_core.tuning.folds import others
+from prompt_core.tuning.folds import not_held_out
 from prompt_core.tuning.member import Member, Part
 from prompt_core.tuning.prepared import Prepared
 from prompt_core.tuning.score import Fold
@@ -70,7 +70,7 @@ class Candidate:
         examples, more = whole.train[: len(rows)], whole.train[len(rows) :]  # more: what is learned from beside the rows
         members = []
         for held_out in folds:
-            train = [*(examples[number] for number in others(held_out, len(rows))), *more]
+            train = [*(examples[number] for number in not_held_out(held_out, len(rows))), *more]
             part = Part(_twin(whole.prompt, backbone), _twin(whole.objective, backbone), train, ())
             generator = torch.Generator()
             generator.set_state(ready.generator.get_state())
@@ -93,20 +93,25 @@ class Candidate:
         pairs = zip(self.members, self.held_out, strict=True)
         return sum(member.parts[0].objective.tokens(example) for member, held_out in pairs for example in held_out)
 
-    @torch.no_grad()
     def average_into(self, ready: Prepared, records: Sequence[TuningRecord]) -> TuningRecord:
         """Set the parameters of a prompt and its objective to the mean of the folds', and give the mean of their histories."""
-        parts = [member.parts[0] for member in self.members]
-        for whole, folds in (
-            (ready.part.prompt, [part.prompt for part in parts]),
-            (ready.part.objective, [part.objective for part in parts]),
-        ):
-            for parameter, *others_ in zip(whole.parameters(), *(fold.parameters() for fold in folds), strict=True):
-                parameter.copy_(torch.stack(list(others_)).mean(0))
+        whole, parts = ready.part, [member.parts[0] for member in self.members]
+        _set_to_mean(whole.prompt, [part.prompt for part in parts])
+        _set_to_mean(whole.objective, [part.objective for part in parts])
+        whole.objective.eval()
+        whole.objective.settle(whole.prompt.state(), whole.train)
         losses = [sum(step) / len(records) for step in zip(*(record.train_loss for record in records), strict=True)]
         rollbacks = tuple(step for record in records for step in record.rollbacks)
         rounded = tuple(round(loss, 6) for loss in losses)
         return TuningRecord(steps=len(losses), kept_step=len(losses), train_loss=rounded, validation=(), rollbacks=rollbacks)
+
+
+@torch.no_grad()
+def _set_to_mean(module: nn.Module, others: Sequence[nn.Module]) -> None:
+    """What is fitted at the end of each fold, and not there yet in the module, stays out of it."""
+    found = [dict(other.named_parameters()) for other in others]
+    for name, parameter in module.named_parameters():
+        parameter.copy_(torch.stack([parameters[name] for parameters in found]).mean(0))
 
 
 def _twin(module: Module, backbone: Backbone) -> Module:

@@ -46,7 +46,7 @@ def folds_of(rows: pl.DataFrame, task: TaskSpec, folds: int, shown: int = 0) -> 
     return [sorted(numbers) for numbers in held_out]
 
 
-def others(held_out: Sequence[int], count: int) -> list[int]:
+def not_held_out(held_out: Sequence[int], count: int) -> list[int]:
     """The row numbers below `count` that are not held out."""
     out = set(held_out)
     return [number for number in range(count) if number not in out]

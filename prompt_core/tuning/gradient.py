@@ -54,7 +54,7 @@ class Fleet:
         backbone: the frozen model.
         members: what is tuned.
         checkpoint: a file that is written every `checkpoint_every` steps, from which an interrupted fleet goes on with
-            the same bits, and that `finish` removes. It must belong to these very members.
+            the same bits, and that `finish` or `close` removes. It must belong to these very members.
 
     Attributes:
         budget: tokens that a pass may take.
@@ -110,9 +110,13 @@ class Fleet:
     def finish(self) -> list[TuningRecord | PromptmillError]:
         """Put in place what is kept of each member that was not dropped, and give its history or its error."""
         results = [run.finish() for run in self._runs.values()]
+        self.close()
+        return results
+
+    def close(self) -> None:
+        """Remove the checkpoint: nothing is to go on from it."""
         if self._checkpoint and is_writer():
             self._checkpoint.unlink(missing_ok=True)
-        return results
 
     def _step(self, going: Sequence[Run]) -> None:
         work = [pair for run in going for pair in run.begin_step()]

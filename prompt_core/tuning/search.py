@@ -62,7 +62,7 @@ OnSearch = Callable[[SearchStep], None]
 
 @dataclass(eq=False)
 class Search:
-    """A search over the settings of a task. `run` it, then tune `chosen` on `rows`.
+    """A search over the settings of a task: `run`, then tune its `finalist`, then `close`.
 
     Every trial has a prompt per fold, tuned on the others. `together` trials make a wave, one fleet. After each rung
     the trials are scored on what their folds hold out, and one in `eta` goes on (Jamieson & Talwalkar 2016,
@@ -184,7 +184,7 @@ class Search:
         diary.trials, diary.wave, diary.measured = [*diary.trials, *wave], [], 0
         self._note()
         if candidates:
-            fleet.finish()  # removes its checkpoint
+            fleet.close()  # not before its trials are on disk
 
     def _climb(self, fleet: Fleet, going: dict[int, Candidate]) -> None:
         """Take a wave's trials from rung to rung. What is measured already is not measured again."""

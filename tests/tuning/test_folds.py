@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompt_core.errors import PromptmillError
-from prompt_core.tuning.folds import folds_of, join_sides, others
+from prompt_core.tuning.folds import folds_of, join_sides, not_held_out
 
 sets = st.dictionaries(st.text("abcdef ", min_size=1, max_size=8).map(" ".join), st.sampled_from("xyz"), min_size=6, max_size=40)
 
@@ -45,7 +45,7 @@ def test_every_fold_has_its_share_of_each_label_and_every_row_is_held_out_once(l
     for label in "xyz":
         counts = [sum(rows["label"][number] == label for number in fold) for fold in found]
         assert max(counts) - min(counts) <= 1
-    assert all(sorted([*fold, *others(fold, len(rows))]) == list(range(len(rows))) for fold in found)
+    assert all(sorted([*fold, *not_held_out(fold, len(rows))]) == list(range(len(rows))) for fold in found)
 
 
 def test_a_text_with_several_targets_is_held_out_as_one() -> None:

@@ -21,7 +21,7 @@ from prompt_core.errors import PromptmillError
 from prompt_core.task import TaskSpec
 from prompt_core.trials import SearchRecord, Trial
 from prompt_core.tuning import SearchStep, tune, tune_fleet, tune_multitask
-from prompt_core.tuning.folds import folds_of, join_sides, others
+from prompt_core.tuning.folds import folds_of, join_sides, not_held_out
 
 WORDS = ["parcel", "letter", "invoice", "driver", "door", "street", "label", "scanner", "depot", "truck"]
 TRAIN = examples(*[(f"The {word} is {'late' if i % 2 else 'broken'}", "late" if i % 2 else "broken") for i, word in enumerate(WORDS)])
@@ -90,7 +90,7 @@ def test_the_final_tuning_is_a_plain_one_with_the_settings_chosen(llama: Backbon
         assert all(torch.equal(plain.tensors[name], tensor) for name, tensor in prompt.tensors.items())
         assert plain.manifest.model_copy(update={"search": prompt.manifest.search}) == prompt.manifest
         return
-    folds = [others(held_out, len(ALL)) for held_out in folds_of(ALL, prompt.task, 2)]
+    folds = [not_held_out(held_out, len(ALL)) for held_out in folds_of(ALL, prompt.task, 2)]
     parts = [tune(prompt.task, ALL[rows], None, llama).tensors["embeddings"] for rows in folds]
     assert not torch.equal(parts[0], parts[1])
     torch.testing.assert_close(prompt.tensors["embeddings"], (parts[0] + parts[1]) / 2, rtol=0, atol=1e-4)
@@ -100,7 +100,7 @@ def test_a_score_is_what_prompts_tuned_without_the_fold_give_on_it(llama: Backbo
     prompt, search = found_by(a_search(llama), llama)
     right = 0
     for held_out in folds_of(ALL, prompt.task, 2):
-        fold = tune(prompt.task, ALL[others(held_out, len(ALL))], None, llama)
+        fold = tune(prompt.task, ALL[not_held_out(held_out, len(ALL))], None, llama)
         found = fold.predict(ALL["text"].gather(held_out).to_list(), llama)
         right += sum(a == b for a, b in zip(found, ALL["label"].gather(held_out), strict=True))
     assert search.best.accuracy == pytest.approx(right / len(ALL))
