@@ -77,7 +77,7 @@ def tune(tasks: tuple[str, ...], out: Path | None, as_json: bool) -> None:
         for fleet in fleets:
             with Progress(fleet[0].name if len(fleet) == 1 else f"{len(fleet)} tasks") as progress:
                 on_step = progress.fleet([spec.tune.steps for spec in fleet])
-                shown = {"on_step": on_step, "on_search": progress.search} if writes else {}
+                shown: dict[str, Any] = {"on_step": on_step, "on_search": progress.search} if writes else {}
                 results = tune_fleet(fleet, **shown, checkpoints=Path(_CHECKPOINTS))
             failures += [result for result in results if isinstance(result, PromptmillError)]
             for prompt in results if writes else []:

@@ -77,6 +77,7 @@ class Candidate:
             members.append(Member([part], task.tune, generator))
         return cls(backbone, members, [[examples[number] for number in numbers] for numbers in folds])
 
+    @torch.no_grad()
     def settled_folds(self) -> list[Fold]:
         """Each fold's prompt as it stands, its objective settled on what it was tuned on, and what it holds out."""
         folds = []
@@ -93,6 +94,7 @@ class Candidate:
         pairs = zip(self.members, self.held_out, strict=True)
         return sum(member.parts[0].objective.tokens(example) for member, held_out in pairs for example in held_out)
 
+    @torch.no_grad()
     def average_into(self, ready: Prepared, records: Sequence[TuningRecord]) -> TuningRecord:
         """Set the parameters of a prompt and its objective to the mean of the folds', and give the mean of their histories."""
         whole, parts = ready.part, [member.parts[0] for member in self.members]
@@ -106,7 +108,6 @@ class Candidate:
         return TuningRecord(steps=len(losses), kept_step=len(losses), train_loss=rounded, validation=(), rollbacks=rollbacks)
 
 
-@torch.no_grad()
 def _set_to_mean(module: nn.Module, others: Sequence[nn.Module]) -> None:
     """What is fitted at the end of each fold, and not there yet in the module, stays out of it."""
     found = [dict(other.named_parameters()) for other in others]
