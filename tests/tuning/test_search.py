@@ -114,6 +114,14 @@ def test_settings_that_do_not_fit_each_other_fail_alone(llama: Backbone) -> None
     assert search.settings["prompt.start"] is None and "start: zero is for kind: deep" in search.markdown()
 
 
+def test_a_trial_whose_loss_is_not_finite_fails_alone(bert: Backbone) -> None:
+    task = a_search(bert, {**SPACE, "tune.anchor_scale": [10.0, 1e39]}, prompt={"tokens": 2}, trials=6)
+    _, search = found_by(task, bert)
+    failed = [trial for trial in search.trials if trial.outcome == "failed"]
+    assert failed == [trial for trial in search.trials if trial.settings["tune.anchor_scale"] == 1e39] != []
+    assert all("also after 3 returns to the last good state" in (trial.reason or "") and not trial.rungs for trial in failed)
+
+
 def test_where_every_trial_fails_there_is_one_line(llama: Backbone) -> None:
     with pytest.raises(PromptmillError, match=r"task t: tune.search: none of 8 trials could be measured; the first: task t: prompt: start"):
         found_by(a_search(llama, {**SPACE, "prompt.start": ["zero"]}), llama)
