@@ -88,7 +88,8 @@ def check_space(space: Mapping[str, Values], parts: Mapping[str, type[BaseModel]
             raise PromptmillError(where, "auto is what the search replaces", "Choose from soft and deep.")
         if isinstance(values, Range) and not {int, float} & set(_plain_types(known[path].annotation)):
             raise PromptmillError(where, "takes no numbers", "Give a list of choices.")
-        kind: TypeAdapter[Any] = TypeAdapter(Annotated[known[path].annotation, Field(), *known[path].metadata])
+        checked: Any = Annotated[known[path].annotation, Field(), *known[path].metadata]
+        kind: TypeAdapter[Any] = TypeAdapter(checked)
         for value in (values.low, values.high) if isinstance(values, Range) else values:
             try:
                 kind.validate_python(value)

@@ -80,7 +80,7 @@ class Candidate:
     @torch.no_grad()
     def settled_folds(self) -> list[Fold]:
         """Each fold's prompt as it stands, its objective settled on what it was tuned on, and what it holds out."""
-        folds = []
+        folds: list[Fold] = []
         for member, held_out in zip(self.members, self.held_out, strict=True):
             (part,) = member.parts
             state, objective = part.prompt.state(), _twin(part.objective, self.backbone)  # the tuning goes on with the other
