@@ -82,6 +82,15 @@ def tuning_metadata(prompt: "TunedPrompt", seconds: float) -> Metadata:
     }
     if record.validation:
         metadata["validation loss"] = min(look.loss for look in record.validation)
+    if search := manifest.search:
+        metadata |= {
+            "settings chosen": search.summary(),
+            "candidates": dg.MetadataValue.md(search.markdown()),
+            "search score": search.best.score,
+            "search prompt-steps": search.prompt_steps,
+            "search tokens": search.tokens,
+            "search ended by": search.ended,
+        }
     return metadata
 
 

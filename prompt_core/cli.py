@@ -77,7 +77,8 @@ def tune(tasks: tuple[str, ...], out: Path | None, as_json: bool) -> None:
         for fleet in fleets:
             with Progress(fleet[0].name if len(fleet) == 1 else f"{len(fleet)} tasks") as progress:
                 on_step = progress.fleet([spec.tune.steps for spec in fleet])
-                results = tune_fleet(fleet, on_step=on_step if writes else None, checkpoints=Path(_CHECKPOINTS))
+                shown: dict[str, Any] = {"on_step": on_step, "on_search": progress.search} if writes else {}
+                results = tune_fleet(fleet, **shown, checkpoints=Path(_CHECKPOINTS))
             failures += [result for result in results if isinstance(result, PromptmillError)]
             for prompt in results if writes else []:
                 if isinstance(prompt, PromptmillError):
@@ -313,6 +314,7 @@ def _summary(prompt: TunedPrompt) -> dict[str, Any]:
         "bytes": prompt.num_bytes,
         "backbone": manifest.backbone.name,
         "steps": f"{manifest.tuning.kept_step} kept of {manifest.tuning.steps}",
+        **({"search": manifest.search.summary()} if manifest.search else {}),
     }
 
 

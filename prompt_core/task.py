@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from prompt_core.errors import PromptmillError, nearest
+from prompt_core.space import SearchSpec, check_space
 
 Objective = Literal["classify", "generate"]
 Start = Literal["root", "text", "labels", "demonstrations", "vocabulary", "random", "zero", "prompt"]
@@ -71,7 +72,11 @@ class DataSpec(Part):
 class PromptSpec(Part):
     """What is tuned."""
 
-    kind: Literal["soft", "deep"] = Field(default="deep", description="soft: input embeddings; deep: keys and values in every layer")
+    kind: Literal["soft", "deep", "auto"] = Field(
+        default="deep",
+        description="soft: input embeddings; deep: keys and values in every layer; auto: this and what else the file leaves open is "
+        "chosen by a search, see tune.search",
+    )
     tokens: int | None = Field(
         default=None,
         ge=1,
@@ -131,6 +136,10 @@ class TuneSpec(Part):
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     max_tokens: int = Field(default=512, ge=8, le=131072, description="longest example; a longer input is cut, never its target")
     truncate: Literal["end", "start"] = Field(default="end", description="which side of the fields' text a long input loses")
+    search: Annotated[
+        SearchSpec | None,
+        BeforeValidator(lambda value: {} if value == "auto" else value, json_schema_input_type=Literal["auto"] | SearchSpec | None),
+    ] = Field(default=None, description="choose settings by cross-validation; auto: with all defaults; left out: no search")
 
 
 class EvaluateSpec(Part):
@@ -204,6 +213,20 @@ class TaskSpec(Part):
         if self.gate.metric and self.gate.metric not in self.metrics:
             raise ValueError(f"gate.metric {self.gate.metric!r} is not among evaluate.metrics {list(self.metrics)}")
         return self
+
+    @model_validator(mode="after")
+    def _search_fits(self) -> TaskSpec:
+        if self.search:
+            check_space(self.search.space, {"prompt": PromptSpec, "tune": TuneSpec})
+            if "decay" in self.tune.model_fields_set and self.tune.decay != "constant":
+                what = f"{self.tune.decay} depends on the number of steps, which a search chooses"
+                raise PromptmillError("tune.decay", what, "Leave it out.")
+        return self
+
+    @property
+    def search(self) -> SearchSpec | None:
+        """The search that chooses the settings, if one is asked for; `prompt.kind: auto` alone means all its defaults."""
+        return self.tune.search or (SearchSpec() if self.prompt.kind == "auto" else None)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -282,11 +305,19 @@ def _explained(error: ValidationError, where: str) -> PromptmillError:
     if finding["type"] == "extra_forbidden":
         model: type[BaseModel] = TaskSpec
         for part in location[:-1]:
-            annotation = model.model_fields[part].annotation if part in model.model_fields else None
-            model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else model
+            model = (_model_in(model.model_fields[part].annotation) if part in model.model_fields else None) or model
         return PromptmillError(f"{where}: {field}", "unknown field", nearest(location[-1], model.model_fields))
     if finding["type"] == "missing":
         return PromptmillError(f"{where}: {field}", "is missing", "Add it; `promptmill schema` describes every field.")
+    if isinstance(own := finding.get("ctx", {}).get("error"), PromptmillError):
+        return PromptmillError(f"{where}: {own.where}", own.what, own.fix)
     message = finding["msg"].removeprefix("Value error, ")
     found = "" if finding["type"] == "value_error" else f" (found {finding['input']!r})"
     return PromptmillError(f"{where}: {field}", message + found, "`promptmill schema` describes every field.")
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The first part of a task file that a type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)

@@ -129,7 +129,7 @@ def test_a_missing_field_of_a_section_is_named(tmp_path: Path) -> None:
         ({"data": "returns.csv"}, "data: Input should be a valid dictionary or instance of DataSpec (found 'returns.csv')"),
         ({"data": {"path": "", "target": "label"}}, "data.path: String should have at least 1 character (found '')"),
         ({"objective": "clasify"}, "objective: Input should be 'classify' or 'generate' (found 'clasify')"),
-        ({"prompt": {"kind": "hard"}}, "prompt.kind: Input should be 'soft' or 'deep' (found 'hard')"),
+        ({"prompt": {"kind": "hard"}}, "prompt.kind: Input should be 'soft', 'deep' or 'auto' (found 'hard')"),
         ({"template": 5}, "template"),
         ({"template": ""}, "template: the template is empty or a message has not exactly one role; write `- user: ...`"),
         ({"template": []}, "template: the template is empty"),

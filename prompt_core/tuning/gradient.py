@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import groupby
@@ -30,17 +30,7 @@ Work = Sequence[tuple[Part, Sequence[Encoded]]]
 
 
 def optimise(backbone: Backbone, members: Sequence[Member], checkpoint: Path | None = None) -> list[TuningRecord | PromptmillError]:
-    """Tune the prompts of a fleet side by side; what becomes of one does not depend on the others, but for rounding.
-
-    Every pass through the backbone holds the trees of as many prompts as the largest `batch_tokens` among them admits,
-    half of it after every time that the memory did not suffice. In a torch.distributed group each process takes its
-    share of every batch.
-
-    Args:
-        backbone: the frozen model.
-        members: what is tuned, in place.
-        checkpoint: a file that is written every `checkpoint_every` steps, from which an interrupted run goes on with
-            the same bits, and that is removed at the end. It must belong to these very members.
+    """Tune the prompts of a fleet side by side to the end, see `Fleet`.
 
     Returns:
         For each member how its tuning went, or the error that took it out of the fleet.
@@ -48,32 +38,105 @@ def optimise(backbone: Backbone, members: Sequence[Member], checkpoint: Path | N
     Raises:
         PromptmillError: the memory does not suffice for the smallest pass.
     """
-    runs = [Run(member) for member in members]
-    recompute = any(member.spec.gradient_checkpointing for member in members)
-    passes = _Passes(backbone, max(member.spec.batch_tokens for member in members), recompute)
-    every = min(member.spec.checkpoint_every for member in members)
-    if found := load_checkpoint(checkpoint) if checkpoint else None:
-        for run, snapshot in zip(runs, found[0], strict=True):
-            run.restore(snapshot)
-        passes.budget = found[1]["budget"]
-    while going := [run for run in runs if run.goes_on]:
-        with_gradients = passes.losses([pair for run in going for pair in run.begin_step()], backward=True)
+    fleet = Fleet(backbone, members, checkpoint)
+    fleet.advance()
+    return fleet.finish()
+
+
+class Fleet:
+    """Prompts that are tuned side by side, in place; what becomes of one does not depend on the others, but for rounding.
+
+    Every pass through the backbone holds the trees of as many prompts as the largest `batch_tokens` among them admits,
+    half of it after every time that the memory did not suffice. In a torch.distributed group each process takes its
+    share of every batch.
+
+    Args:
+        backbone: the frozen model.
+        members: what is tuned.
+        checkpoint: a file that is written every `checkpoint_every` steps, from which an interrupted fleet goes on with
+            the same bits, and that `finish` or `close` removes. It must belong to these very members.
+
+    Attributes:
+        budget: tokens that a pass may take.
+        prompt_steps: steps so far, of all members together.
+        tokens: what these steps took through the backbone, without prompts and looks at the validation loss.
+    """
+
+    def __init__(self, backbone: Backbone, members: Sequence[Member], checkpoint: Path | None = None) -> None:
+        self._runs = {member: Run(member) for member in members}
+        recompute = any(member.spec.gradient_checkpointing for member in members)
+        self._passes = _Passes(backbone, max(member.spec.batch_tokens for member in members), recompute)
+        self._every = min(member.spec.checkpoint_every for member in members)
+        self._numbers = {member: number for number, member in enumerate(members)}
+        self._checkpoint = checkpoint
+        self.prompt_steps = self.tokens = 0
+        if found := load_checkpoint(checkpoint) if checkpoint else None:
+            snapshots, facts = found
+            self.drop([member for member in members if self._numbers[member] not in facts["members"]])
+            for run, snapshot in zip(self._runs.values(), snapshots, strict=True):
+                run.restore(snapshot)
+            self._passes.budget = facts["budget"]
+            self.prompt_steps, self.tokens = facts["prompt_steps"], facts["tokens"]
+
+    @property
+    def budget(self) -> int:
+        return self._passes.budget
+
+    def advance(self, until: int | None = None) -> None:
+        """Take every member on to `until` steps, or to its end.
+
+        Raises:
+            PromptmillError: the memory does not suffice for the smallest pass.
+        """
+        while going := [run for run in self._runs.values() if run.goes_on and (until is None or run.done < until)]:
+            self._step(going)
+
+    def drop(self, members: Iterable[Member]) -> None:
+        """Let members go as they are; `finish` says nothing about them."""
+        for member in members:
+            self._runs.pop(member, None)
+
+    def place(self, member: Member) -> None:
+        """Put a member's running average in place, to be looked at; its next step goes on from where it was.
+
+        Raises:
+            PromptmillError: what ended this member's tuning.
+        """
+        run = self._runs[member]
+        if run.error:
+            raise run.error
+        run.show_average()
+
+    def finish(self) -> list[TuningRecord | PromptmillError]:
+        """Put in place what is kept of each member that was not dropped, and give its history or its error."""
+        results = [run.finish() for run in self._runs.values()]
+        self.close()
+        return results
+
+    def close(self) -> None:
+        """Remove the checkpoint: nothing is to go on from it."""
+        if self._checkpoint and is_writer():
+            self._checkpoint.unlink(missing_ok=True)
+
+    def _step(self, going: Sequence[Run]) -> None:
+        work = [pair for run in going for pair in run.begin_step()]
+        with_gradients = self._passes.losses(work, backward=True)
+        self.prompt_steps += len(going)
+        self.tokens += sum(part.objective.tokens(example) for part, batch in work for example in batch)
         for run in going:
             run.end_step(with_gradients)
         if looking := [run for run in going if run.looks_now]:
             for run in looking:
                 run.show_average()
-            held_out = passes.losses([(part, part.validation) for run in looking for part in run.looks_at], backward=False)
+            held_out = self._passes.losses([(part, part.validation) for run in looking for part in run.looks_at], backward=False)
             for run in looking:
                 run.look(held_out)
         for run in going:
             run.report()
-        if checkpoint and is_writer() and max(run.done for run in going) % every == 0:
-            save_checkpoint(checkpoint, [run.snapshot() for run in runs], {"budget": passes.budget})
-    results = [run.finish() for run in runs]
-    if checkpoint and is_writer():
-        checkpoint.unlink(missing_ok=True)
-    return results
+        if self._checkpoint and is_writer() and max(run.done for run in going) % self._every == 0:
+            facts = {"members": [self._numbers[member] for member in self._runs], "budget": self.budget}
+            facts |= {"prompt_steps": self.prompt_steps, "tokens": self.tokens}
+            save_checkpoint(self._checkpoint, [run.snapshot() for run in self._runs.values()], facts)
 
 
 class _Passes:

@@ -38,6 +38,14 @@ class Objective(nn.Module, ABC):
     def loss(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
         """Summed loss, a float32 scalar, of the segments' last hidden states [tokens, H]; smoothed in training mode."""
 
+    def settle(self, prompt: PromptState, examples: Sequence[Encoded]) -> None:
+        """Fit what follows the tuning: called once when it ends, with the kept parameters in place.
+
+        Args:
+            prompt: the kept prompt.
+            examples: those that it was tuned on.
+        """
+
     def tensors(self) -> dict[str, Tensor]:
         """What the artifact keeps beside the prompt, float32 on the CPU."""
         return {name: parameter.detach().cpu() for name, parameter in self.named_parameters()}

@@ -59,6 +59,11 @@ class Run:
         return len(self._losses)
 
     @property
+    def error(self) -> PromptmillError | None:
+        """What ended the tuning, if something did."""
+        return self._error
+
+    @property
     def goes_on(self) -> bool:
         """Whether there is a next step: neither failed, nor through, nor out of patience."""
         waited = self.done - self._best[1] if self._best else 0
