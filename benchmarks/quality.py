@@ -59,7 +59,9 @@ class Outcome:
 @click.option("--seeds", default="0-4", show_default=True, help="Seeds of draw and tuning.")
 @click.option("--contenders", default="untuned,lora,soft,deep,auto", show_default=True, help="Which to run; untuned: all baselines.")
 @click.option("--set", "settings", multiple=True, help="A setting for all that is tuned, such as tune.steps=80.")
-def main(model: str, sets: Sequence[str], examples: int, test_rows: int | None, seeds: str, contenders: str, settings: Sequence[str]) -> None:
+def main(
+    model: str, sets: Sequence[str], examples: int, test_rows: int | None, seeds: str, contenders: str, settings: Sequence[str]
+) -> None:
     """Quality on the real data sets, beside baselines and rivals."""
     names = [name for given in sets for name in (INDUCTION if given == "induction" else (given,))]
     for name in names:
@@ -88,7 +90,8 @@ def _outcomes(data: Set, model: str, seed: int, contenders: Sequence[str], setti
         content = _content(data, model, seed, _TUNED.get(contender, {}), settings if contender in _TUNED else ())
         make = {"untuned": _untuned, "lora": _lora}.get(contender, _tuned)
         made = _kept(data, contender, content, train, partial(make, data, parse_task(content, data.name, Path()), train))
-        found |= {contender: made} if contender != "untuned" else {name: {"outputs": outputs, "facts": {}} for name, outputs in made.items()}
+        many = {name: {"outputs": outputs, "facts": {}} for name, outputs in made.items()} if contender == "untuned" else {contender: made}
+        found |= many
     return {name: Outcome(**made) for name, made in found.items()}
 
 

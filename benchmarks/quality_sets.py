@@ -77,8 +77,9 @@ def load_set(model: str, name: str, examples: int, test_rows: int | None) -> Set
 def _classes(model: str, name: str, shots: int, test_rows: int | None) -> Set:
     train, test = (_read(f"{name}_{side}") for side in ("train", "test"))
     both = train.group_by(_plain("text")).agg(pl.col("label").n_unique()).filter(pl.col("label") > 1)["text"]
-    train = train.filter(~_plain("text").is_in(_plain_of(test).implode()) & ~_plain("text").is_in(both.implode())).unique("text", keep="first")
-    test = test.filter(~_plain("text").is_in(both.implode())).unique("text", keep="first")
+    seen = pl.concat([_plain_of(test), both]).implode()
+    train = train.filter(~_plain("text").is_in(seen)).unique("text", keep="first", maintain_order=True)
+    test = test.filter(~_plain("text").is_in(both.implode())).unique("text", keep="first", maintain_order=True)
     test = test.sort(pl.col("text").hash(0)).head(test_rows or len(test))
     targets = test["label"].to_list()
     spec: dict[str, Any] = {"name": name, "data": {"path": "-", "target": "label"}, "objective": "classify"}
@@ -114,7 +115,8 @@ def _e2e(examples: int, test_rows: int | None) -> Set:
     }
     # Of a source's references the one that states most of its facts: what leaves facts out teaches to leave facts out.
     stated = pl.Series("stated", facts_kept(train["target"].to_list(), train["facts"].to_list()))
-    fullest = train.with_columns(stated).sort("stated", descending=True, maintain_order=True).unique("source", keep="first", maintain_order=True)
+    fullest = train.with_columns(stated).sort("stated", descending=True, maintain_order=True)
+    fullest = fullest.unique("source", keep="first", maintain_order=True)
 
     def draw(seed: int) -> pl.DataFrame:
         return fullest.drop("stated").sort("_id").sample(examples, seed=seed, shuffle=True)
