@@ -69,6 +69,8 @@ class DataRecord(Record):
     train: str
     validation_rows: int
     validation: str
+    unlabelled_rows: int = 0
+    unlabelled: str | None = None
 
 
 class Manifest(Record):
@@ -105,7 +107,8 @@ class TunedPrompt:
         manifest: what it is, what it was tuned on and how.
         tensors: float32, contiguous, on the CPU. `soft`: `embeddings` [P, H]. `deep`: `keys` and `values`
             [L, P, Hkv, D], and `embeddings` [R, H] where the template has soft tokens behind its first field. A
-            classifier on an encoder also has `anchors` [labels, H].
+            classifier on an encoder also has `anchors` [labels, H], or the logistic head's `head_weights` [labels, H] and
+            `head_bias` [labels]; a calibrated one `label_bias` [labels].
         origin: where a local backbone was found when the prompt was tuned. A convenience for loading, outside the
             digest, since a path says nothing about content.
     """
@@ -271,13 +274,16 @@ def _parse(content: bytes, path: Path) -> Manifest:
 
 def _check_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     expected = {"embeddings": 2} if manifest.kind == "soft" else {"keys": 4, "values": 4}
-    # A classifier on an encoder has anchors; on a causal model its label words are the task's.
-    allowed = expected | {"embeddings": 2} | ({"anchors": 2} if manifest.labels else {})
-    if not expected.keys() <= tensors.keys() <= allowed.keys():
+    # A classifier on an encoder has anchors or a linear head; on a causal model its label words are the task's.
+    head = {"anchors": 2, "head_weights": 2, "head_bias": 1, "label_bias": 1} if manifest.labels else {}
+    allowed = expected | {"embeddings": 2} | head
+    heads = tensors.keys() & {"anchors", "head_weights", "head_bias"}
+    one_head = heads in ({"anchors"}, {"head_weights", "head_bias"}, set())
+    if not one_head or not expected.keys() <= tensors.keys() <= allowed.keys():
         what = f"holds {sorted(tensors)}, a {manifest.kind} prompt has {sorted(expected)}"
         raise PromptmillError(str(path), what, "Tune the prompt again.")
     counts = {
-        "anchors": (0, len(manifest.labels), "labels"),
+        **dict.fromkeys(head, (0, len(manifest.labels), "labels")),
         "keys": (1, manifest.tokens, "tokens"),
         "values": (1, manifest.tokens, "tokens"),
     }

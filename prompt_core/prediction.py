@@ -16,6 +16,7 @@ from prompt_core.errors import PromptmillError
 from prompt_core.generation import generate
 from prompt_core.prompts import PromptState, lower
 from prompt_core.tuning.build import build_classifier
+from prompt_core.tuning.heads import LinearHead
 from prompt_core.tuning.objective import Classification, LabelAnchors
 
 OnProgress = Callable[[int, int], None]
@@ -50,7 +51,6 @@ def generate_texts(
     return [encoding.decode(row) for row in ids]
 
 
-@torch.inference_mode()
 def classify(
     backbone: Backbone,
     classifier: Classification,
@@ -60,15 +60,34 @@ def classify(
     batch_tokens: int,
     on_progress: OnProgress | None = None,
 ) -> list[str]:
-    """The label with the highest score for each input; the prompt's root is read once."""
-    found: list[str] = []
-    prompt = lower(backbone, prompt)
-    for batch in pack(inputs, classifier.tokens, batch_tokens):
-        best: Tensor = classifier.scores_behind(prompt, batch).argmax(-1)
-        found += [labels[i] for i in best.tolist()]
+    """The label with the highest score for each input."""
+    return best_labels(label_scores(backbone, classifier, prompt, inputs, len(labels), batch_tokens, on_progress), labels)
+
+
+@torch.inference_mode()
+def label_scores(
+    backbone: Backbone,
+    classifier: Classification,
+    prompt: PromptState,
+    inputs: Sequence[Encoded],
+    labels: int,
+    batch_tokens: int,
+    on_progress: OnProgress | None = None,
+) -> Tensor:
+    """The scores of each input, float32 [inputs, labels] on the CPU; the prompt's root is read once."""
+    scores = torch.empty(len(inputs), labels)
+    prompt, done = lower(backbone, prompt), 0
+    for batch in pack(inputs, classifier.scoring_tokens, batch_tokens):
+        scores[done : done + len(batch)] = classifier.scores_behind(prompt, batch)
+        done += len(batch)
         if on_progress:
-            on_progress(len(found), len(inputs))
-    return found
+            on_progress(done, len(inputs))
+    return scores
+
+
+def best_labels(scores: Tensor, labels: Sequence[str]) -> list[str]:
+    """The label with the highest of the scores [inputs, labels] for each input."""
+    return [labels[i] for i in scores.argmax(-1).tolist()]
 
 
 def restore(prompt: TunedPrompt, encoding: TaskEncoding, backbone: Backbone) -> PromptState:
@@ -82,10 +101,17 @@ def restore(prompt: TunedPrompt, encoding: TaskEncoding, backbone: Backbone) -> 
 
 
 def restore_classifier(prompt: TunedPrompt, encoding: TaskEncoding, backbone: Backbone) -> Classification:
-    """The artifact's classifier: its tuned anchors, or the label words that the task names."""
-    if "anchors" in prompt.tensors:
-        return LabelAnchors(backbone, prompt.tensors["anchors"].to(backbone.device), prompt.task.tune.anchor_scale)
-    return build_classifier(prompt.task, encoding, backbone, prompt.manifest.labels)
+    """The artifact's classifier: its head or tuned anchors, or the label words that the task names; calibrated as it was."""
+    tensors = {name: tensor.to(backbone.device) for name, tensor in prompt.tensors.items()}
+    classifier: Classification
+    if "head_weights" in tensors:
+        classifier = LinearHead(backbone, tensors["head_weights"], tensors["head_bias"])
+    elif "anchors" in tensors:
+        classifier = LabelAnchors(backbone, tensors["anchors"], prompt.task.tune.anchor_scale)
+    else:
+        classifier = build_classifier(prompt.task, encoding, backbone, prompt.manifest.labels)
+    classifier.label_bias = tensors.get("label_bias")
+    return classifier
 
 
 def as_fields(inputs: Sequence[str | Mapping[str, Any]], fields: Sequence[str]) -> list[Mapping[str, Any]]:

@@ -58,6 +58,7 @@ class DataSpec(Part):
 
     path: str = Field(min_length=1, description="CSV, JSONL or Parquet; any URL polars scans; relative to the task file")
     target: str = Field(min_length=1, description="column with the label or the text to generate")
+    unlabelled: str | None = Field(default=None, description="more inputs, without labels, for tune.calibrate; relative to the task file")
     test_path: str | None = Field(default=None, description="a fixed test file; without it, test rows are split off by content hash")
     test: float = Field(default=0.3, ge=0.05, le=0.9, description="share of rows held out for the evaluation")
     validation: float = Field(default=0.15, ge=0.0, le=0.5, description="share of rows that choose when to stop")
@@ -129,7 +130,22 @@ class TuneSpec(Part):
     validate_every: int = Field(default=10, ge=1, description="steps between two looks at the validation loss")
     patience: int = Field(default=4, ge=1, description="looks without a better validation loss before stopping")
     checkpoint_every: int = Field(default=20, ge=1, description="steps between two states that an interrupted run goes on from")
-    anchor_scale: float = Field(default=10.0, gt=0.0, description="factor on the cosine of text and label anchor (encoders)")
+    loss: Literal["label_set", "vocabulary", "pairs", "supervised_contrastive"] = Field(
+        default="label_set",
+        description="for classify. label_set: cross-entropy over the labels' scores; vocabulary: over the vocabulary, of the right "
+        "label's tokens (causal models); pairs: squared error of each pair's cosine, supervised_contrastive: of each text against the "
+        "others of its batch (encoders; a head is fitted at the end)",
+    )
+    head: Literal["means", "logistic"] | None = Field(
+        default=None, description="after pairs and supervised_contrastive: the class means (default), or a logistic regression"
+    )
+    head_c: float = Field(default=10.0, gt=0.0, description="scikit-learn's C of the logistic head: the inverse of its penalty")
+    calibrate: bool = Field(
+        default=False, description="subtract each label's mean log-probability over the inputs; for labels of about equal frequency"
+    )
+    anchor_scale: float = Field(
+        default=10.0, gt=0.0, description="factor on cosines: of text and label anchor, and in supervised_contrastive (encoders)"
+    )
     label_score: Literal["mean", "sum"] = Field(
         default="mean", description="a label's score is the mean or the sum of its tokens' log-likelihoods (causal models)"
     )
@@ -140,6 +156,21 @@ class TuneSpec(Part):
         SearchSpec | None,
         BeforeValidator(lambda value: {} if value == "auto" else value, json_schema_input_type=Literal["auto"] | SearchSpec | None),
     ] = Field(default=None, description="choose settings by cross-validation; auto: with all defaults; left out: no search")
+
+    @property
+    def contrastive(self) -> bool:
+        """Whether the loss compares examples with each other, so that a head is fitted afterwards."""
+        return self.loss in ("pairs", "supervised_contrastive")
+
+    @model_validator(mode="after")
+    def _loss_fits(self) -> TuneSpec:
+        if self.head and not self.contrastive:
+            raise ValueError(f"head: {self.head} follows loss: pairs or supervised_contrastive; with {self.loss} there is none")
+        if self.contrastive and self.label_smoothing:
+            raise ValueError(f"label_smoothing does not apply to loss: {self.loss}; drop one")
+        if self.contrastive and self.batch_examples < 4:
+            raise ValueError(f"batch_examples {self.batch_examples} leaves loss: {self.loss} too few pairs; give at least 4")
+        return self
 
 
 class EvaluateSpec(Part):
@@ -202,6 +233,13 @@ class TaskSpec(Part):
         return value
 
     @model_validator(mode="after")
+    def _tuning_fits_objective(self) -> TaskSpec:
+        if self.objective != "classify" and (self.tune.loss != "label_set" or self.tune.calibrate):
+            field = "tune.calibrate" if self.tune.calibrate else f"tune.loss: {self.tune.loss}"
+            raise ValueError(f"{field} is for objective 'classify', this task's is {self.objective!r}")
+        return self
+
+    @model_validator(mode="after")
     def _metrics_fit_objective(self) -> TaskSpec:
         fitting = ("accuracy", "macro_f1") if self.objective == "classify" else ("chrf", "rouge_l", "bleu", "exact_match", "facts_kept")
         asked = (*self.evaluate.metrics, *([self.gate.metric] if self.gate.metric else []))
@@ -247,7 +285,7 @@ class TaskSpec(Part):
     def without_places(self, backbone: str) -> dict[str, Any]:
         """The task as plain data, without what says where and when it ran; `backbone` is the model's public name."""
         content = self.model_dump(
-            mode="json", exclude={"data": {"path", "test_path"}, "backbone": {"device", "device_map"}, "schedule": True}
+            mode="json", exclude={"data": {"path", "test_path", "unlabelled"}, "backbone": {"device", "device_map"}, "schedule": True}
         )
         content["data"]["path"] = "-"
         del content["tune"]["checkpoint_every"]

@@ -183,6 +183,31 @@ def test_tensors_that_do_not_fit_the_manifest_are_refused_even_with_their_digest
     assert f"{folder / 'prompt.safetensors'}: {finding}" in refused(folder)
 
 
+@pytest.mark.parametrize(
+    ("tensors", "finding"),
+    [
+        ({"anchors": torch.ones(3, 4)}, "tensor anchors is float32 [3, 4], the manifest says 2 labels"),
+        ({"head_weights": torch.ones(2, 4)}, "holds ['embeddings', 'head_weights'], a soft prompt has ['embeddings']"),
+        ({"head_weights": torch.ones(2, 4), "head_bias": torch.ones(3)}, "tensor head_bias is float32 [3], the manifest says 2 labels"),
+        (
+            {"head_weights": torch.ones(2, 4).double(), "head_bias": torch.ones(2)},
+            "tensor head_weights is float64 [2, 4], the manifest says 2 labels",
+        ),
+        (
+            {"anchors": torch.ones(2, 4), "head_weights": torch.ones(2, 4), "head_bias": torch.ones(2)},
+            "holds ['anchors', 'embeddings', 'head_bias', 'head_weights'], a soft prompt has ['embeddings']",
+        ),
+        ({"label_bias": torch.tensor([0.0, torch.inf])}, "tensor label_bias has values that are not finite"),
+        ({"label_bias": torch.ones(2, 1)}, "tensor label_bias is float32 [2, 1], the manifest says 2 labels"),
+    ],
+)
+def test_heads_that_do_not_fit_the_labels_are_refused(tmp_path: Path, tensors: dict[str, torch.Tensor], finding: str) -> None:
+    folder = saved(tmp_path, a_prompt(labels=("a", "b"), task=a_task().without_places("tiny"), max_new_tokens=None))
+    (folder / "prompt.safetensors").write_bytes(safetensors.torch.save({"embeddings": torch.ones(2, 3), **tensors}))
+    sign(folder)
+    assert f"{folder / 'prompt.safetensors'}: {finding}" in refused(folder)
+
+
 def test_a_task_that_this_version_does_not_know_is_one_line() -> None:
     with pytest.raises(PromptmillError, match=r'prompt t: task: objectives: unknown field. Did you mean "objective"'):
         _ = a_prompt(task=a_task().without_places("tiny") | {"objectives": ["classify"]}).task

@@ -171,6 +171,21 @@ def test_metrics_that_do_not_fit_are_refused(tmp_path: Path, changed: dict[str, 
     assert finding in refused(write(tmp_path, **changed))
 
 
+@pytest.mark.parametrize(
+    ("changed", "finding"),
+    [
+        ({"tune": {"head": "means"}}, "head: means follows loss: pairs or supervised_contrastive; with label_set there is none"),
+        ({"tune": {"loss": "pairs", "label_smoothing": 0.1}}, "label_smoothing does not apply to loss: pairs; drop one"),
+        ({"tune": {"loss": "supervised_contrastive", "batch_examples": 3}}, "batch_examples 3 leaves loss: supervised_contrastive too few"),
+        ({"objective": "generate", "tune": {"loss": "vocabulary"}}, "tune.loss: vocabulary is for objective 'classify'"),
+        ({"objective": "generate", "tune": {"calibrate": True}}, "tune.calibrate is for objective 'classify', this task's is 'generate'"),
+        ({"tune": {"loss": "triplets"}}, "Input should be 'label_set', 'vocabulary', 'pairs' or 'supervised_contrastive'"),
+    ],
+)
+def test_a_loss_that_does_not_fit_is_refused(tmp_path: Path, changed: dict[str, Any], finding: str) -> None:
+    assert finding in refused(write(tmp_path, **changed))
+
+
 def test_the_schema_is_json_and_describes_every_section() -> None:
     schema = json.loads(json.dumps(TaskSpec.model_json_schema()))
     assert schema["type"] == "object" and schema["additionalProperties"] is False

@@ -35,7 +35,31 @@ def read_examples(task: TaskSpec, path: str | None = None) -> pl.DataFrame:
     source = task.locate(task.data.path) if path is None else path
     test_source = task.locate(task.data.test_path) if task.data.test_path else None
     where = f"task {task.name}: {'data.test_path' if path is not None and path == test_source else 'data.path'}"
-    needed = needed_columns(task)
+    return _read(task, source, where, needed_columns(task))
+
+
+def read_unlabelled(task: TaskSpec) -> pl.DataFrame:
+    """The inputs of `data.unlabelled`, those with an empty field left out.
+
+    Returns:
+        One row per input in file order, the template's fields as String columns; no row where the task names no file.
+
+    Raises:
+        PromptmillError: as `read_examples`, and where no input is left.
+    """
+    fields = dict.fromkeys(Template(task).fields, "template")
+    if task.data.unlabelled is None:
+        return pl.DataFrame(schema=dict.fromkeys(fields, pl.String))
+    where = f"task {task.name}: data.unlabelled"
+    frame = _read(task, task.locate(task.data.unlabelled), where, fields)
+    frame = frame.filter(pl.all_horizontal(pl.all().str.strip_chars().fill_null("") != ""))
+    if frame.is_empty():
+        raise PromptmillError(where, "every row has an empty field", "Fill them in.")
+    return frame
+
+
+def _read(task: TaskSpec, source: str, where: str, needed: dict[str, str]) -> pl.DataFrame:
+    """The needed columns of a file; `where` names it in errors, and each column comes with the field that asks for it."""
     local = _local_file(source, where)
     suffix = Path(urlsplit(source).path if local is None else local).suffix.lower()
     if suffix not in SUFFIXES:

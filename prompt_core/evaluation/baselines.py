@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import polars as pl
 import torch
 
 from prompt_core.backbone import Backbone
+from prompt_core.data import read_unlabelled
 from prompt_core.data.packing import pack
 from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.evaluation.gate import Contender
-from prompt_core.prediction import classify, generate_texts
-from prompt_core.prompts import PromptState
+from prompt_core.prediction import best_labels, classify, generate_texts, label_scores
+from prompt_core.prompts import PromptState, lower
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.build import answer, build_classifier
+from prompt_core.tuning.calibration import mean_log_chances
 from prompt_core.tuning.objective import embed_texts
 
 OnContender = Callable[[str, int, int], None]
@@ -33,6 +36,7 @@ def baselines(
     """Predictions of every baseline that fits the task.
 
     A model that generates: `zero_shot` (the template as it is) and `few_shot` (with demonstrations from the training rows).
+    A causal classifier also: `zero_shot_calibrated` (its label words calibrated on the seen rows and `data.unlabelled`).
     An encoder: `label_names` (nearest label description) and `linear_probe` (logistic regression on frozen features,
     C = 10, the setting that did best in the peers' comparison).
 
@@ -54,9 +58,17 @@ def baselines(
             assert max_new_tokens is not None  # recorded by the tuning of every generation task
             texts = generate_texts(backbone, encoding, prompt, inputs, max_new_tokens, _named(on_progress, name))
         else:
+            tokens = task.tune.batch_tokens
             classifier = build_classifier(task, encoding, backbone, labels)
-            texts = classify(backbone, classifier, prompt, inputs, labels, task.tune.batch_tokens, _named(on_progress, name))
+            scores = label_scores(backbone, classifier, prompt, inputs, len(labels), tokens, _named(on_progress, name))
+            texts = best_labels(scores, labels)
         contenders.append(Contender(name=name, kind="untuned", predictions=texts))
+        if task.objective == "classify" and name == "zero_shot":
+            rows_seen = chain(seen.iter_rows(named=True), read_unlabelled(task).iter_rows(named=True))
+            behind = partial(classifier.scores_behind, lower(backbone, prompt))
+            bias = mean_log_chances(behind, [encoding.encode(row) for row in rows_seen], classifier.scoring_tokens, tokens)
+            texts = best_labels(scores - bias.cpu(), labels)
+            contenders.append(Contender(name="zero_shot_calibrated", kind="untuned", predictions=texts))
     return contenders
 
 

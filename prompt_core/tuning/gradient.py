@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from prompt_core.artifact import TuningRecord
 from prompt_core.backbone import Backbone
@@ -19,6 +20,7 @@ from prompt_core.encoding import Encoded
 from prompt_core.errors import PromptmillError
 from prompt_core.prompts import PromptState, Tree, hidden_states
 from prompt_core.tuning.checkpoint import load_checkpoint, save_checkpoint
+from prompt_core.tuning.joint import Cached, Joint, is_divided, look_ahead
 from prompt_core.tuning.member import Member, Part
 from prompt_core.tuning.parallel import add_up, is_writer, share
 from prompt_core.tuning.run import Run
@@ -157,13 +159,14 @@ class _Passes:
 
     def _within_memory(self, work: Work, backward: bool) -> tuple[dict[Part, float], list[torch.nn.Parameter]]:
         """Sums over this process's share of the examples, with a smaller budget each time that the memory does not suffice."""
+        cached: dict[Part, Cached] = {}  # outlives a retry: what processes exchange is exchanged once
         modules = [module for part, _ in work for module in (part.prompt, part.objective)]
         everything = dict.fromkeys(parameter for module in modules for parameter in module.parameters())
         parameters = [parameter for parameter in everything if parameter.requires_grad] if backward else []
         while True:
             try:
                 with torch.set_grad_enabled(backward), self._backbone.recomputing() if self._recompute and backward else nullcontext():
-                    return self._sums(work, backward), parameters
+                    return self._sums(work, backward, cached), parameters
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -177,23 +180,30 @@ class _Passes:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _sums(self, work: Work, backward: bool) -> dict[Part, float]:
+    def _sums(self, work: Work, backward: bool, cached: dict[Part, Cached]) -> dict[Part, float]:
         """A part whose loss is not finite stays out of the passes that follow, and out of the gradients of the one it spoils."""
         weights = {part: sum(map(part.objective.weight, examples)) for part, examples in work}
         states = {part: _Leaves(part.prompt.state(), backward) for part, _ in work}
         totals = dict.fromkeys(weights, 0.0)
-        items = share([(part, example) for part, examples in work for example in examples])
-        for packed in pack(items, lambda item: item[0].objective.tokens(item[1]), self.budget):
-            batches = {part: [example for _, example in group] for part, group in groupby(packed, key=lambda item: item[0])}
+        self._look_ahead(work, states, weights, totals, backward, cached)
+        items = [(part, number) for part, examples in work if backward or part not in cached for number in range(len(examples))]
+        examples_of = dict(work)
+        for packed in self._pack(share(items), examples_of, cached):
+            numbers = {part: [number for _, number in group] for part, group in groupby(packed, key=lambda item: item[0])}
+            batches = {part: [examples_of[part][number] for number in own] for part, own in numbers.items()}
             while batches := {part: batch for part, batch in batches.items() if math.isfinite(totals[part])}:
                 trees = [Tree(states[part].state, *part.objective.segments(batch)) for part, batch in batches.items()]
                 hidden = hidden_states(self._backbone, trees)
                 losses = torch.stack(
-                    [part.objective.loss(own, batch) / weights[part] for (part, batch), own in zip(batches.items(), hidden, strict=True)]
+                    [
+                        _loss(part, own, batch, numbers[part], cached) / weights[part]
+                        for (part, batch), own in zip(batches.items(), hidden, strict=True)
+                    ]
                 )
                 spoiled = not torch.isfinite(losses).all()
                 for part, value in zip(batches, losses.tolist(), strict=True):
-                    totals[part] += value if not spoiled or not math.isfinite(value) else 0.0
+                    if not math.isfinite(value) or not (spoiled or part in cached):  # a cached one's loss is known
+                        totals[part] += value
                 if not spoiled:
                     if backward:
                         losses.sum().backward()  # type: ignore[no-untyped-call]
@@ -201,6 +211,45 @@ class _Passes:
         for leaves in states.values():
             leaves.pass_on()
         return totals
+
+    def _look_ahead(
+        self,
+        work: Work,
+        states: Mapping[Part, _Leaves],
+        weights: Mapping[Part, int],
+        totals: dict[Part, float],
+        backward: bool,
+        cached: dict[Part, Cached],
+    ) -> None:
+        """The losses of the batches that have to be seen as a whole and take several passes or processes."""
+        for part, examples in work:
+            if isinstance(objective := part.objective, Joint) and (part in cached or is_divided(objective, examples, self.budget)):
+                if part not in cached:
+                    cached[part] = look_ahead(self._backbone, objective, states[part].state, examples, self.budget, backward)
+                loss = cached[part].loss / weights[part]
+                totals[part] = loss if is_writer() or not math.isfinite(loss) else 0.0
+
+    def _pack(
+        self, items: Sequence[tuple[Part, int]], examples: Mapping[Part, Sequence[Encoded]], cached: Container[Part]
+    ) -> Iterator[list[tuple[Part, int]]]:
+        """Passes of (part, example number); what has to be seen as a whole and is not `cached` stays together."""
+
+        def tokens(bundle: Sequence[tuple[Part, int]]) -> int:
+            return sum(part.objective.tokens(examples[part][number]) for part, number in bundle)
+
+        bundles: list[list[tuple[Part, int]]] = []
+        for part, group in groupby(items, key=lambda item: item[0]):
+            own = list(group)
+            whole = isinstance(part.objective, Joint) and part not in cached
+            bundles += [own] if whole else [[item] for item in own]
+        for packed in pack(bundles, tokens, self.budget):
+            yield [item for bundle in packed for item in bundle]
+
+
+def _loss(part: Part, states: Tensor, examples: Sequence[Encoded], numbers: Sequence[int], cached: Mapping[Part, Cached]) -> Tensor:
+    if isinstance(part.objective, Joint) and part in cached:
+        return cached[part].stand_in(part.objective.outputs(states, examples), numbers)
+    return part.objective.loss(states, examples)
 
 
 class _Leaves:

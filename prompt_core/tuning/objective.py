@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.encoding import Encoded
-from prompt_core.prompts import PromptState, Tree, hidden_states
+from prompt_core.prompts import PromptState, Tree, hidden_states, lower
+from prompt_core.tuning.calibration import Calibration, mean_log_chances
 from prompt_core.tuning.likelihood import next_token_losses
 
 
@@ -37,6 +39,11 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def loss(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
         """Summed loss, a float32 scalar, of the segments' last hidden states [tokens, H]; smoothed in training mode."""
+
+    def order(self, examples: Sequence[Encoded], size: int, generator: torch.Generator) -> list[int]:
+        """Indices of one round of examples, in the order in which batches of `size` take them; drawn anew for every round."""
+        drawn: list[int] = torch.randperm(len(examples), generator=generator).tolist()
+        return drawn
 
     def settle(self, prompt: PromptState, examples: Sequence[Encoded]) -> None:
         """Fit what follows the tuning: called once when it ends, with the kept parameters in place.
@@ -104,11 +111,17 @@ class Classification(Objective):
 
     Args:
         smoothing: label smoothing while training.
+
+    Attributes:
+        label_bias: what `scores_behind` subtracts from the labels' scores, float32 [labels]; None for nothing.
+        calibration: given one, `settle` measures that bias on the training inputs and these.
     """
 
     def __init__(self, backbone: Backbone, smoothing: float) -> None:
         super().__init__()
         self._backbone, self._smoothing = backbone, smoothing
+        self.label_bias: Tensor | None = None
+        self.calibration: Calibration | None = None
 
     @abstractmethod
     def scores(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
@@ -119,13 +132,43 @@ class Classification(Objective):
         smoothing = self._smoothing if self.training else 0.0
         return F.cross_entropy(self.scores(states, examples), targets, reduction="sum", label_smoothing=smoothing)
 
+    def scoring_tokens(self, example: Encoded) -> int:
+        """`tokens` of an example in a pass that scores."""
+        return self.tokens(example)
+
+    def scoring_segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int] | None]:
+        """`segments` of a pass that scores, whose states `scores` takes."""
+        return self.segments(examples)
+
     def scores_behind(self, prompt: PromptState, examples: Sequence[Encoded]) -> Tensor:
-        """`scores` of examples behind one prompt."""
-        (states,) = hidden_states(self._backbone, [Tree(prompt, *self.segments(examples))])
-        return self.scores(states, examples)
+        """Final scores of examples behind one prompt, float32 [examples, labels]; after `settle` those of the artifact."""
+        (states,) = hidden_states(self._backbone, [Tree(prompt, *self.scoring_segments(examples))])
+        scores = self.scores(states, examples)
+        return scores if self.label_bias is None else scores - self.label_bias
+
+    def settle(self, prompt: PromptState, examples: Sequence[Encoded]) -> None:
+        if self.calibration is None:
+            return
+        self.label_bias, scores = None, partial(self.scores_behind, lower(self._backbone, prompt))
+        inputs, budget = [*examples, *self.calibration.inputs], self.calibration.batch_tokens
+        self.label_bias = mean_log_chances(scores, inputs, self.scoring_tokens, budget)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return super().tensors() | ({} if self.label_bias is None else {"label_bias": self.label_bias.cpu()})
 
 
-class LabelAnchors(Classification):
+class PooledClassification(Classification):
+    """Base of the classifiers that score an encoder's pooled state of the input."""
+
+    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], None]:
+        return [e.input for e in examples], None
+
+    def outputs(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
+        """The inputs' embeddings, of unit length, float32 [examples, H]."""
+        return F.normalize(self._backbone.pool(states, [len(e.input) for e in examples]).float(), dim=-1)
+
+
+class LabelAnchors(PooledClassification):
     """Classification with an encoder: cosine of the input's pooled state and one trainable anchor per label.
 
     Args:
@@ -139,12 +182,8 @@ class LabelAnchors(Classification):
         self._scale = scale
         self.anchors = nn.Parameter(F.normalize(anchors.detach().float(), dim=-1))
 
-    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], None]:
-        return [e.input for e in examples], None
-
     def scores(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
-        pooled = self._backbone.pool(states, [len(e.input) for e in examples])
-        return self._scale * F.normalize(pooled.float(), dim=-1) @ F.normalize(self.anchors, dim=-1).T
+        return self._scale * self.outputs(states, examples) @ F.normalize(self.anchors, dim=-1).T
 
 
 class LabelWords(Classification):
@@ -167,7 +206,7 @@ class LabelWords(Classification):
     def tokens(self, example: Encoded) -> int:
         return len(example.input) + self._branches.num_tokens
 
-    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int]]:
+    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int] | None]:
         branches = self._branches
         segments: list[Sequence[int]] = []
         parents: list[int] = []

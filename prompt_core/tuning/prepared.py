@@ -15,7 +15,7 @@ import torch
 import prompt_core
 from prompt_core.artifact import DataRecord, Manifest, TunedPrompt, TuningRecord
 from prompt_core.backbone import Backbone, EncoderDecoder
-from prompt_core.data import prepare
+from prompt_core.data import prepare, read_unlabelled
 from prompt_core.data.digest import frame_digest
 from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.errors import PromptmillError
@@ -23,7 +23,10 @@ from prompt_core.prompts import starting_prompt
 from prompt_core.task import TaskSpec
 from prompt_core.trials import SearchRecord
 from prompt_core.tuning.build import answer, build_objective, describe, label_examples
+from prompt_core.tuning.calibration import Calibration
+from prompt_core.tuning.contrastive import check_pairs
 from prompt_core.tuning.member import Part
+from prompt_core.tuning.objective import Classification
 
 Sides = tuple[pl.DataFrame, pl.DataFrame | None]
 
@@ -67,6 +70,12 @@ class Prepared:
             source=self._source,
         )
         self._objective = build_objective(task, encoding, backbone, self._labels)
+        if task.tune.contrastive:
+            check_pairs(task, [*self._examples, *self._named], self._held_out)
+        self._unlabelled = read_unlabelled(task) if task.tune.calibrate else self._train.clear()
+        if isinstance(self._objective, Classification) and task.tune.calibrate:
+            inputs = [encoding.encode(row) for row in self._unlabelled.iter_rows(named=True)]
+            self._objective.calibration = Calibration(inputs, task.tune.batch_tokens)
         self._check_length()
 
     def _check_length(self) -> None:
@@ -113,6 +122,8 @@ class Prepared:
                 train=frame_digest(self._train),
                 validation_rows=len(self._validation),
                 validation=frame_digest(self._validation),
+                unlabelled_rows=len(self._unlabelled),
+                unlabelled=frame_digest(self._unlabelled) if len(self._unlabelled) else None,
             ),
             versions={
                 "promptmill": prompt_core.__version__,
