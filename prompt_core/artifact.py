@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prompt_core.errors import PromptmillError
+from prompt_core.extraction.tags import num_tags
 from prompt_core.task import TaskSpec, parse_task
 
 if TYPE_CHECKING:
@@ -70,6 +71,14 @@ class DataRecord(Record):
     validation: str
 
 
+class EntityRecord(Record):
+    """Entities of the rows that were tuned and validated on: how many, how many grew to whole tokens, how many were lost with cut text."""
+
+    found: int
+    rounded: int
+    lost: int
+
+
 class Manifest(Record):
     """Everything about a prompt but its tensors; `started_from` is the digest of the tuned prompt that it started from."""
 
@@ -85,6 +94,7 @@ class Manifest(Record):
     started_from: str | None = None
     tuning: TuningRecord
     truncated_rows: int
+    entities: EntityRecord | None = None
     data: DataRecord
     versions: dict[str, str]
     device: str
@@ -102,7 +112,7 @@ class TunedPrompt:
         manifest: what it is, what it was tuned on and how.
         tensors: float32, contiguous, on the CPU. `soft`: `embeddings` [P, H]. `deep`: `keys` and `values`
             [L, P, Hkv, D], and `embeddings` [R, H] where the template has soft tokens behind its first field. A
-            classifier on an encoder also has `anchors` [labels, H].
+            classifier on an encoder also has `anchors` [labels, H], a tagger `tag_weights` [tags, H] and `tag_bias` [tags].
         origin: where a local backbone was found when the prompt was tuned. A convenience for loading, outside the
             digest, since a path says nothing about content.
     """
@@ -202,7 +212,7 @@ class TunedPrompt:
         backbone: Backbone | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
-        """Labels or generated texts, one per input, in order.
+        """Labels, generated texts or entities (a JSON list), one per input, in order.
 
         Args:
             inputs: texts, for a template with one field; or mappings with the template's fields.
@@ -269,12 +279,15 @@ def _parse(content: bytes, path: Path) -> Manifest:
 def _check_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     expected = {"embeddings": 2} if manifest.kind == "soft" else {"keys": 4, "values": 4}
     # A classifier on an encoder has anchors; on a causal model its label words are the task's.
-    allowed = expected | {"embeddings": 2} | ({"anchors": 2} if manifest.labels else {})
+    tagger = {"tag_weights": 2, "tag_bias": 1} if manifest.labels and manifest.task.get("objective") == "extract" else {}
+    expected |= tagger
+    allowed = expected | {"embeddings": 2} | ({"anchors": 2} if manifest.labels and not tagger else {})
     if not expected.keys() <= tensors.keys() <= allowed.keys():
         what = f"holds {sorted(tensors)}, a {manifest.kind} prompt has {sorted(expected)}"
         raise PromptmillError(str(path), what, "Tune the prompt again.")
     counts = {
         "anchors": (0, len(manifest.labels), "labels"),
+        **dict.fromkeys(tagger, (0, num_tags(manifest.labels), "tags")),
         "keys": (1, manifest.tokens, "tokens"),
         "values": (1, manifest.tokens, "tokens"),
     }

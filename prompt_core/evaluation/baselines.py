@@ -13,6 +13,7 @@ from prompt_core.backbone import Backbone
 from prompt_core.data.packing import pack
 from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.evaluation.gate import Contender
+from prompt_core.evaluation.taggers import entity_baselines
 from prompt_core.prediction import classify, generate_texts
 from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec
@@ -33,7 +34,7 @@ def baselines(
     """Predictions of every baseline that fits the task.
 
     A model that generates: `zero_shot` (the template as it is) and `few_shot` (with demonstrations from the training rows).
-    An encoder: `label_names` (nearest label description) and `linear_probe` (logistic regression on frozen features,
+    An encoder that finds entities: see `entity_baselines`. Another encoder: `label_names` (nearest label description) and `linear_probe` (logistic regression on frozen features,
     C = 10, the setting that did best in the peers' comparison).
 
     Args:
@@ -43,6 +44,8 @@ def baselines(
         on_progress: called with (contender, finished rows, all rows).
     """
     encoding = TaskEncoding(task, backbone, soft=False)
+    if task.tags:
+        return entity_baselines(task, seen, rows, encoding, backbone, on_progress)
     inputs = [encoding.encode(row) for row in rows]
     if not backbone.generates:
         return _encoder_baselines(task, seen, inputs, encoding, backbone, on_progress)
@@ -50,8 +53,8 @@ def baselines(
     contenders = []
     for name, root in _untuned_roots(task, seen, encoding).items():
         prompt = PromptState.of(backbone, root=root)
-        if task.objective == "generate":
-            assert max_new_tokens is not None  # recorded by the tuning of every generation task
+        if task.writes:
+            assert max_new_tokens is not None  # recorded by the tuning of every task that writes
             texts = generate_texts(backbone, encoding, prompt, inputs, max_new_tokens, _named(on_progress, name))
         else:
             classifier = build_classifier(task, encoding, backbone, labels)

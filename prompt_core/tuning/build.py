@@ -11,12 +11,15 @@ from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.objective import Classification, Generation, LabelAnchors, LabelWords, Objective, Transduction, embed_texts
+from prompt_core.tuning.tags import TokenTags
 
 
 def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> Objective:
-    """The objective of a task: generation for `generate`, else `build_classifier`."""
-    if task.objective == "generate":
-        smoothing = task.tune.label_smoothing
+    """The objective of a task: generation where it writes, tags for the tokens of an encoder, else `build_classifier`."""
+    smoothing = task.tune.label_smoothing
+    if task.tags:
+        return TokenTags(backbone, labels, smoothing)
+    if task.writes:
         return Transduction(backbone, smoothing) if isinstance(backbone, EncoderDecoder) else Generation(backbone, smoothing)
     return build_classifier(task, encoding, backbone, labels)
 
@@ -34,7 +37,7 @@ def build_classifier(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone,
 
 def label_examples(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> list[Encoded]:
     """The labels' descriptions as examples of themselves, for an encoder: with few examples per label one more that costs nothing."""
-    if backbone.causal:
+    if backbone.causal or task.tags:
         return []
     texts = [encoding.encode_text(describe(task, label)) for label in labels]
     return [Encoded(tuple(ids), (number,), truncated=False) for number, ids in enumerate(texts)]
