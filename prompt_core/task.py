@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from prompt_core.errors import PromptmillError, nearest
-from prompt_core.extraction.records import checked_schema, read_schema
+from prompt_core.extraction.schema import checked_schema, read_schema
 
 Objective = Literal["classify", "generate", "extract"]
 Start = Literal["root", "text", "labels", "demonstrations", "vocabulary", "random", "zero", "prompt"]
@@ -159,7 +159,7 @@ class ExtractSpec(Part):
 class EvaluateSpec(Part):
     """What the evaluation measures."""
 
-    metrics: tuple[Metric, ...] = Field(default=(), description="default: the first two that fit the objective")
+    metrics: tuple[Metric, ...] = Field(default=(), description="default: the first two that fit the objective; with extract.schema all three")
     must_contain: str | None = Field(
         default=None, description="column of `key: value` lines whose values an output must contain: the metric facts_kept"
     )
@@ -234,7 +234,8 @@ class TaskSpec(Part):
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The metrics of the evaluation, the objective's usual ones where the file names none."""
-        return self.evaluate.metrics or _METRICS[self.objective][:2]
+        fitting = _METRICS[self.objective]
+        return self.evaluate.metrics or (fitting if self.extract.json_schema is not None else fitting[:2])
 
     @property
     def gate_metric(self) -> Metric:

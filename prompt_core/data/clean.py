@@ -53,7 +53,7 @@ def clean(frame: pl.DataFrame, task: TaskSpec) -> tuple[pl.DataFrame, CleaningRe
 
     The targets of `extract` are written in their canonical form.
 
-    Removes rows with an empty field or target, texts with several labels (classify), equal texts with an equal target, and
+    Removes rows with an empty field or target, texts with several labels (classify) or extractions, equal texts with an equal target, and
     near-duplicates (the earlier row stays). For other objectives a text may stand several times, with different targets.
 
     Args:
@@ -93,8 +93,9 @@ def remove_unusable(frame: pl.DataFrame, task: TaskSpec) -> tuple[pl.DataFrame, 
     removed: dict[str, pl.DataFrame] = {}
 
     frame, removed["empty"] = _divide(frame, pl.any_horizontal(pl.col(*fields, target) == ""))
-    if task.objective == "classify":
-        frame, removed["conflicting"] = _divide(frame, pl.col(target).n_unique().over("_id") > 1)
+    if task.objective in ("classify", "extract"):
+        same = ["_id", *(fields if task.tags else ())]  # offsets count white space, an id does not
+        frame, removed["conflicting"] = _divide(frame, pl.col(target).n_unique().over(same) > 1)
     frame, removed["duplicates"] = _divide(frame, ~pl.struct("_id", target).is_first_distinct())
     twins = _near_duplicates(frame, fields, task.data.near_duplicate)
     frame, removed["near_duplicates"] = _divide(frame, pl.col("_id").is_in(list(twins)))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prompt_core.extraction.records import RecordForm, parse_json
+from prompt_core.extraction.schema import RecordForm, parse_json
 from prompt_core.task import TaskSpec
 
 

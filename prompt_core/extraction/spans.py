@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prompt_core.errors import nearest
-from prompt_core.extraction.records import parse_json
+from prompt_core.extraction.schema import parse_json
 
 _KEYS = ("start", "end", "label", "text")
 
@@ -41,7 +41,7 @@ def parse_entities(target: str, text: str) -> list[Entity]:
     behind = 0
     for number, item in enumerate(items, 1):
         entity = _entity(item, text, behind, f"entity {number}")
-        behind = entity.end if "start" not in item else behind
+        behind = entity.end if item.get("start") is None else behind
         entities.append(entity)
     entities.sort()
     for before, after in zip(entities, entities[1:], strict=False):
@@ -82,6 +82,7 @@ def _entity(item: Any, text: str, behind: int, name: str) -> Entity:
         raise ValueError(f"{name} is {json.dumps(item, ensure_ascii=False)}, not an object with start, end and label")
     if unknown := [key for key in item if key not in _KEYS]:
         raise ValueError(f'{name} has the unknown key "{unknown[0]}"; {nearest(unknown[0], _KEYS)}'.rstrip("."))
+    item = {key: value for key, value in item.items() if value is not None}  # a table has a cell for every key
     label = item.get("label")
     if not isinstance(label, str) or not label.strip():
         raise ValueError(f"{name} has no label")

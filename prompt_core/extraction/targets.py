@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from prompt_core.errors import PromptmillError
-from prompt_core.extraction.records import RecordForm
+from prompt_core.extraction.schema import RecordForm
 from prompt_core.extraction.spans import entities_json, moved, parse_entities
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template

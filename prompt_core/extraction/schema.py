@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -34,13 +33,8 @@ class RecordForm:
         except exceptions.SchemaError as error:
             raise ValueError(f"is not a JSON schema ({_reason(error)})") from None
         self._schema, self._kind = schema, kind
-        for reference in _values(schema, "$ref"):
+        for reference in _references(schema):
             self._check_reference(reference)
-        for pattern in _values(schema, "pattern"):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"has the pattern {pattern!r}, which is not valid ({error})") from None
 
     def read(self, text: str) -> Any:
         """The record that a text is.
@@ -54,7 +48,7 @@ class RecordForm:
         record = parse_json(text)
         try:
             error = exceptions.best_match(self._validator.iter_errors(record))
-        except (RecursionError, re.error, referencing.exceptions.Unresolvable) as failed:
+        except (RecursionError, referencing.exceptions.Unresolvable) as failed:
             raise ValueError(f"cannot be checked against the schema ({failed})") from None
         if error is not None:
             raise ValueError(f"does not fit the schema ({_reason(error)})")
@@ -176,17 +170,17 @@ def _ordered(value: Any, schema: Any) -> Any:
     return value
 
 
-def _values(schema: Any, key: str) -> Iterator[str]:
-    """All texts under a key, anywhere in a schema."""
+def _references(schema: Any) -> Iterator[str]:
+    """All that a schema refers to."""
     if isinstance(schema, dict):
         for name, value in schema.items():
-            if name == key and isinstance(value, str):
+            if name == "$ref" and isinstance(value, str):
                 yield value
             else:
-                yield from _values(value, key)
+                yield from _references(value)
     elif isinstance(schema, list):
         for item in schema:
-            yield from _values(item, key)
+            yield from _references(item)
 
 
 def _reason(error: Any) -> str:
