@@ -81,7 +81,11 @@ def tuning_metadata(prompt: "TunedPrompt", seconds: float) -> Metadata:
         "truncated rows": manifest.truncated_rows,
     }
     if manifest.entities:
-        metadata |= {"entities": manifest.entities.found, "widened entities": manifest.entities.rounded, "lost entities": manifest.entities.lost}
+        metadata |= {
+            "entities": manifest.entities.found,
+            "widened entities": manifest.entities.rounded,
+            "lost entities": manifest.entities.lost,
+        }
     if record.validation:
         metadata["validation loss"] = min(look.loss for look in record.validation)
     return metadata

@@ -159,7 +159,9 @@ class ExtractSpec(Part):
 class EvaluateSpec(Part):
     """What the evaluation measures."""
 
-    metrics: tuple[Metric, ...] = Field(default=(), description="default: the first two that fit the objective; with extract.schema all three")
+    metrics: tuple[Metric, ...] = Field(
+        default=(), description="default: the first two that fit the objective; with extract.schema all three"
+    )
     must_contain: str | None = Field(
         default=None, description="column of `key: value` lines whose values an output must contain: the metric facts_kept"
     )
@@ -330,7 +332,9 @@ def _explained(error: ValidationError, where: str) -> PromptmillError:
         for part in location[:-1]:
             annotation = model.model_fields[part].annotation if part in model.model_fields else None
             model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else model
-        return PromptmillError(f"{where}: {field}", "unknown field", nearest(location[-1], [field.alias or name for name, field in model.model_fields.items()]))
+        return PromptmillError(
+            f"{where}: {field}", "unknown field", nearest(location[-1], [field.alias or name for name, field in model.model_fields.items()])
+        )
     if finding["type"] == "missing":
         return PromptmillError(f"{where}: {field}", "is missing", "Add it; `promptmill schema` describes every field.")
     message = finding["msg"].removeprefix("Value error, ")

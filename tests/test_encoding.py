@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import transformers
 from encoder_decoders import save_encoder_decoder
 from helpers import a_task, backbone_at, save_tiny, tokenizer_of
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompt_core.backbone import Backbone
@@ -172,7 +173,9 @@ def test_an_encoder_decoder_has_no_chat_format(tmp_path: Path) -> None:
         encoding(backbone, CHAT, objective="generate")
 
 
-TEXTS = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=6) | st.sampled_from(["Lyon", "Ærø", "東京", "👍🏽", "e\u0301"]), min_size=1).map(" ".join)
+TEXTS = st.lists(
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=6) | st.sampled_from(["Lyon", "Ærø", "東京", "👍🏽", "e\u0301"]), min_size=1
+).map(" ".join)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +186,7 @@ def roberta(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
 
 @pytest.mark.parametrize("template", ["{{ text }}", "Find places in: {{ text }} (a message){{ soft(2) }}", "{{ soft(1) }}<{{ text }}>"])
 @given(text=TEXTS.filter(str.strip))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None)
 def test_every_token_of_the_text_knows_its_characters(bert: Backbone, roberta: Backbone, template: str, text: str) -> None:
     for backbone in (bert, roberta):
         enc = encoding(backbone, template, objective="extract")
@@ -194,7 +197,7 @@ def test_every_token_of_the_text_knows_its_characters(bert: Backbone, roberta: B
         assert places == sorted(places)  # in order; bytes of one character have the same place
         assert all(0 <= start < end <= len(text) and text[start:end] == text[start:end].strip() for start, end in places)
         assert len(example.places) == len(example.input)
-        if backbone is roberta:  # which drops no character
+        if backbone is roberta and not any(unicodedata.category(c).startswith("C") for c in text):  # of these it drops none
             assert {i for start, end in places for i in range(start, end)} >= {i for i, c in enumerate(text) if not c.isspace()}
 
 

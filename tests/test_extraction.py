@@ -84,7 +84,7 @@ def a_tagger(backbone: Backbone, **tune_settings: Any) -> TaskSpec:
 @pytest.fixture(scope="module")
 def tagger(bert: Backbone) -> TunedPrompt:
     """A tagger on a tiny encoder, hardly tuned."""
-    task = a_tagger(bert, steps=6, learning_rate=0.05)
+    task = a_tagger(bert, steps=30, learning_rate=0.1)
     splits = splits_of(task, messages(60))
     return tune(task, splits.train, splits.validation, bert)
 
@@ -111,7 +111,7 @@ def test_an_encoder_learns_to_tag_better_than_what_it_has_seen(minilm: Backbone)
 
 
 def test_a_tagger_is_the_same_for_the_same_seed_and_after_it_was_kept(tmp_path: Path, bert: Backbone, tagger: TunedPrompt) -> None:
-    task = a_tagger(bert, steps=6, learning_rate=0.05)
+    task = a_tagger(bert, steps=30, learning_rate=0.1)
     splits = splits_of(task, messages(60))
     assert tune(task, splits.train, splits.validation, bert).digest == tagger.digest
     assert tagger.manifest.labels == ("city", "date", "order")
@@ -134,8 +134,14 @@ def test_a_taggers_answers_side_by_side_are_without_and_with_the_prompt(bert: Ba
 @pytest.mark.parametrize(
     ("tensors", "finding"),
     [
-        ({"tag_bias": torch.zeros(7)}, "holds ['keys', 'tag_bias', 'values'], a deep prompt has ['keys', 'tag_bias', 'tag_weights', 'values']"),
-        ({"tag_bias": torch.zeros(7), "tag_weights": torch.zeros(5, 32)}, "tensor tag_weights is float32 [5, 32], the manifest says 7 tags"),
+        (
+            {"tag_bias": torch.zeros(7)},
+            "holds ['keys', 'tag_bias', 'values'], a deep prompt has ['keys', 'tag_bias', 'tag_weights', 'values']",
+        ),
+        (
+            {"tag_bias": torch.zeros(7), "tag_weights": torch.zeros(5, 32)},
+            "tensor tag_weights is float32 [5, 32], the manifest says 7 tags",
+        ),
         ({"tag_bias": torch.zeros(7, 1), "tag_weights": torch.zeros(7, 32)}, "tensor tag_bias is float32 [7, 1], the manifest says 7 tags"),
         ({"tag_bias": torch.full((7,), torch.nan), "tag_weights": torch.zeros(7, 32)}, "tensor tag_bias has values that are not finite"),
         ({"tag_bias": torch.zeros(7), "tag_weights": torch.zeros(7, 32), "anchors": torch.zeros(3, 32)}, "holds ['anchors', 'keys'"),
@@ -174,7 +180,9 @@ def test_models_that_write_are_compared_with_themselves_untuned(tmp_path: Path, 
     assert prompt.manifest.labels == () and prompt.manifest.entities is None
     prompt.save(tmp_path / "p")
     assert TunedPrompt.load(tmp_path / "p").task.record_schema == ORDER
-    assert prompt.predict(["Number 3: 1 lamp to Oslo."], backbone) == [side_by_side(prompt, {"text": "Number 3: 1 lamp to Oslo."}, backbone)["with"]]
+    assert prompt.predict(["Number 3: 1 lamp to Oslo."], backbone) == [
+        side_by_side(prompt, {"text": "Number 3: 1 lamp to Oslo."}, backbone)["with"]
+    ]
 
 
 def test_smollm2_learns_to_write_json_of_a_schema(smollm2: Backbone) -> None:

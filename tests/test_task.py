@@ -128,7 +128,7 @@ def test_a_missing_field_of_a_section_is_named(tmp_path: Path) -> None:
         ({"gate": {"min_gain": float("inf")}}, "gate.min_gain: Input should be a finite number (found inf)"),
         ({"data": "returns.csv"}, "data: Input should be a valid dictionary or instance of DataSpec (found 'returns.csv')"),
         ({"data": {"path": "", "target": "label"}}, "data.path: String should have at least 1 character (found '')"),
-        ({"objective": "clasify"}, "objective: Input should be 'classify' or 'generate' (found 'clasify')"),
+        ({"objective": "clasify"}, "objective: Input should be 'classify', 'generate' or 'extract' (found 'clasify')"),
         ({"prompt": {"kind": "hard"}}, "prompt.kind: Input should be 'soft' or 'deep' (found 'hard')"),
         ({"template": 5}, "template"),
         ({"template": ""}, "template: the template is empty or a message has not exactly one role; write `- user: ...`"),
@@ -231,7 +231,10 @@ def test_an_extraction_task_has_its_own_metrics_and_reads_its_schema_from_beside
         ({"extract": {"schma": {}}}, 'extract.schma: unknown field. Did you mean "schema"?'),
         ({"extract": {"schema": "no.json"}}, 'extract.schema: "{folder}/no.json" cannot be read (No such file or directory)'),
         ({"extract": {"schema": {}}, "objective": "classify"}, "extract.schema is for objective: extract; this one is classify"),
-        ({"evaluate": {"metrics": ["accuracy"]}}, "metric 'accuracy' does not fit objective 'extract'; it has entity_f1, exact_match, valid_json"),
+        (
+            {"evaluate": {"metrics": ["accuracy"]}},
+            "metric 'accuracy' does not fit objective 'extract'; it has entity_f1, exact_match, valid_json",
+        ),
     ],
 )
 def test_a_mistake_in_an_extraction_task_is_one_clear_line(tmp_path: Path, changed: dict[str, Any], finding: str) -> None:

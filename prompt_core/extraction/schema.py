@@ -92,7 +92,9 @@ def read_schema(path: Path, where: str) -> dict[str, Any]:
     try:
         schema = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise PromptmillError(where, f'"{path}" cannot be read ({error.strerror})', "Name a JSON file, relative to the task file.") from None
+        raise PromptmillError(
+            where, f'"{path}" cannot be read ({error.strerror})', "Name a JSON file, relative to the task file."
+        ) from None
     except ValueError as error:
         raise PromptmillError(where, f'"{path}" {error}', "Write the schema as JSON.") from None
     try:

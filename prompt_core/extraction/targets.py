@@ -38,7 +38,9 @@ def check_extraction(task: TaskSpec, backbone: Backbone) -> None:
     """
     where, name = f"task {task.name}: extract", backbone.identity.name
     if task.writes and not backbone.generates:
-        raise PromptmillError(f"{where}.schema", f"is given, but {name} is an encoder, which writes no JSON", "Remove it, or use a causal model.")
+        raise PromptmillError(
+            f"{where}.schema", f"is given, but {name} is an encoder, which writes no JSON", "Remove it, or use a causal model."
+        )
     if not task.writes and backbone.generates:
         raise PromptmillError(f"{where}.schema", f"is missing, and {name} writes its answer", "Give the JSON schema of the targets.")
     if task.tags and not backbone.tokenizer.is_fast:

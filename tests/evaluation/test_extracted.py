@@ -96,7 +96,11 @@ def test_an_evaluation_shows_what_was_written_and_measures_what_it_says() -> Non
     ]
     found = evaluate_contenders(record_task(), [{"text": "x"}] * 40, targets, None, contenders, "0" * 64)
     assert list(found.tuned.metrics) == ["entity_f1", "exact_match", "valid_json"] and found.gate_metric == "entity_f1"
-    assert {metric: value.value for metric, value in found.contenders[0].metrics.items()} == {"entity_f1": 0, "exact_match": 0, "valid_json": 50}
+    assert {metric: value.value for metric, value in found.contenders[0].metrics.items()} == {
+        "entity_f1": 0,
+        "exact_match": 0,
+        "valid_json": 50,
+    }
     assert [value.value for value in found.tuned.metrics.values()] == [100, 100, 100]
     assert found.verdict.passed
     assert found.samples[0].outputs == {"zero_shot": "Order A", "tuned": '{"order":"A"}'}

@@ -33,7 +33,9 @@ def test_what_was_seen_with_two_labels_or_stands_inside_a_word_is_not_found() ->
 
 
 def test_a_linear_tagger_repeats_what_it_was_taught_and_knows_every_label(bert: Backbone) -> None:
-    pairs = [(f"The {thing} left {city}", f'[{{"text": "{city}", "label": "city"}}]') for thing in ("box", "van") for city in ("Lyon", "Oslo")]
+    pairs = [
+        (f"The {thing} left {city}", f'[{{"text": "{city}", "label": "city"}}]') for thing in ("box", "van") for city in ("Lyon", "Oslo")
+    ]
     seen = examples(*pairs, ("Come on 3 May", '[{"text": "3 May", "label": "date"}]'))
     rows = list(seen.iter_rows(named=True))
     task = a_task(bert.identity.name, objective="extract")

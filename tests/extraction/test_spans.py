@@ -85,7 +85,10 @@ def test_whitespace_at_the_ends_of_an_entity_is_not_part_of_it() -> None:
         ('[{"start": 4, "end": 5, "label": "x"}]', "entity 1 is whitespace alone"),
         ('[{"start": 0, "end": 4, "text": "Oslo", "label": "x"}]', 'entity 1 says "Oslo", but characters 0 to 4 are "Lyon"'),
         ('[{"text": "Rome", "label": "x"}]', 'entity 1 is "Rome", which is not in the text'),
-        ('[{"text": "Oslo", "label": "x"}, {"text": "Oslo", "label": "x"}]', 'entity 2 is "Oslo", which is not in the text after character 13'),
+        (
+            '[{"text": "Oslo", "label": "x"}, {"text": "Oslo", "label": "x"}]',
+            'entity 2 is "Oslo", which is not in the text after character 13',
+        ),
         ('[{"label": "x"}]', "entity 1 has neither start and end nor a text"),
         (
             '[{"start": 5, "end": 13, "label": "y"}, {"start": 0, "end": 8, "label": "x"}]',

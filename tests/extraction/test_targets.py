@@ -9,11 +9,12 @@ from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 from helpers import a_task
 
 from prompt_core.data import clean, prepare, read_examples
 from prompt_core.errors import PromptmillError
-from prompt_core.task import TaskSpec
+from prompt_core.task import TaskSpec, parse_task
 
 ORDER = {"type": "object", "required": ["order"], "properties": {"order": {"type": "string"}, "city": {"type": "string"}}}
 
@@ -37,12 +38,19 @@ def test_offsets_move_with_the_text_that_cleaning_strips_and_composes() -> None:
 
 
 def test_a_text_without_entities_is_an_example_and_an_empty_target_is_none() -> None:
-    frame = cleaned(entity_task(), ("Nothing here at all", "[]"), ("Oslo", ""), ("Oslo then", None), ("In Oslo", '[{"text":"Oslo","label":"city"}]'))
+    frame = cleaned(
+        entity_task(), ("Nothing here at all", "[]"), ("Oslo", ""), ("Oslo then", None), ("In Oslo", '[{"text":"Oslo","label":"city"}]')
+    )
     assert frame["text"].to_list() == ["Nothing here at all", "In Oslo"]
 
 
 def test_records_are_written_alike_and_contradictory_ones_go() -> None:
-    rows = [("a b c", '{"city":"Lyon","order":"1"}'), ("a b c", '{"order": "1", "city": "Lyon"}'), ("d e f", '{"order": "2"}'), ("d e f", '{"order": "3"}')]
+    rows = [
+        ("a b c", '{"city":"Lyon","order":"1"}'),
+        ("a b c", '{"order": "1", "city": "Lyon"}'),
+        ("d e f", '{"order": "2"}'),
+        ("d e f", '{"order": "3"}'),
+    ]
     frame = cleaned(record_task(), *rows)
     assert frame["label"].to_list() == ['{"order": "1", "city": "Lyon"}']
 
@@ -51,7 +59,11 @@ def test_records_are_written_alike_and_contradictory_ones_go() -> None:
     ("task", "target", "finding"),
     [
         (entity_task(), '[{"text": "Rome", "label": "x"}]', 'row 2 of column "label" entity 1 is "Rome", which is not in the text'),
-        (entity_task(), '[{"start": 0, "end": 99, "label": "x"}]', 'row 2 of column "label" entity 1 goes from 0 to 99, outside of its text'),
+        (
+            entity_task(),
+            '[{"start": 0, "end": 99, "label": "x"}]',
+            'row 2 of column "label" entity 1 goes from 0 to 99, outside of its text',
+        ),
         (record_task(), '{"city": "Lyon"}', "row 2 of column \"label\" does not fit the schema ('order' is a required property)"),
         (record_task(), "order 3", 'row 2 of column "label" is not JSON (Expecting value at character 0)'),
     ],
@@ -85,3 +97,13 @@ def test_a_label_that_is_only_held_out_is_refused(tmp_path: Path) -> None:
     data = {"path": "train.jsonl", "test_path": "test.jsonl", "target": "label", "validation": 0.0, "near_duplicate": 1.0}
     with pytest.raises(PromptmillError, match='task t: data.target: column "label" has labels without a training example: "date"'):
         prepare(entity_task(folder=tmp_path, data=data))
+
+
+def test_the_tasks_of_the_documentation_are_good() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "extraction.md").read_text()
+    tasks = [parse_task(yaml.safe_load(block), "docs/extraction.md", Path()) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    assert [(task.name, task.tags) for task in tasks] == [("parcels", True), ("orders", False)]
+    rows = [json.loads(line) for line in re.findall(r"^    (\{.*\})$", page, re.MULTILINE)]
+    frame = pl.DataFrame({"text": [row["text"] for row in rows], "entities": [json.dumps(row["entities"]) for row in rows]})
+    found = [[entity["text"] for entity in json.loads(target)] for target in clean(frame, tasks[0])[0]["entities"]]
+    assert found == [["KX-123", "Lyon"], ["3 May"], []]
