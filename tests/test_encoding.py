@@ -234,9 +234,11 @@ def test_a_limit_cuts_the_text_and_not_what_follows_it(bert: Backbone) -> None:
 
 def test_a_backbone_that_cannot_extract_so_is_refused(tmp_path: Path, bert: Backbone, llama: Backbone) -> None:
     schema = {"schema": {"type": "object"}}
-    with pytest.raises(PromptmillError, match="task t: extract.schema: is given, but tiny-bert is an encoder, which writes no JSON"):
+    with pytest.raises(PromptmillError, match=r"task t: extract.schema: is given, but tiny-bert is an encoder, which writes no JSON"):
         encoding(bert, "{{ text }}", objective="extract", extract=schema)
-    with pytest.raises(PromptmillError, match="task t: extract.schema: is missing, and tiny-llama writes its answer. Give the JSON schema"):
+    with pytest.raises(
+        PromptmillError, match=r"task t: extract.schema: is missing, and tiny-llama writes its answer. Give the JSON schema"
+    ):
         encoding(llama, "{{ text }}", objective="extract")
     with pytest.raises(PromptmillError, match="template: has the fields text, more, and entities are spans of one text"):
         encoding(bert, "{{ text }} {{ more }}", objective="extract")

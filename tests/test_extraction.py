@@ -159,7 +159,7 @@ def test_a_tagger_that_does_not_fit_its_manifest_is_refused(
 def test_training_rows_without_any_entity_are_refused(bert: Backbone) -> None:
     task = a_tagger(bert)
     splits = splits_of(task, [(f"Nothing {n}", "[]") for n in range(20)])
-    with pytest.raises(PromptmillError, match="task t: data.target: has no entity in any training row. Add examples that have some."):
+    with pytest.raises(PromptmillError, match=r"task t: data.target: has no entity in any training row. Add examples that have some."):
         tune(task, splits.train, splits.validation, bert)
 
 

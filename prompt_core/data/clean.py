@@ -63,7 +63,8 @@ def clean(frame: pl.DataFrame, task: TaskSpec) -> tuple[pl.DataFrame, CleaningRe
         The frame with `_id` in front, its texts in Unicode NFC without outer whitespace; and what was removed.
 
     Raises:
-        PromptmillError: a column is empty in all rows, a target cannot be read (extract), nothing is left, or labels are too few to learn and test (classify).
+        PromptmillError: a column is empty in all rows, a target cannot be read (extract), nothing is left, or labels are too
+            few to learn and test (classify).
     """
     frame, report = remove_unusable(frame, task)
     check_labels(frame, task)

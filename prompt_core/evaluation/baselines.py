@@ -34,8 +34,8 @@ def baselines(
     """Predictions of every baseline that fits the task.
 
     A model that generates: `zero_shot` (the template as it is) and `few_shot` (with demonstrations from the training rows).
-    An encoder that finds entities: see `entity_baselines`. Another encoder: `label_names` (nearest label description) and `linear_probe` (logistic regression on frozen features,
-    C = 10, the setting that did best in the peers' comparison).
+    An encoder: `label_names` (nearest label description) and `linear_probe` (logistic regression on frozen features,
+    C = 10, the setting that did best in the peers' comparison); one that finds entities: see `entity_baselines`.
 
     Args:
         seen: the rows that the tuned prompt has seen, train and validation; few-shot and probe may use them all.

@@ -6,6 +6,7 @@ import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from prompt_core.errors import nearest
@@ -44,7 +45,7 @@ def parse_entities(target: str, text: str) -> list[Entity]:
         behind = entity.end if item.get("start") is None else behind
         entities.append(entity)
     entities.sort()
-    for before, after in zip(entities, entities[1:], strict=False):
+    for before, after in pairwise(entities):
         if after.start < before.end:
             named = [f'"{text[e.start : e.end]}" ({e.start} to {e.end}, {e.label})' for e in (before, after)]
             raise ValueError(f"has entities that overlap, {named[0]} and {named[1]}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 from hypothesis import given
@@ -38,7 +38,7 @@ def spans(draw: st.DrawFn, end: int) -> list[Entity]:
 @given(places=tokens(), data=st.data())
 def test_entities_of_whole_tokens_come_back(places: list[Place], data: st.DataObject) -> None:
     runs = sorted(data.draw(st.sets(st.integers(0, len(places)), max_size=6)))
-    entities = [Entity(places[a][0], places[b - 1][1], data.draw(st.sampled_from(LABELS))) for a, b in zip(runs, runs[1:], strict=False)]
+    entities = [Entity(places[a][0], places[b - 1][1], data.draw(st.sampled_from(LABELS))) for a, b in pairwise(runs)]
     found = tag_entities(entities, places, (0, places[-1][1]), LABELS)
     assert entities_of(found.tags, places, LABELS) == entities
     assert (found.rounded, found.lost) == (0, 0)

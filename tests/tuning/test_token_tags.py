@@ -95,7 +95,7 @@ def test_an_entity_that_the_limit_cuts_is_lost_whole_and_counted(bert: Backbone,
 
 
 def test_a_target_that_does_not_fit_is_one_clear_line(bert: Backbone) -> None:
-    with pytest.raises(PromptmillError, match='here: label "person" has no training example. Add some.'):
+    with pytest.raises(PromptmillError, match=r'here: label "person" has no training example. Add some.'):
         examples_of(bert, [("Ann", '[{"text": "Ann", "label": "person"}]')])
-    with pytest.raises(PromptmillError, match="which is not in the text. Correct the row."):
+    with pytest.raises(PromptmillError, match=r"which is not in the text. Correct the row."):
         examples_of(bert, [("Ann", '[{"text": "Bob", "label": "person"}]')])
