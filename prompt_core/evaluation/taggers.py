@@ -74,12 +74,16 @@ def find_seen(solved: Iterable[tuple[str, str]], texts: Sequence[str]) -> list[s
 def _linear_tagger(
     task: TaskSpec, training: Sequence[Located], inputs: Sequence[Located], labels: Sequence[str], backbone: Backbone
 ) -> list[str]:
+    from sklearn.dummy import DummyClassifier
     from sklearn.linear_model import LogisticRegression
 
     states = np.concatenate(_states(backbone, training, task.tune.batch_tokens))
     tags = np.array([tag for example in training for tag in example.target])
-    tagger = LogisticRegression(C=10, max_iter=1000, random_state=task.tune.seed)
-    tagger.fit(states[tags != IGNORED], tags[tags != IGNORED])
+    states, tags = states[tags != IGNORED], tags[tags != IGNORED]
+    if len(set(tags.tolist())) == 1:  # nothing to tell apart
+        tagger: Any = DummyClassifier(strategy="prior").fit(states, tags)
+    else:
+        tagger = LogisticRegression(C=10, max_iter=1000, random_state=task.tune.seed).fit(states, tags)
     found = []
     for example, own in zip(inputs, _states(backbone, inputs, task.tune.batch_tokens), strict=True):
         scores = torch.full((len(own), num_tags(labels)), -1e9, dtype=torch.float64)  # of a tag that no token has

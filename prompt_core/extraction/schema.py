@@ -89,6 +89,8 @@ def read_schema(path: Path, where: str) -> dict[str, Any]:
     Raises:
         PromptmillError: the file is missing or is not a schema.
     """
+    if not path.is_file():  # a device, say, has no end
+        raise PromptmillError(where, f'there is no file "{path}"', "Name a JSON file, relative to the task file.")
     try:
         schema = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -113,9 +115,14 @@ def checked_schema(schema: Any) -> dict[str, Any]:
         raise ValueError(f"holds {type(schema).__name__}, not the fields of a JSON schema")
     try:
         plain: dict[str, Any] = json.loads(json.dumps(schema, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"holds a value that is not JSON ({error})") from None
-    RecordForm(plain)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
+    try:
+        RecordForm(plain)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
     return plain
 
 

@@ -44,3 +44,10 @@ def test_a_linear_tagger_repeats_what_it_was_taught_and_knows_every_label(bert: 
     wanted = [[entity["text"] for entity in json.loads(row["label"])] for row in rows]
     for contender in (listed, linear):
         assert [[entity["text"] for entity in json.loads(answer)] for answer in contender.predictions] == wanted
+
+
+def test_a_linear_tagger_of_texts_that_are_nothing_but_entities_says_so_of_every_text(bert: Backbone) -> None:
+    seen = examples(*[(city, f'[{{"text": "{city}", "label": "city"}}]') for city in ("Lyon", "Oslo")])
+    task = a_task(bert.identity.name, objective="extract")
+    _, linear = entity_baselines(task, seen, [{"text": "Turin"}], TaskEncoding(task, bert, soft=False), bert)
+    assert [entity["label"] for entity in json.loads(linear.predictions[0])][:1] == ["city"]
