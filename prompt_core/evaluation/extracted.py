@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prompt_core.extraction.schema import RecordForm, parse_json
 from prompt_core.task import TaskSpec
+
+
+Pair: TypeAlias = tuple[tuple[str, ...], str]
+
+_UNREADABLE: Pair = (("",), "unreadable")  # no JSON is written so, and none equals it
 
 
 def as_judged(task: TaskSpec, outputs: Sequence[str]) -> list[str]:
@@ -51,11 +56,11 @@ def _canonical(output: str, form: RecordForm | None) -> str:
 
 def _counts(prediction: str, target: str) -> tuple[int, int, int]:
     wanted = Counter(_pairs(json.loads(target)))
-    given = Counter(_pairs(json.loads(prediction))) if prediction else Counter({(("",), "unreadable"): 1})
+    given = Counter(_pairs(json.loads(prediction)) if prediction else [_UNREADABLE])
     return (given & wanted).total(), given.total(), wanted.total()
 
 
-def _pairs(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+def _pairs(value: Any, path: tuple[str, ...] = ()) -> Iterator[Pair]:
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _pairs(inner, (*path, key))
