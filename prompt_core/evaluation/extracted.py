@@ -16,8 +16,6 @@ from prompt_core.task import TaskSpec
 
 Pair: TypeAlias = tuple[tuple[str, ...], str]
 
-_UNREADABLE: Pair = (("",), "unreadable")  # no JSON is written so, and none equals it
-
 
 def as_judged(task: TaskSpec, outputs: Sequence[str]) -> list[str]:
     """Outputs in the canonical form of the targets; "" for one that is not JSON or does not fit the schema.
@@ -33,7 +31,7 @@ def entity_counts(predictions: Sequence[str], targets: Sequence[str]) -> NDArray
 
     The things counted are pairs of a path and a value. The keys of objects are the path, down to a value that is not an object;
     an item of a list is compared whole, wherever in the list it stands. So each entity of a list counts as one, exact in its
-    place and label. null counts as not there. An output that cannot be read ("") counts as one thing that is wrong.
+    place and label. null counts as not there. A text that cannot be read counts as one thing that is wrong.
 
     Args:
         predictions, targets: as of `as_judged`.
@@ -55,9 +53,15 @@ def _canonical(output: str, form: RecordForm | None) -> str:
 
 
 def _counts(prediction: str, target: str) -> tuple[int, int, int]:
-    wanted = Counter(_pairs(json.loads(target)))
-    given = Counter(_pairs(json.loads(prediction)) if prediction else [_UNREADABLE])
+    given, wanted = _things(prediction, "output"), _things(target, "target")
     return (given & wanted).total(), given.total(), wanted.total()
+
+
+def _things(text: str, side: str) -> Counter[Pair]:
+    try:
+        return Counter(_pairs(parse_json(text)))
+    except ValueError:
+        return Counter([((side,), "unreadable")])  # no JSON is written so: it equals nothing
 
 
 def _pairs(value: Any, path: tuple[str, ...] = ()) -> Iterator[Pair]:
