@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from prompt_core.extraction.schema import RecordForm, parse_json
 from prompt_core.task import TaskSpec
 
-
 Pair: TypeAlias = tuple[tuple[str, ...], str]
 
 
