@@ -13,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from encoder_decoders import save_encoder_decoder
-from helpers import a_task, backbone_at
+from helpers import a_task, backbone_at, examples
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
@@ -161,6 +161,12 @@ def test_training_rows_without_any_entity_are_refused(bert: Backbone) -> None:
     splits = splits_of(task, [(f"Nothing {n}", "[]") for n in range(20)])
     with pytest.raises(PromptmillError, match=r"task t: data.target: has no entity in any training row. Add examples that have some."):
         tune(task, splits.train, splits.validation, bert)
+
+
+@pytest.mark.parametrize("target", ["Lyon", "[3]", '[{"text": "Lyon"}]', "3"])
+def test_a_frame_that_was_not_prepared_is_one_clear_line(bert: Backbone, target: str) -> None:
+    with pytest.raises(PromptmillError, match=r"task t: data.target: has a row that is no list of entities. Give frames as"):
+        tune(a_tagger(bert), examples(("In Lyon", target)), None, bert)
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])

@@ -162,10 +162,13 @@ def encode_frame(task: TaskSpec, encoding: TaskEncoding, frame: pl.DataFrame, la
 def _labels(task: TaskSpec, train: pl.DataFrame) -> tuple[str, ...]:
     if task.writes:
         return ()
-    targets = train[task.data.target]
-    labels = tuple(sorted(entity_labels(targets) if task.tags else targets.unique()))
+    targets, where = train[task.data.target], f"task {task.name}: data.target"
+    try:
+        labels = tuple(sorted(entity_labels(targets) if task.tags else targets.unique()))
+    except (ValueError, TypeError, LookupError):
+        raise PromptmillError(where, "has a row that is no list of entities", "Give frames as `prompt_core.data.prepare` does.") from None
     if not labels:
-        raise PromptmillError(f"task {task.name}: data.target", "has no entity in any training row", "Add examples that have some.")
+        raise PromptmillError(where, "has no entity in any training row", "Add examples that have some.")
     return labels
 
 
