@@ -80,6 +80,12 @@ def tuning_metadata(prompt: "TunedPrompt", seconds: float) -> Metadata:
         "training loss": record.train_loss[-1],
         "truncated rows": manifest.truncated_rows,
     }
+    if manifest.entities:
+        metadata |= {
+            "entities": manifest.entities.found,
+            "widened entities": manifest.entities.rounded,
+            "lost entities": manifest.entities.lost,
+        }
     if record.validation:
         metadata["validation loss"] = min(look.loss for look in record.validation)
     if search := manifest.search:

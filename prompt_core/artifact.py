@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prompt_core.errors import PromptmillError
+from prompt_core.extraction.tags import num_tags
 from prompt_core.task import TaskSpec, parse_task
 from prompt_core.trials import SearchRecord
 
@@ -73,6 +74,14 @@ class DataRecord(Record):
     unlabelled: str | None = None
 
 
+class EntityRecord(Record):
+    """Entities of the rows that were tuned and validated on: how many, how many grew to whole tokens, how many were lost with cut text."""
+
+    found: int
+    rounded: int
+    lost: int
+
+
 class Manifest(Record):
     """Everything about a prompt but its tensors; `started_from` is the digest of the tuned prompt that it started from.
     `task` has the settings that it was tuned with; `search` is how they were chosen, if the data chose them."""
@@ -90,6 +99,7 @@ class Manifest(Record):
     search: SearchRecord | None = None
     tuning: TuningRecord
     truncated_rows: int
+    entities: EntityRecord | None = None
     data: DataRecord
     versions: dict[str, str]
     device: str
@@ -108,7 +118,7 @@ class TunedPrompt:
         tensors: float32, contiguous, on the CPU. `soft`: `embeddings` [P, H]. `deep`: `keys` and `values`
             [L, P, Hkv, D], and `embeddings` [R, H] where the template has soft tokens behind its first field. A
             classifier on an encoder also has `anchors` [labels, H], or the logistic head's `head_weights` [labels, H] and
-            `head_bias` [labels]; a calibrated one `label_bias` [labels].
+            `head_bias` [labels]; a calibrated one `label_bias` [labels]; a tagger `tag_weights` [tags, H] and `tag_bias` [tags].
         origin: where a local backbone was found when the prompt was tuned. A convenience for loading, outside the
             digest, since a path says nothing about content.
     """
@@ -208,7 +218,7 @@ class TunedPrompt:
         backbone: Backbone | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
-        """Labels or generated texts, one per input, in order.
+        """Labels, generated texts or entities (a JSON list), one per input, in order.
 
         Args:
             inputs: texts, for a template with one field; or mappings with the template's fields.
@@ -274,16 +284,18 @@ def _parse(content: bytes, path: Path) -> Manifest:
 
 def _check_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     expected = {"embeddings": 2} if manifest.kind == "soft" else {"keys": 4, "values": 4}
+    tagger = {"tag_weights": 2, "tag_bias": 1} if manifest.labels and manifest.task.get("objective") == "extract" else {}
     # A classifier on an encoder has anchors or a linear head; on a causal model its label words are the task's.
-    head = {"anchors": 2, "head_weights": 2, "head_bias": 1, "label_bias": 1} if manifest.labels else {}
-    allowed = expected | {"embeddings": 2} | head
-    heads = tensors.keys() & {"anchors", "head_weights", "head_bias"}
-    one_head = heads in ({"anchors"}, {"head_weights", "head_bias"}, set())
+    classifier = {"anchors": 2, "head_weights": 2, "head_bias": 1, "label_bias": 1} if manifest.labels and not tagger else {}
+    expected |= tagger
+    allowed = expected | {"embeddings": 2} | classifier
+    one_head = tensors.keys() & classifier.keys() - {"label_bias"} in (set(), {"anchors"}, {"head_weights", "head_bias"})
     if not one_head or not expected.keys() <= tensors.keys() <= allowed.keys():
         what = f"holds {sorted(tensors)}, a {manifest.kind} prompt has {sorted(expected)}"
         raise PromptmillError(str(path), what, "Tune the prompt again.")
     counts = {
-        **dict.fromkeys(head, (0, len(manifest.labels), "labels")),
+        **dict.fromkeys(classifier, (0, len(manifest.labels), "labels")),
+        **dict.fromkeys(tagger, (0, num_tags(manifest.labels), "tags")),
         "keys": (1, manifest.tokens, "tokens"),
         "values": (1, manifest.tokens, "tokens"),
     }

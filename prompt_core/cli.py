@@ -306,6 +306,8 @@ def _fields(prompt: TunedPrompt, text: str, options: tuple[str, ...]) -> dict[st
 
 def _summary(prompt: TunedPrompt) -> dict[str, Any]:
     manifest = prompt.manifest
+    entities = manifest.entities
+    counts = {"entities": f"{entities.found}, {entities.rounded} of them widened to whole tokens, {entities.lost} lost"} if entities else {}
     return {
         "name": prompt.name,
         "digest": prompt.digest,
@@ -315,6 +317,7 @@ def _summary(prompt: TunedPrompt) -> dict[str, Any]:
         "backbone": manifest.backbone.name,
         "steps": f"{manifest.tuning.kept_step} kept of {manifest.tuning.steps}",
         **({"search": manifest.search.summary()} if manifest.search else {}),
+        **counts,
     }
 
 

@@ -10,14 +10,20 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from prompt_core.errors import PromptmillError, nearest
+from prompt_core.extraction.schema import checked_schema, read_schema
 from prompt_core.space import SearchSpec, check_space
 
-Objective = Literal["classify", "generate"]
+Objective = Literal["classify", "generate", "extract"]
 Start = Literal["root", "text", "labels", "demonstrations", "vocabulary", "random", "zero", "prompt"]
 Role = Literal["system", "user", "assistant"]
-Metric = Literal["accuracy", "macro_f1", "chrf", "rouge_l", "bleu", "exact_match", "facts_kept"]
+Metric = Literal["accuracy", "macro_f1", "chrf", "rouge_l", "bleu", "exact_match", "facts_kept", "entity_f1", "valid_json"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
+_METRICS: dict[Objective, tuple[Metric, ...]] = {
+    "classify": ("accuracy", "macro_f1"),
+    "generate": ("chrf", "rouge_l", "bleu", "exact_match", "facts_kept"),
+    "extract": ("entity_f1", "exact_match", "valid_json"),
+}
 
 
 class Part(BaseModel):
@@ -173,10 +179,29 @@ class TuneSpec(Part):
         return self
 
 
+class ExtractSpec(Part):
+    """What `objective: extract` reads out of a text. Without a schema: entities, with an encoder."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    json_schema: str | dict[str, Any] | None = Field(
+        default=None,
+        alias="schema",
+        description="JSON schema of a target, for a model that writes: the schema itself, or a JSON file relative to the task file",
+    )
+
+    @field_validator("json_schema", mode="before")
+    @classmethod
+    def _is_schema(cls, value: Any) -> Any:
+        return value if value is None or isinstance(value, str) else checked_schema(value)
+
+
 class EvaluateSpec(Part):
     """What the evaluation measures."""
 
-    metrics: tuple[Metric, ...] = Field(default=(), description="default: accuracy and macro_f1, or chrf and rouge_l")
+    metrics: tuple[Metric, ...] = Field(
+        default=(), description="default: the first two that fit the objective; with extract.schema all three"
+    )
     must_contain: str | None = Field(
         default=None, description="column of `key: value` lines whose values an output must contain: the metric facts_kept"
     )
@@ -207,6 +232,7 @@ class TaskSpec(Part):
     labels: dict[str, str] = Field(default_factory=dict, description="a description per label; default: the label's name in words")
     prompt: PromptSpec = PromptSpec()
     tune: TuneSpec = TuneSpec()
+    extract: ExtractSpec = ExtractSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     gate: GateSpec = GateSpec()
     schedule: Annotated[str, Field(description="cron line of the periodic retuning")] | None = None
@@ -241,13 +267,15 @@ class TaskSpec(Part):
 
     @model_validator(mode="after")
     def _metrics_fit_objective(self) -> TaskSpec:
-        fitting = ("accuracy", "macro_f1") if self.objective == "classify" else ("chrf", "rouge_l", "bleu", "exact_match", "facts_kept")
+        fitting = _METRICS[self.objective]
         asked = (*self.evaluate.metrics, *([self.gate.metric] if self.gate.metric else []))
         for metric in asked:
             if metric not in fitting:
                 raise ValueError(f"metric {metric!r} does not fit objective {self.objective!r}; it has {', '.join(fitting)}")
         if "facts_kept" in asked and not self.evaluate.must_contain:
             raise ValueError("metric 'facts_kept' needs evaluate.must_contain, the column with the facts")
+        if self.extract.json_schema is not None and self.objective != "extract":
+            raise ValueError(f"extract.schema is for objective: extract; this one is {self.objective}")
         if self.gate.metric and self.gate.metric not in self.metrics:
             raise ValueError(f"gate.metric {self.gate.metric!r} is not among evaluate.metrics {list(self.metrics)}")
         return self
@@ -269,13 +297,30 @@ class TaskSpec(Part):
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The metrics of the evaluation, the objective's usual ones where the file names none."""
-        usual: tuple[Metric, ...] = ("accuracy", "macro_f1") if self.objective == "classify" else ("chrf", "rouge_l")
-        return self.evaluate.metrics or usual
+        fitting = _METRICS[self.objective]
+        return self.evaluate.metrics or (fitting if self.extract.json_schema is not None else fitting[:2])
 
     @property
     def gate_metric(self) -> Metric:
         """The metric that decides."""
         return self.gate.metric or self.metrics[0]
+
+    @property
+    def record_schema(self) -> dict[str, Any] | None:
+        """The JSON schema of the targets, read from its file; None where targets are no JSON records."""
+        schema = self.extract.json_schema
+        assert not isinstance(schema, str)  # `parse_task` has read the file
+        return schema
+
+    @property
+    def writes(self) -> bool:
+        """Whether the answer is a text that the model writes, rather than a label or tags."""
+        return self.objective == "generate" or self.record_schema is not None
+
+    @property
+    def tags(self) -> bool:
+        """Whether the answer is entities, by a tag for each token."""
+        return self.objective == "extract" and not self.writes
 
     @property
     def folder(self) -> Path:
@@ -332,6 +377,9 @@ def parse_task(content: dict[str, Any], where: str, folder: Path) -> TaskSpec:
     except ValidationError as error:
         raise _explained(error, where) from None
     task._folder = folder
+    if isinstance(path := task.extract.json_schema, str):
+        schema = read_schema(Path(task.locate(path)), f"{where}: extract.schema")
+        task = task.model_copy(update={"extract": task.extract.model_copy(update={"json_schema": schema})})
     return task
 
 
@@ -344,7 +392,8 @@ def _explained(error: ValidationError, where: str) -> PromptmillError:
         model: type[BaseModel] = TaskSpec
         for part in location[:-1]:
             model = (_model_in(model.model_fields[part].annotation) if part in model.model_fields else None) or model
-        return PromptmillError(f"{where}: {field}", "unknown field", nearest(location[-1], model.model_fields))
+        known = [field.alias or name for name, field in model.model_fields.items()]
+        return PromptmillError(f"{where}: {field}", "unknown field", nearest(location[-1], known))
     if finding["type"] == "missing":
         return PromptmillError(f"{where}: {field}", "is missing", "Add it; `promptmill schema` describes every field.")
     if isinstance(own := finding.get("ctx", {}).get("error"), PromptmillError):

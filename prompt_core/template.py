@@ -54,7 +54,7 @@ class Template:
         self.soft_tokens = 0
         for tree in trees:
             self._number_soft(tree)
-        environment.globals["soft"] = _mark if soft else _leave_out
+        environment.globals["soft"] = soft_mark if soft else _leave_out
         self._messages = [(role, environment.from_string(tree)) for (role, _), tree in zip(parts, trees, strict=True)]
         words = [word for _, source in parts for _, kind, word in environment.lex(source) if kind == "name"]
         self.fields: tuple[str, ...] = tuple(sorted(found - {_SOFT}, key=words.index))  # in the order of the template
@@ -111,7 +111,8 @@ def plain(value: str) -> str:
     return value.translate(_NO_MARKS)
 
 
-def _mark(count: int, first: int) -> str:
+def soft_mark(count: int, first: int) -> str:
+    """What stands in a rendered text for soft tokens, until `split_soft`."""
     return f"\ue002{first}:{count}\ue003"
 
 

@@ -128,8 +128,8 @@ def test_a_missing_field_of_a_section_is_named(tmp_path: Path) -> None:
         ({"gate": {"min_gain": float("inf")}}, "gate.min_gain: Input should be a finite number (found inf)"),
         ({"data": "returns.csv"}, "data: Input should be a valid dictionary or instance of DataSpec (found 'returns.csv')"),
         ({"data": {"path": "", "target": "label"}}, "data.path: String should have at least 1 character (found '')"),
-        ({"objective": "clasify"}, "objective: Input should be 'classify' or 'generate' (found 'clasify')"),
         ({"prompt": {"kind": "hard"}}, "prompt.kind: Input should be 'soft', 'deep' or 'auto' (found 'hard')"),
+        ({"objective": "clasify"}, "objective: Input should be 'classify', 'generate' or 'extract' (found 'clasify')"),
         ({"template": 5}, "template"),
         ({"template": ""}, "template: the template is empty or a message has not exactly one role; write `- user: ...`"),
         ({"template": []}, "template: the template is empty"),
@@ -222,3 +222,35 @@ def test_any_bytes_give_a_task_or_one_line(tmp_path_factory: pytest.TempPathFact
     path.write_bytes(content)
     with pytest.raises(PromptmillError, match=re.escape(str(path))):
         load_task(path)
+
+
+def test_an_extraction_task_has_its_own_metrics_and_reads_its_schema_from_beside_it(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path, objective="extract"))
+    assert (task.metrics, task.writes, task.tags, task.record_schema) == (("entity_f1", "exact_match"), False, True, None)
+    schema = {"type": "object", "properties": {"z": {}, "a": {"type": "integer"}}}
+    (tmp_path / "order.json").write_text(json.dumps(schema))
+    named, inline = (load_task(write(tmp_path, objective="extract", extract={"schema": given})) for given in ("order.json", schema))
+    assert named.record_schema == inline.record_schema == schema and list(named.record_schema["properties"]) == ["z", "a"]
+    assert (named.metrics, named.writes, named.tags) == (("entity_f1", "exact_match", "valid_json"), True, False)
+    assert named.folder == tmp_path
+    content = named.without_places("m")
+    assert content["extract"] == {"schema": schema}
+    assert parse_task(content, "again", tmp_path).record_schema == schema
+
+
+@pytest.mark.parametrize(
+    ("changed", "finding"),
+    [
+        ({"extract": {"schema": {"type": "objekt"}}}, "extract.schema: is not a JSON schema ($.type: 'objekt' is not valid"),
+        ({"extract": {"schema": 3}}, "extract.schema: holds int, not the fields of a JSON schema"),
+        ({"extract": {"schma": {}}}, 'extract.schma: unknown field. Did you mean "schema"?'),
+        ({"extract": {"schema": "no.json"}}, 'extract.schema: there is no file "{folder}/no.json"'),
+        ({"extract": {"schema": {}}, "objective": "classify"}, "extract.schema is for objective: extract; this one is classify"),
+        (
+            {"evaluate": {"metrics": ["accuracy"]}},
+            "metric 'accuracy' does not fit objective 'extract'; it has entity_f1, exact_match, valid_json",
+        ),
+    ],
+)
+def test_a_mistake_in_an_extraction_task_is_one_clear_line(tmp_path: Path, changed: dict[str, Any], finding: str) -> None:
+    assert finding.replace("{folder}", str(tmp_path)) in refused(write(tmp_path, **{"objective": "extract", **changed}))

@@ -80,6 +80,8 @@ def _read(task: TaskSpec, source: str, where: str, needed: dict[str, str]) -> pl
             raise _unknown_column(task, field, column, source, known)
     if frame.is_empty():
         raise PromptmillError(where, f'"{source}" has no rows', "Put one example in each row, below a line of column names.")
+    if task.objective == "extract" and frame.schema[task.data.target].is_nested():
+        frame = _with_json(frame, task.data.target)
     return _as_strings(frame.select(list(needed)), source)
 
 
@@ -205,6 +207,12 @@ def _unknown_column(task: TaskSpec, field: str, column: str, source: str, known:
     if len(known) == 1 and (mark := next((mark for mark in ";\t|" if mark in known[0]), None)):
         fix = f"Its columns look separated by {mark!r}; Promptmill reads commas."
     return PromptmillError(f"task {task.name}: {field}", f'column "{column}" is not in {source} (columns: {", ".join(known)})', fix)
+
+
+def _with_json(frame: pl.DataFrame, column: str) -> pl.DataFrame:
+    """The frame with a column of lists or structs as JSON texts, like JSONL files are read."""
+    values = [None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in frame[column].to_list()]
+    return frame.with_columns(pl.Series(column, values, dtype=pl.String))
 
 
 def _as_strings(frame: pl.DataFrame, source: str) -> pl.DataFrame:

@@ -15,6 +15,7 @@ from prompt_core.data import read_unlabelled
 from prompt_core.data.packing import pack
 from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.evaluation.gate import Contender
+from prompt_core.evaluation.taggers import entity_baselines
 from prompt_core.prediction import best_labels, classify, generate_texts, label_scores
 from prompt_core.prompts import PromptState, lower
 from prompt_core.task import TaskSpec
@@ -38,7 +39,7 @@ def baselines(
     A model that generates: `zero_shot` (the template as it is) and `few_shot` (with demonstrations from the training rows).
     A causal classifier also: `zero_shot_calibrated` (its label words calibrated on the seen rows and `data.unlabelled`).
     An encoder: `label_names` (nearest label description) and `linear_probe` (logistic regression on frozen features,
-    C = 10, the setting that did best in the peers' comparison).
+    C = 10, the setting that did best in the peers' comparison); one that finds entities: see `entity_baselines`.
 
     Args:
         seen: the rows that the tuned prompt has seen, train and validation; few-shot and probe may use them all.
@@ -47,6 +48,8 @@ def baselines(
         on_progress: called with (contender, finished rows, all rows).
     """
     encoding = TaskEncoding(task, backbone, soft=False)
+    if task.tags:
+        return entity_baselines(task, seen, rows, encoding, backbone, on_progress)
     inputs = [encoding.encode(row) for row in rows]
     if not backbone.generates:
         return _encoder_baselines(task, seen, inputs, encoding, backbone, on_progress)
@@ -54,8 +57,8 @@ def baselines(
     contenders = []
     for name, root in _untuned_roots(task, seen, encoding).items():
         prompt = PromptState.of(backbone, root=root)
-        if task.objective == "generate":
-            assert max_new_tokens is not None  # recorded by the tuning of every generation task
+        if task.writes:
+            assert max_new_tokens is not None  # recorded by the tuning of every task that writes
             texts = generate_texts(backbone, encoding, prompt, inputs, max_new_tokens, _named(on_progress, name))
         else:
             tokens = task.tune.batch_tokens

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from prompt_core.errors import PromptmillError
+from prompt_core.evaluation.extracted import as_judged
 from prompt_core.evaluation.metrics import Pooled, Texts, pooled
 from prompt_core.evaluation.paired import Comparison, Record, compare_pooled, interval, smallest_gain
 from prompt_core.task import Metric, TaskSpec
@@ -148,7 +149,8 @@ def evaluate_contenders(
     if not targets:
         raise PromptmillError(f"task {task.name}: data.test", "there are no test rows to evaluate on", "Add examples or raise data.test.")
     tuned = _the_tuned(contenders, inputs, targets)
-    measured = {c.name: {metric: pooled(metric, c.predictions, targets, facts) for metric in task.metrics} for c in contenders}
+    judged = {c.name: as_judged(task, c.predictions) if task.objective == "extract" else c.predictions for c in contenders}
+    measured = {name: {metric: pooled(metric, outputs, targets, facts) for metric in task.metrics} for name, outputs in judged.items()}
     results = {c.name: Result(name=c.name, kind=c.kind, metrics=_values(measured[c.name])) for c in contenders}
     comparisons = {
         c.name: {metric: compare_pooled(measured[tuned.name][metric], theirs) for metric, theirs in measured[c.name].items()}

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from prompt_core.evaluation.extracted import entity_counts, entity_f1_of_counts
 from prompt_core.task import Metric
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -85,6 +86,11 @@ def accuracy(predictions: Texts, targets: Texts, facts: Texts | None = None) -> 
 def exact_match(predictions: Texts, targets: Texts, facts: Texts | None = None) -> Floats:
     """100 where the text is the target, whitespace aside."""
     return np.array([100.0 * (p.split() == t.split()) for p, t in zip(predictions, targets, strict=True)])
+
+
+def valid_json(predictions: Texts, targets: Texts, facts: Texts | None = None) -> Floats:
+    """100 where the output is what the task can read; `as_judged` has left nothing of others."""
+    return np.array([100.0 * bool(p) for p in predictions])
 
 
 def chrf(predictions: Texts, targets: Texts, facts: Texts | None = None) -> Floats:
@@ -230,7 +236,9 @@ class Definition:
 METRICS: dict[Metric, Definition] = {
     "accuracy": Definition(accuracy, binary=True),
     "exact_match": Definition(exact_match, binary=True),
+    "valid_json": Definition(valid_json, binary=True),
     "macro_f1": Definition(None, _label_counts),
+    "entity_f1": Definition(None, lambda predictions, targets: (entity_counts(predictions, targets), entity_f1_of_counts)),
     "chrf": Definition(chrf),
     "rouge_l": Definition(rouge_l),
     "bleu": Definition(sentence_bleu, _bleu_counts),

@@ -14,19 +14,22 @@ from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.contrastive import Contrastive, pairs_loss, supervised_contrastive_loss
 from prompt_core.tuning.objective import Classification, Generation, LabelAnchors, LabelWords, Objective, Transduction, embed_texts
+from prompt_core.tuning.tags import TokenTags
 from prompt_core.tuning.vocabulary import VocabularyWords
 
 _LOSSES = {True: ("label_set", "vocabulary"), False: ("label_set", "pairs", "supervised_contrastive")}  # by whether the model is causal
 
 
 def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> Objective:
-    """The objective of a task: generation for `generate`, else that of `tune.loss`.
+    """The objective of a task: generation where it writes, tags for the tokens of an encoder, else that of `tune.loss`.
 
     Raises:
         PromptmillError: a loss that is not the backbone's.
     """
-    if task.objective == "generate":
-        smoothing = task.tune.label_smoothing
+    smoothing = task.tune.label_smoothing
+    if task.tags:
+        return TokenTags(backbone, labels, smoothing)
+    if task.writes:
         return Transduction(backbone, smoothing) if isinstance(backbone, EncoderDecoder) else Generation(backbone, smoothing)
     spec, fitting = task.tune, _LOSSES[backbone.causal]
     if spec.loss not in fitting:
@@ -57,7 +60,7 @@ def _words(task: TaskSpec, encoding: TaskEncoding, labels: Sequence[str]) -> lis
 
 def label_examples(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> list[Encoded]:
     """The labels' descriptions as examples of themselves, for an encoder: with few examples per label one more that costs nothing."""
-    if backbone.causal:
+    if backbone.causal or task.tags:
         return []
     texts = [encoding.encode_text(describe(task, label)) for label in labels]
     return [Encoded(tuple(ids), (number,), truncated=False) for number, ids in enumerate(texts)]

@@ -13,12 +13,13 @@ import polars as pl
 import torch
 
 import prompt_core
-from prompt_core.artifact import DataRecord, Manifest, TunedPrompt, TuningRecord
+from prompt_core.artifact import DataRecord, EntityRecord, Manifest, TunedPrompt, TuningRecord
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.data import prepare, read_unlabelled
 from prompt_core.data.digest import frame_digest
 from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.errors import PromptmillError
+from prompt_core.extraction.spans import entity_labels
 from prompt_core.prompts import starting_prompt
 from prompt_core.task import TaskSpec
 from prompt_core.trials import SearchRecord
@@ -27,6 +28,7 @@ from prompt_core.tuning.calibration import Calibration
 from prompt_core.tuning.contrastive import check_pairs
 from prompt_core.tuning.member import Part
 from prompt_core.tuning.objective import Classification
+from prompt_core.tuning.tags import Tagged, tagged
 
 Sides = tuple[pl.DataFrame, pl.DataFrame | None]
 
@@ -54,7 +56,7 @@ class Prepared:
         if self._train.is_empty():
             raise PromptmillError(f"task {task.name}: data", "there is no training example", "Add rows.")
         encoding = TaskEncoding(task, backbone)
-        self._labels = tuple(sorted(self._train[task.data.target].unique())) if task.objective == "classify" else ()
+        self._labels = _labels(task, self._train)
         self._examples = encode_frame(task, encoding, self._train, self._labels)
         self._held_out = encode_frame(task, encoding, self._validation, self._labels)
         self._named = label_examples(task, encoding, backbone, self._labels)
@@ -116,6 +118,7 @@ class Prepared:
             started_from=self._source.digest if self._source else None,
             search=self._search,
             tuning=record,
+            entities=_entities((*self._examples, *self._held_out)),
             truncated_rows=sum(example.truncated for example in (*self._examples, *self._held_out)),
             data=DataRecord(
                 train_rows=len(self._train),
@@ -160,10 +163,12 @@ def encode_frame(task: TaskSpec, encoding: TaskEncoding, frame: pl.DataFrame, la
     Raises:
         PromptmillError: a label that is not among `labels`.
     """
-    rows = []
+    rows: list[Encoded] = []
     for fields in frame.iter_rows(named=True):
         target = fields[task.data.target]
-        if task.objective == "generate":
+        if task.tags:
+            rows.append(tagged(encoding.locate(fields), target, labels, f"task {task.name}: data.target"))
+        elif task.writes:
             rows.append(encoding.encode(fields, target))
         elif target in labels:
             rows.append(dataclasses.replace(encoding.encode(fields), target=(labels.index(target),)))
@@ -172,7 +177,28 @@ def encode_frame(task: TaskSpec, encoding: TaskEncoding, frame: pl.DataFrame, la
     return rows
 
 
+def _labels(task: TaskSpec, train: pl.DataFrame) -> tuple[str, ...]:
+    if task.writes:
+        return ()
+    targets, where = train[task.data.target], f"task {task.name}: data.target"
+    try:
+        labels = tuple(sorted(entity_labels(targets) if task.tags else targets.unique()))
+    except (ValueError, TypeError, LookupError):
+        raise PromptmillError(where, "has a row that is no list of entities", "Give frames as `prompt_core.data.prepare` does.") from None
+    if not labels:
+        raise PromptmillError(where, "has no entity in any training row", "Add examples that have some.")
+    return labels
+
+
+def _entities(examples: Sequence[Encoded]) -> EntityRecord | None:
+    tagged = [example for example in examples if isinstance(example, Tagged)]
+    if not tagged:
+        return None
+    found, rounded, lost = (sum(getattr(example, name) for example in tagged) for name in ("entities", "rounded", "lost"))
+    return EntityRecord(found=found, rounded=rounded, lost=lost)
+
+
 def _longest_answer(task: TaskSpec, train: Sequence[Encoded]) -> int | None:
-    if task.objective != "generate":
+    if not task.writes:
         return None
     return task.evaluate.max_new_tokens or -(-5 * max(len(example.target) for example in train) // 4)

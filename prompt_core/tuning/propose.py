@@ -39,17 +39,20 @@ def _usual_space(task: TaskSpec, backbone: Backbone) -> dict[str, Values]:
     space: dict[str, Values] = {
         "tune.learning_rate": Range(low=1e-3, high=5e-2, log=True),
         "tune.average": (0.9, 0.97),
-        "tune.label_smoothing": (0.0, 0.1),
         _STEPS: Range(low=20, high=160),
     }
     soft = TaskEncoding(task, backbone).soft_tokens  # a template with soft(n) says length and start itself
     if not backbone.generates:
-        return space | {"tune.anchor_scale": Range(low=5, high=40, log=True), "prompt.tokens": (8, 16, 32)}
+        space["prompt.tokens"] = (8, 16, 32)
+        classifier = {"tune.loss": ("label_set", "pairs"), "tune.anchor_scale": Range(low=5, high=40, log=True)}
+        return space | (classifier if task.objective == "classify" else {"tune.label_smoothing": (0.0, 0.1)})
+    space["tune.label_smoothing"] = (0.0, 0.1)
     if not soft:
         space |= {"prompt.tokens": (None, 32), "prompt.start": (None, "demonstrations")}
     if isinstance(backbone, EncoderDecoder):
         space.pop("prompt.start", None)
-    return space | ({"tune.label_score": ("mean", "sum")} if task.objective == "classify" else {})
+    classes: dict[str, Values] = {"tune.label_score": ("mean", "sum"), "tune.loss": ("label_set", "vocabulary")}
+    return space | (classes if task.objective == "classify" else {})
 
 
 def rungs_of(task: TaskSpec, space: Mapping[str, Values], eta: int) -> list[int]:

@@ -39,7 +39,7 @@ def held_out_score(backbone: Backbone, folds: Sequence[Fold], batch_tokens: int)
     scores, targets = [], []
     for (prompt, _, examples), classifier in zip(folds, classifiers, strict=True):
         classifier.eval()
-        for batch in pack(examples, classifier.tokens, batch_tokens):
+        for batch in pack(examples, classifier.scoring_tokens, batch_tokens):
             scores.append(classifier.scores_behind(prompt, batch).double().cpu())
             targets += [example.target[0] for example in batch]
     pooled, wanted = torch.cat(scores), torch.tensor(targets)
