@@ -70,6 +70,13 @@ class DataRecord(Record):
     validation: str
 
 
+class DistillRecord(Record):
+    """What a distilled prompt stands for: tokens that its teacher read, and a digest of these, the model and the settings."""
+
+    tokens: int
+    teacher: str
+
+
 class Manifest(Record):
     """Everything about a prompt but its tensors; `started_from` is the digest of the tuned prompt that it started from."""
 
@@ -83,6 +90,7 @@ class Manifest(Record):
     max_new_tokens: int | None
     backbone: BackboneIdentity
     started_from: str | None = None
+    distilled: DistillRecord | None = None
     tuning: TuningRecord
     truncated_rows: int
     data: DataRecord

@@ -30,7 +30,7 @@ def predict(
     encoding = TaskEncoding(prompt.task, backbone)
     encoded = [_encoded(encoding, fields, number) for number, fields in enumerate(as_fields(inputs, encoding.fields), 1)]
     tuned = restore(prompt, encoding, backbone)
-    if prompt.task.objective == "generate":
+    if prompt.task.writes:
         assert prompt.manifest.max_new_tokens is not None  # the tuning of a generation task records it
         return generate_texts(backbone, encoding, tuned, encoded, prompt.manifest.max_new_tokens, on_progress)
     classifier = restore_classifier(prompt, encoding, backbone)

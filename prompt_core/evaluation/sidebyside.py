@@ -22,7 +22,7 @@ def side_by_side(prompt: TunedPrompt, fields: Mapping[str, str], backbone: Backb
     task, encoding = prompt.task, TaskEncoding(prompt.task, backbone, soft=False)
     encoded = [encoding.encode(fields)]
     untuned = PromptState.of(backbone, root=encoding.root if backbone.generates else ())
-    if task.objective == "generate":
+    if task.writes:
         assert prompt.manifest.max_new_tokens is not None  # recorded by the tuning of every generation task
         without = generate_texts(backbone, encoding, untuned, encoded, prompt.manifest.max_new_tokens)
     else:

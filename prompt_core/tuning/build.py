@@ -10,11 +10,14 @@ from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec
+from prompt_core.tuning.distillation import Distillation
 from prompt_core.tuning.objective import Classification, Generation, LabelAnchors, LabelWords, Objective, Transduction, embed_texts
 
 
 def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> Objective:
-    """The objective of a task: generation for `generate`, else `build_classifier`."""
+    """The objective of a task: generation for `generate`, a teacher's distributions for `distill`, else `build_classifier`."""
+    if task.objective == "distill":
+        return Distillation(backbone)
     if task.objective == "generate":
         smoothing = task.tune.label_smoothing
         return Transduction(backbone, smoothing) if isinstance(backbone, EncoderDecoder) else Generation(backbone, smoothing)
