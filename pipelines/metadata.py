@@ -31,7 +31,7 @@ def examples_metadata(frame: pl.DataFrame, report: CleaningReport, task: TaskSpe
     metadata: Metadata = {
         "dagster/row_count": len(frame),
         "dagster/column_schema": dg.TableSchema([dg.TableColumn(name, str(kind).lower()) for name, kind in frame.schema.items()]),
-        "source": task.data.path,
+        "source": task.data.path or "questions that the model asks itself",
         "removed rows": sum(removed.values()),
         "sample": table(frame.drop("_id").head(_SAMPLE_ROWS).rows(named=True)),
     }
