@@ -39,9 +39,7 @@ def main() -> None:
 @click.option("--set", "settings", multiple=True, help="A tuning setting, such as steps=80.")
 def e2e(examples: int, test_rows: int, seeds: str, kind: str, settings: tuple[str, ...]) -> None:
     """E2E restaurants on the frozen SmolLM2: slots to a sentence. BLEU against all references, share of the slot values kept."""
-    train, test = (_e2e_frame(side) for side in ("train", "test"))
-    grouped = test.group_by("source", maintain_order=True).agg("_id", "facts", "target").sort(pl.col("source").hash(0)).head(test_rows)
-    rows = [{"source": row["source"], "facts": row["facts"][0], "references": row["target"]} for row in grouped.iter_rows(named=True)]
+    rows = e2e_references(test_rows)
     spec = {
         "name": "e2e",
         "backbone": "smollm2",
@@ -56,15 +54,7 @@ def e2e(examples: int, test_rows: int, seeds: str, kind: str, settings: tuple[st
         bleu = corpus_bleu(outputs, [row["references"] for row in rows])
         return {"bleu": bleu, "facts_kept": float(facts_kept(outputs, [row["facts"] for row in rows]).mean()) / 100}
 
-    def draw(seed: int) -> pl.DataFrame:
-        # Of a source's references the one that states most of its facts: what leaves facts out teaches to leave facts out.
-        stated = pl.Series(facts_kept(train["target"].to_list(), train["facts"].to_list()))
-        fullest = train.with_columns(stated.alias("stated")).sort("stated", descending=True, maintain_order=True)
-        return (
-            fullest.unique("source", keep="first", maintain_order=True).drop("stated").sort("_id").sample(examples, seed=seed, shuffle=True)
-        )
-
-    _run("e2e", spec, settings, parse_seeds(seeds), draw, rows, measure, None)
+    _run("e2e", spec, settings, parse_seeds(seeds), lambda seed: e2e_sources("train", seed, examples), rows, measure, None)
 
 
 @main.command()
@@ -96,6 +86,20 @@ def banking77(shots: int, seeds: str, settings: tuple[str, ...]) -> None:
         return shuffled.group_by("label", maintain_order=True).head(shots).select(train.columns)
 
     _run("banking77", spec, settings, parse_seeds(seeds), draw, list(test.iter_rows(named=True)), measure, targets)
+
+
+def e2e_sources(side: str, seed: int, count: int) -> pl.DataFrame:
+    """Different sources with one reference each: the one that states most facts, for what leaves facts out teaches to leave facts out."""
+    frame = _e2e_frame(side)
+    stated = pl.Series(facts_kept(frame["target"].to_list(), frame["facts"].to_list()))
+    fullest = frame.with_columns(stated.alias("stated")).sort("stated", descending=True, maintain_order=True)
+    return fullest.unique("source", keep="first", maintain_order=True).drop("stated").sort("_id").sample(count, seed=seed, shuffle=True)
+
+
+def e2e_references(count: int) -> list[dict[str, Any]]:
+    """Test sources with their facts and all their references."""
+    grouped = _e2e_frame("test").group_by("source", maintain_order=True).agg("facts", "target").sort(pl.col("source").hash(0)).head(count)
+    return [{"source": row["source"], "facts": row["facts"][0], "references": row["target"]} for row in grouped.iter_rows(named=True)]
 
 
 def _e2e_frame(side: str) -> pl.DataFrame:

@@ -97,11 +97,31 @@ def evaluation_metadata(evaluation: Evaluation, task: TaskSpec, splits: Splits, 
         "prompt digest": evaluation.prompt_digest,
         **{f"tuned {metric}": measured.value for metric, measured in evaluation.tuned.metrics.items()},
     }
+    if evaluation.distilled:
+        metadata |= distilled_metadata(evaluation, task, splits, prompt)
     if task.objective == "classify":
         targets = splits.test[task.data.target].to_list()
         predictions = prompt.predict(splits.test.rows(named=True))
         metadata["confusion"] = picture("true labels by predicted ones", confusion(targets, predictions, prompt.manifest.labels))
     return metadata
+
+
+def distilled_metadata(evaluation: Evaluation, task: TaskSpec, splits: Splits, prompt: "TunedPrompt") -> Metadata:
+    """What the prompt saves against the context that it stands for. The seconds are measured here: an evaluation has no clock."""
+    from prompt_core.backbone import load_backbone
+    from prompt_core.evaluation.distilled import latency
+
+    found = evaluation.distilled
+    assert found is not None  # the caller has looked
+    seconds = latency(task, prompt, splits, load_backbone(task.backbone, task.folder))
+    return {
+        "tokens before": found.tokens_before,
+        "tokens after": found.tokens_after,
+        "keys and values before, bytes": found.cache_bytes_before,
+        "keys and values after, bytes": found.cache_bytes_after,
+        **{f"divergence of {name}, nats per token": value for name, value in found.divergence.items()},
+        **{f"seconds per request {name}": value for name, value in seconds.items()},
+    }
 
 
 def publication_metadata(store: PromptStore, prompt: "TunedPrompt", version: int) -> Metadata:

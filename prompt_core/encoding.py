@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+
+from torch import Tensor
 
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.errors import PromptmillError
@@ -29,6 +31,21 @@ class Encoded:
     input: tuple[int, ...]
     target: tuple[int, ...]
     truncated: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Taught(Encoded):
+    """An input with a teacher's answer, and what the teacher thought likely at each of its tokens.
+
+    Attributes:
+        ids: the k likeliest next tokens at each position of the target, int32 [target, k].
+        chances: their log-probabilities, float32 [target, k].
+        rest: log-probability of all other tokens together, float32 [target].
+    """
+
+    ids: Tensor = field(repr=False)
+    chances: Tensor = field(repr=False)
+    rest: Tensor = field(repr=False)
 
 
 class TaskEncoding:
@@ -152,7 +169,7 @@ class TaskEncoding:
         Raises:
             PromptmillError: it leaves no room for an input.
         """
-        return self._check_room(self._long_ids(plain(context), demonstrations), "distill", "Shorten distill.context or take fewer.")
+        return self._check_room(self._long_ids(plain(context), demonstrations), "context and demonstrations", "Shorten distill.context or take fewer.")
 
     def dialogue(self, text: str, requests: Sequence[tuple[str, str]]) -> tuple[tuple[int, ...], list[list[int]]]:
         """A text with requests about it, in the chat format or as plain lines: ids of what all share, and of the rest of each.

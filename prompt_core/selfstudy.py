@@ -103,7 +103,7 @@ def _pieces(paragraph: str, encoding: TaskEncoding, tokens: int) -> list[str]:
 class _Asker:
     def __init__(self, task: TaskSpec, backbone: Backbone, encoding: TaskEncoding, chunks: Sequence[str]) -> None:
         self._task, self._backbone, self._encoding, self._chunks = task, backbone, encoding, chunks
-        self._found: dict[str, str] = {}  # by what makes two questions the same
+        self._found: dict[str, tuple[int, str]] = {}  # number and question, by what makes two questions the same
 
     def ask(self, count: int) -> list[str]:
         """So many different questions, the chunks in turn."""
@@ -114,16 +114,17 @@ class _Asker:
             missing = count - len(self._found)
             if missing <= 0:
                 break
+            missing += missing // 4 + len(self._chunks)  # some come out twice or as no question at all
             asked = [(number + i) % len(self._chunks) for i in range(missing)]
             for chunk in sorted(set(asked)):
                 numbers = [number + i for i, own in enumerate(asked) if own == chunk]
                 self._ask_about(self._chunks[chunk], numbers, spec.question_temperature)
             number += missing
-            _log.info("self-study: %d of %d questions", len(self._found), count)
+            _log.info("self-study: %d of %d questions", min(len(self._found), count), count)
         if len(self._found) < count:
             what = f"{count}, but the model found {len(self._found)} different ones"
             raise PromptmillError(f"task {self._task.name}: distill.questions", what, "Ask for fewer, or raise question_temperature.")
-        return list(self._found.values())
+        return [question for _, question in sorted(self._found.values())[:count]]
 
     def _ask_about(self, chunk: str, numbers: Sequence[int], temperature: float) -> None:
         styles = [_STYLES[(number // len(self._chunks)) % len(_STYLES)] for number in numbers]
@@ -132,9 +133,9 @@ class _Asker:
         state = lower(self._backbone, PromptState.of(self._backbone, root=opening))
         sampling = Sampling(seeds, temperature, _TOP_P)
         texts = generate(self._backbone, state, asked, _LONGEST, self._encoding.end_of_turn, sampling=sampling)
-        for text, (_, begun, made) in zip(texts, styles, strict=True):
+        for number, text, (_, begun, made) in zip(numbers, texts, styles, strict=True):
             if question := _question(self._encoding.decode(text), begun, made):
-                self._found.setdefault(" ".join(re.findall(r"\w+", question.casefold())), question)
+                self._found.setdefault(" ".join(re.findall(r"\w+", question.casefold())), (number, question))
 
 
 def _question(text: str, begun: str, made: str) -> str | None:

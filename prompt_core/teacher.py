@@ -21,12 +21,11 @@ from torch import Tensor
 
 from prompt_core.backbone import Backbone
 from prompt_core.data.packing import pack
-from prompt_core.encoding import Encoded, TaskEncoding
+from prompt_core.encoding import Encoded, TaskEncoding, Taught
 from prompt_core.errors import PromptmillError
 from prompt_core.generation import Sampling, generate
 from prompt_core.prompts import PromptState, Tree, hidden_states, lower
 from prompt_core.task import DistillSpec, TaskSpec
-from prompt_core.tuning.distillation import Taught
 
 _log = logging.getLogger("promptmill")
 _AT_ONCE = 96  # inputs between two writes to the cache
@@ -46,6 +45,7 @@ class Teacher:
 
     Attributes:
         root: token ids of what it reads in front of every input.
+        answer_tokens: where its answers end at the latest.
 
     Raises:
         PromptmillError: the context is missing, empty or too long for the model, or there are too few solved examples.
@@ -54,7 +54,7 @@ class Teacher:
     def __init__(self, task: TaskSpec, backbone: Backbone, train: pl.DataFrame) -> None:
         assert task.distill is not None  # the task file has been checked
         self._task, self._backbone, self._spec = task, backbone, task.distill
-        self._encoding = TaskEncoding(task, backbone, soft=False)
+        self._encoding, self.answer_tokens = TaskEncoding(task, backbone, soft=False), task.distill.answer_tokens
         self._shown = _demonstrations(task, train)
         pairs = [(row, row[task.data.target]) for row in self._shown.iter_rows(named=True)]
         self.root = self._encoding.long_root(read_context(task), pairs)

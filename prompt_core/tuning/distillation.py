@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,26 +10,11 @@ from torch import Tensor
 
 from prompt_core.backbone import Backbone
 from prompt_core.backbone.product import Product
-from prompt_core.encoding import Encoded
+from prompt_core.encoding import Encoded, Taught
 from prompt_core.tuning.objective import Generation
 
 _ROWS = 512  # of one product with the vocabulary
 _CACHED = 16  # rows of logits, float32, that stay in the cache while the softmax passes over them
-
-
-@dataclass(frozen=True, eq=False)
-class Taught(Encoded):
-    """An input with a teacher's answer, and what the teacher thought likely at each of its tokens.
-
-    Attributes:
-        ids: the k likeliest next tokens at each position of the target, int32 [target, k].
-        chances: their log-probabilities, float32 [target, k].
-        rest: log-probability of all other tokens together, float32 [target].
-    """
-
-    ids: Tensor = field(repr=False)
-    chances: Tensor = field(repr=False)
-    rest: Tensor = field(repr=False)
 
 
 class Distillation(Generation):
