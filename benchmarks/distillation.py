@@ -63,7 +63,9 @@ def e2e(sources: int, test_rows: int, tokens: int, kind: str, seed: int, setting
     solved = drawn.sort("_id").head(16)
     rest = drawn.filter(~pl.col("_id").is_in(solved["_id"].implode())).with_columns(target=pl.lit(""))
     rows = e2e_references(test_rows)
-    test = pl.DataFrame([{"_id": row["source"], "source": row["source"], "facts": row["facts"], "target": row["references"][0]} for row in rows])
+    test = pl.DataFrame(
+        [{"_id": row["source"], "source": row["source"], "facts": row["facts"], "target": row["references"][0]} for row in rows]
+    )
     splits = Splits(train=pl.concat([solved, rest.head(sources)]), validation=rest.tail(32), test=test.select(drawn.columns))
     backbone = load_backbone(task.backbone)
     prompt, seconds = _tuned(task, splits, backbone)
@@ -107,7 +109,9 @@ def document(questions: int, tokens: int, kind: str, seed: int, settings: tuple[
         POLICY,
     )
     splits, report = prepare(task)
-    click.echo(f"questions: {report.rows_kept} of {report.rows_read} kept; {[len(s) for s in (splits.train, splits.validation, splits.test)]}")
+    click.echo(
+        f"questions: {report.rows_kept} of {report.rows_read} kept; {[len(s) for s in (splits.train, splits.validation, splits.test)]}"
+    )
     backbone = load_backbone(task.backbone)
     prompt, seconds = _tuned(task, splits, backbone)
     evaluation: Evaluation = evaluate(task, prompt, splits, backbone)

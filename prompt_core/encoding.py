@@ -169,20 +169,15 @@ class TaskEncoding:
         Raises:
             PromptmillError: it leaves no room for an input.
         """
-        return self._check_room(self._long_ids(plain(context), demonstrations), "context and demonstrations", "Shorten distill.context or take fewer.")
+        return self._check_room(
+            self._long_ids(plain(context), demonstrations), "context and demonstrations", "Shorten distill.context or take fewer."
+        )
 
-    def dialogue(self, text: str, requests: Sequence[tuple[str, str]]) -> tuple[tuple[int, ...], list[list[int]]]:
-        """A text with requests about it, in the chat format or as plain lines: ids of what all share, and of the rest of each.
-
-        Args:
-            requests: what is asked for, and the words that the answer begins with.
-        """
-        asked = []
-        for request, begun in requests:
-            message = f"{plain(text)}\n\n{_OPEN}{request}"
-            asked.append((self._chat([("user", message)]) if self._template.is_chat else message + "\n") + begun)
-        opening = asked[0].partition(_OPEN)[0]
-        return (*self._first, *self._ids(opening)), [self._ids(rendered.partition(_OPEN)[2]) for rendered in asked]
+    def request(self, text: str, request: str, begun: str) -> tuple[int, ...]:
+        """Token ids of a text and what is asked for about it, in the chat format or as plain lines, and how the answer begins."""
+        message = f"{plain(text)}\n{request}"
+        asked = self._chat([("user", message)]) if self._template.is_chat else message + "\n"
+        return (*self._first, *self._ids(asked + begun))
 
     def cut_root(self, root: Sequence[int], tokens: int) -> tuple[int, ...]:
         """A long root cut to a number of tokens: its first ones, and at the end what leads over to an input in the plain root too."""

@@ -14,6 +14,7 @@ from prompt_core.backbone import Backbone, DecodePass, EncoderDecoder
 from prompt_core.prompts import PromptState, Tree, encoder_states, hidden_states, lower
 
 _ROWS = 96
+_HEAD = 1024  # tokens that nearly always hold what is drawn from
 OnProgress = Callable[[int, int], None]
 
 
@@ -39,11 +40,19 @@ class Sampling:
 
     def draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Token ids [B] of logits [B, V], each where its number falls among the chances from the likeliest token down."""
-        chances, ids = (logits.double() / self.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
-        upto = chances.cumsum(-1)
+        chances = (logits.float() / self.temperature).softmax(-1)
+        likely = chances.topk(min(_HEAD, chances.shape[-1]), dim=-1)
+        drawn = self._pick(*likely, uniforms)
+        # Seldom more than a few tokens hold what is drawn from; a row for which that is not so is sorted as a whole.
+        wide = (likely.values.double().sum(-1) < self.top_p).nonzero().flatten()
+        if len(wide) and likely.values.shape[-1] < chances.shape[-1]:
+            drawn[wide] = self._pick(*chances[wide].sort(dim=-1, descending=True, stable=True), uniforms[wide.cpu()])
+        return drawn
+
+    def _pick(self, chances: Tensor, ids: Tensor, uniforms: Tensor) -> Tensor:
+        upto = chances.double().cumsum(-1)
         kept = (upto - chances < self.top_p).sum(-1, keepdim=True)
-        total = upto.gather(1, kept - 1)
-        place = torch.searchsorted(upto, uniforms[:, None].to(upto.device) * total, right=True)
+        place = torch.searchsorted(upto, uniforms[:, None].to(upto.device) * upto.gather(1, kept - 1), right=True)
         return ids.gather(1, place.clamp(max=kept - 1))[:, 0]
 
 

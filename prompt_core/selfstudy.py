@@ -18,28 +18,32 @@ from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.generation import Sampling, generate
-from prompt_core.prompts import PromptState, lower
+from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec
 from prompt_core.teacher import read_context
 from prompt_core.template import Template
 
 _log = logging.getLogger("promptmill")
-_LONGEST = 40  # tokens of what is asked
-_TOP_P = 0.95
+_LONGEST = 32  # tokens of what is asked
+_TOP_P = 0.9
 _ROUNDS = 6  # of asking again for what came out twice
-# What the model is told about a chunk, how its answer begins, and the question that is made of it. Small models ask
-# well when the first words are theirs already, and ask for more than facts when they only have to name the subject.
+# What the model is told about a chunk, and how its question begins: small models ask well when the first words are theirs.
 _STYLES = (
-    ("Ask a question that this text answers.", "What", "What {}"),
-    ("Ask a question that this text answers.", "How", "How {}"),
-    ("Ask a question of a customer that this text answers.", "Can I", "Can I {}"),
-    ("Ask a question of a customer that this text answers.", "What happens if", "What happens if {}"),
-    ("Ask a question with a number or a time limit as its answer, which this text gives.", "How many", "How many {}"),
-    ("Ask a question about money that this text answers.", "How much", "How much {}"),
-    ("Name one subject of this text in a few words.", "The subject is", "Summarise what the text says about {}."),
-    ("Name one subject of this text in a few words.", "The subject is", "List the facts about {}."),
-    ("Name one subject of this text in a few words.", "The subject is", "Explain {} in your own words."),
+    ("Write a question about this text.", "What"),
+    ("Write a question about this text.", "How many"),
+    ("Write a question about this text.", "What happens if"),
+    ("Rewrite this text as a question.", "How much"),
+    ("Write a question about this text.", "When"),
+    ("Rewrite this text as a question.", "What happens if"),
+    ("Rewrite this text as a question.", "What"),
 )
+# Of every chunk, more than questions of fact: named by how it begins.
+_REQUESTS = (
+    "Summarise what is said about: {}",
+    "List the facts about: {}",
+    "Explain in your own words what is said about: {}",
+)
+_NAMED = 7  # words that name a chunk
 
 
 def own_questions(task: TaskSpec, backbone: Backbone | None = None) -> pl.DataFrame:
@@ -67,7 +71,7 @@ def own_questions(task: TaskSpec, backbone: Backbone | None = None) -> pl.DataFr
     encoding = TaskEncoding(task, backbone, soft=False)
     chunks = split_text(read_context(task), encoding, spec.chunk_tokens)
     settings = [1, backbone.identity.weights, backbone.identity.dtype, backbone.device.type, chunks, spec.questions]
-    settings += [spec.question_temperature, task.tune.seed, _LONGEST, _TOP_P, _STYLES]
+    settings += [spec.question_temperature, task.tune.seed, _LONGEST, _TOP_P, _STYLES, _REQUESTS]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     file = platformdirs.user_cache_path("promptmill") / "questions" / f"{key[:32]}.json"
     questions = _load(file)
@@ -78,25 +82,25 @@ def own_questions(task: TaskSpec, backbone: Backbone | None = None) -> pl.DataFr
 
 
 def split_text(text: str, encoding: TaskEncoding, tokens: int) -> list[str]:
-    """A text in chunks of at most so many tokens, cut between paragraphs where they fit, else between words."""
+    """A text in chunks of whole sentences of one paragraph, of at most so many tokens; a longer sentence is cut between words."""
     chunks: list[str] = []
-    taken: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):
-        for piece in _pieces(paragraph, encoding, tokens):
-            if taken and len(encoding.encode_bare("\n\n".join([*taken, piece]))) > tokens:
-                chunks.append("\n\n".join(taken))
-                taken = []
-            taken.append(piece)
-    return [*chunks, "\n\n".join(taken)] if taken else chunks
+        taken: list[str] = []
+        for sentence in re.split(r"(?<=[.!?])\s+", " ".join(paragraph.split())):
+            for piece in _pieces(sentence, encoding, tokens):
+                if taken and len(encoding.encode_bare(" ".join([*taken, piece]))) > tokens:
+                    chunks.append(" ".join(taken))
+                    taken = []
+                taken.append(piece)
+        chunks += [" ".join(taken)] if any(taken) else []
+    return chunks
 
 
-def _pieces(paragraph: str, encoding: TaskEncoding, tokens: int) -> list[str]:
-    if len(encoding.encode_bare(paragraph)) <= tokens:
-        return [paragraph]
-    words = paragraph.split(" ")
+def _pieces(sentence: str, encoding: TaskEncoding, tokens: int) -> list[str]:
+    words = sentence.split(" ")
     half = len(words) // 2
-    if not half:
-        return [paragraph]
+    if not half or len(encoding.encode_bare(sentence)) <= tokens:
+        return [sentence]
     return [piece for part in (words[:half], words[half:]) for piece in _pieces(" ".join(part), encoding, tokens)]
 
 
@@ -107,45 +111,44 @@ class _Asker:
 
     def ask(self, count: int) -> list[str]:
         """So many different questions, the chunks in turn."""
-        spec, number = self._task.distill, 0
-        assert spec is not None
+        for number, request in enumerate(_requests(self._chunks)[: count // 4]):
+            self._keep(number - count, request)
+        asked = 0
         for _ in range(_ROUNDS):
-            # Each chunk gets its share of what is missing, with a style and a seed for every question.
             missing = count - len(self._found)
             if missing <= 0:
                 break
-            missing += missing // 4 + len(self._chunks)  # some come out twice or as no question at all
-            asked = [(number + i) % len(self._chunks) for i in range(missing)]
-            for chunk in sorted(set(asked)):
-                numbers = [number + i for i, own in enumerate(asked) if own == chunk]
-                self._ask_about(self._chunks[chunk], numbers, spec.question_temperature)
-            number += missing
+            missing += missing // 4 + len(_STYLES)  # some come out twice or as no question at all
+            self._ask(range(asked, asked + missing))
+            asked += missing
             _log.info("self-study: %d of %d questions", min(len(self._found), count), count)
         if len(self._found) < count:
             what = f"{count}, but the model found {len(self._found)} different ones"
             raise PromptmillError(f"task {self._task.name}: distill.questions", what, "Ask for fewer, or raise question_temperature.")
         return [question for _, question in sorted(self._found.values())[:count]]
 
-    def _ask_about(self, chunk: str, numbers: Sequence[int], temperature: float) -> None:
-        styles = [_STYLES[(number // len(self._chunks)) % len(_STYLES)] for number in numbers]
-        opening, asked = self._encoding.dialogue(chunk, [(told, begun) for told, begun, _ in styles])
-        seeds = [int(hashlib.sha256(f"{self._task.tune.seed} {number} {chunk}".encode()).hexdigest()[:15], 16) for number in numbers]
-        state = lower(self._backbone, PromptState.of(self._backbone, root=opening))
-        sampling = Sampling(seeds, temperature, _TOP_P)
-        texts = generate(self._backbone, state, asked, _LONGEST, self._encoding.end_of_turn, sampling=sampling)
-        for number, text, (_, begun, made) in zip(numbers, texts, styles, strict=True):
-            if question := _question(self._encoding.decode(text), begun, made):
-                self._found.setdefault(" ".join(re.findall(r"\w+", question.casefold())), (number, question))
+    def _ask(self, numbers: Sequence[int]) -> None:
+        """Each number is a chunk, a style and a seed."""
+        assert self._task.distill is not None  # the task file has been checked
+        chosen = [(self._chunks[i % len(self._chunks)], *_STYLES[(i // len(self._chunks) + i) % len(_STYLES)]) for i in numbers]
+        seeds = [int(hashlib.sha256(f"{self._task.tune.seed} {i}".encode()).hexdigest()[:15], 16) for i in numbers]
+        inputs = [self._encoding.request(*parts) for parts in chosen]
+        sampling = Sampling(seeds, self._task.distill.question_temperature, _TOP_P)
+        texts = generate(self._backbone, PromptState.of(self._backbone), inputs, _LONGEST, self._encoding.end_of_turn, sampling=sampling)
+        for number, text, (_, _, begun) in zip(numbers, texts, chosen, strict=True):
+            words, mark, _ = self._encoding.decode(text).partition("?")
+            words = f"{begun} {' '.join(words.split())}"
+            if mark and len(words.split()) > len(begun.split()) + 1:
+                self._keep(number, words + "?")
+
+    def _keep(self, number: int, question: str) -> None:
+        self._found.setdefault(" ".join(re.findall(r"\w+", question.casefold())), (number, question))
 
 
-def _question(text: str, begun: str, made: str) -> str | None:
-    """What the model said as one clean question; None where it said nothing that can be one."""
-    text = " ".join(text.split("\n")[0].split()).strip("\"'*: ")
-    if made.startswith(begun):  # it went on with a question
-        text, mark, _ = text.partition("?")
-        return made.format(text.strip()) + "?" if mark and len(text.split()) >= 2 else None
-    text = re.split(r"[.;:!?]", text)[0].strip("\"' ")
-    return made.format(text) if 1 <= len(text.split()) <= 12 else None
+def _requests(chunks: Sequence[str]) -> list[str]:
+    """What is asked for besides questions of fact."""
+    names = [" ".join(chunk.lstrip("# ").split()[:_NAMED]) for chunk in chunks]
+    return [_REQUESTS[(i + turn) % len(_REQUESTS)].format(name) for turn in range(len(_REQUESTS)) for i, name in enumerate(names)]
 
 
 def _save(file: Path, questions: Sequence[str]) -> None:

@@ -111,17 +111,24 @@ class PromptSpec(Part):
 class DistillSpec(Part):
     """What the teacher reads, what it is asked and what of its answers is kept."""
 
-    context: str | None = Field(default=None, min_length=1, description="text file that stands before the system text; relative to the task file")
+    context: str | None = Field(
+        default=None, min_length=1, description="text file that stands before the system text; relative to the task file"
+    )
     demonstrations: int = Field(default=0, ge=0, le=256, description="solved training examples that stand in front, as earlier turns")
     questions: int = Field(
-        default=0, ge=0, le=100_000, description="questions that the model asks itself about the context; 0: the inputs are those of data.path"
+        default=0,
+        ge=0,
+        le=100_000,
+        description="questions that the model asks itself about the context; 0: the inputs are those of data.path",
     )
-    chunk_tokens: int = Field(default=256, ge=16, le=8192, description="of the context, what the model sees when it asks itself a question")
-    question_temperature: float = Field(default=0.9, gt=0.0, le=5.0, description="of the sampling of those questions")
+    chunk_tokens: int = Field(default=48, ge=16, le=8192, description="of the context, what the model sees when it asks itself a question")
+    question_temperature: float = Field(default=0.5, gt=0.0, le=5.0, description="of the sampling of those questions")
     answers: int = Field(default=1, ge=1, le=64, description="answers of the teacher per training input; more than one need a temperature")
     temperature: float = Field(default=0.0, ge=0.0, le=5.0, description="of the sampling of answers to train on; 0: the most likely one")
     answer_tokens: int = Field(default=128, ge=1, le=8192, description="where an answer ends at the latest")
-    top_k: int = Field(default=32, ge=1, le=1024, description="next tokens whose likelihoods are kept one by one; the rest is kept as a sum")
+    top_k: int = Field(
+        default=32, ge=1, le=1024, description="next tokens whose likelihoods are kept one by one; the rest is kept as a sum"
+    )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> DistillSpec:

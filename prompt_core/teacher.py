@@ -100,7 +100,9 @@ class Teacher:
         return self._encoding.decode(lesson.target)
 
     def _answers(self, asked: Sequence[tuple[tuple[int, ...], int]], temperature: float) -> list[dict[str, Tensor]]:
-        keys = [hashlib.sha256(json.dumps([ids, number, temperature, self._seed(temperature)]).encode()).hexdigest() for ids, number in asked]
+        keys = [
+            hashlib.sha256(json.dumps([ids, number, temperature, self._seed(temperature)]).encode()).hexdigest() for ids, number in asked
+        ]
         folder = platformdirs.user_cache_path("promptmill") / "teacher" / self.digest[:32]
         files = [folder / f"{key[:32]}.safetensors" for key in keys]
         found = [_load(file) for file in files]

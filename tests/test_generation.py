@@ -84,7 +84,9 @@ def test_draws_follow_the_models_chances() -> None:
     expected = (logits.double() / 2).softmax(-1)
     assert torch.allclose(drawn.bincount(minlength=4) / 4000, expected.float(), atol=1e-3)
     likely = Sampling((), temperature=2.0, top_p=0.6).draw(logits.expand(4000, 4), numbers)  # the two likeliest hold .45 + .28
-    assert torch.allclose(likely.bincount(minlength=4) / 4000, (expected * torch.tensor([1, 0, 1, 0]) / expected[[0, 2]].sum()).float(), atol=1e-3)
+    assert torch.allclose(
+        likely.bincount(minlength=4) / 4000, (expected * torch.tensor([1, 0, 1, 0]) / expected[[0, 2]].sum()).float(), atol=1e-3
+    )
     assert (Sampling((), temperature=1.0, top_p=1e-9).draw(logits.expand(4000, 4), numbers) == 0).all()
 
 

@@ -121,7 +121,9 @@ class Evaluation(Record):
         widths = [max(map(len, column)) for column in zip(*values, *gains, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (*values, *gains)]
         lines.insert(len(values), "")
-        return "\n".join([self._title(), "", *lines, "", *self._savings(), self._outcome(), *(f"  - {reason}" for reason in self.verdict.reasons)])
+        return "\n".join(
+            [self._title(), "", *lines, "", *self._savings(), self._outcome(), *(f"  - {reason}" for reason in self.verdict.reasons)]
+        )
 
     def markdown(self) -> str:
         """The same as `table`, in Markdown."""

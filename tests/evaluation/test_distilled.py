@@ -72,7 +72,9 @@ def test_a_better_prompt_in_production_must_not_be_replaced_by_a_worse_one(llama
     task, prompt, splits = distilled(llama, tmp_path)
     other = tune(task.model_copy(update={"tune": task.tune.model_copy(update={"steps": 1})}), splits.train, splits.validation, llama)
     found = evaluate(task, other, splits, llama, production=prompt)
-    assert any(reason.startswith(("worse than production: agreement", "not shown to be worse than production")) for reason in found.verdict.reasons)
+    assert any(
+        reason.startswith(("worse than production: agreement", "not shown to be worse than production")) for reason in found.verdict.reasons
+    )
     assert found.distilled is not None
     assert found.distilled.divergence["production"] < found.distilled.divergence["tuned"]
 

@@ -39,7 +39,9 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     return backbone_at(str(save_tiny("gemma2", tmp_path_factory.mktemp("models") / "gemma2")))
 
 
-def a_distill_task(backbone: Backbone, folder: Path, *, policy: str = POLICY, distill: dict[str, Any] | None = None, **parts: Any) -> TaskSpec:
+def a_distill_task(
+    backbone: Backbone, folder: Path, *, policy: str = POLICY, distill: dict[str, Any] | None = None, **parts: Any
+) -> TaskSpec:
     (folder / "policy.md").write_text(policy, encoding="utf-8")
     return a_task(
         backbone.identity.name,
@@ -60,9 +62,7 @@ def a_distill_task(backbone: Backbone, folder: Path, *, policy: str = POLICY, di
 def counted(backbone: Backbone) -> Iterator[list[int]]:
     """Tokens of each pass through the real model."""
     passes: list[int] = []
-    hook = backbone._base.register_forward_pre_hook(
-        lambda _, __, given: passes.append(given["inputs_embeds"].shape[1]), with_kwargs=True
-    )
+    hook = backbone._base.register_forward_pre_hook(lambda _, __, given: passes.append(given["inputs_embeds"].shape[1]), with_kwargs=True)
     try:
         yield passes
     finally:
@@ -224,7 +224,7 @@ def test_what_cannot_be_distilled_is_refused_in_one_line(llama: Backbone, tmp_pa
     assert "take 1" in refused(a_distill_task(llama, tmp_path, policy="parcel " * 1000))
     assert "Shorten distill.context" in refused(a_distill_task(llama, tmp_path, policy="parcel " * 1000))
     assert "distill.answer_tokens: answers of 180 tokens" in refused(a_distill_task(llama, tmp_path, distill={"answer_tokens": 180}))
-    assert "policy.md\" is empty" in refused(a_distill_task(llama, tmp_path, policy=" \n"))
+    assert 'policy.md" is empty' in refused(a_distill_task(llama, tmp_path, policy=" \n"))
     assert "cannot be read (No such file" in refused(a_distill_task(llama, tmp_path, distill={"context": "none.md"}))
     assert "prompt.tokens: 200, but what is distilled has" in refused(a_distill_task(llama, tmp_path, prompt={"tokens": 200}))
     few = a_distill_task(llama, tmp_path, distill={"context": None, "demonstrations": 2}, data={"path": "x.csv", "target": "label"})
