@@ -95,7 +95,7 @@ def e2e(sources: int, test_rows: int, tokens: int, kind: str, seed: int, setting
 @click.option("--seed", default=0)
 @click.option("--set", "settings", multiple=True, help="A setting, such as tune.steps=160 or distill.answers=2.")
 def document(questions: int, tokens: int, kind: str, seed: int, settings: tuple[str, ...]) -> None:
-    """A policy of a parcel carrier into 128 tokens by self-study. Divergence from the model behind the whole document on held-out questions."""
+    """A policy of a parcel carrier into 128 tokens by self-study. Divergence from the model behind it on held-out questions."""
     task = _task(
         {
             "name": "policy",

@@ -156,7 +156,7 @@ def _save(file: Path, questions: Sequence[str]) -> None:
     descriptor, beside = tempfile.mkstemp(dir=file.parent, prefix=".new-")
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
         json.dump({"sha256": _digest(questions), "questions": list(questions)}, stream, ensure_ascii=False, indent=1)
-    os.replace(beside, file)
+    Path(beside).replace(file)
 
 
 def _load(file: Path) -> list[str] | None:

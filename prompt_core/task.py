@@ -53,7 +53,7 @@ class BackboneSpec(Part):
 
 
 class DataSpec(Part):
-    """Where the examples are and how they are divided. Only `distill` works without `target`, and with questions of its own without `path`."""
+    """Where the examples are and how they are divided. `distill` works without `target`, and with its own questions without `path`."""
 
     path: str = Field(default="", description="CSV, JSONL or Parquet; any URL polars scans; relative to the task file")
     target: str = Field(default="", description="column with the label or the text to generate")

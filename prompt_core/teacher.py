@@ -208,7 +208,7 @@ def _save(file: Path, parts: dict[str, Tensor]) -> None:
     descriptor, beside = tempfile.mkstemp(dir=file.parent, prefix=".new-")
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(safetensors.torch.save(parts, {"sha256": _digest(parts)}))
-    os.replace(beside, file)
+    Path(beside).replace(file)
 
 
 def _load(file: Path) -> dict[str, Tensor] | None:

@@ -73,7 +73,7 @@ def distilled_contenders(
     for way in ways:
         inputs = [way.encoding.encode(row) for row in rows]
         forced = [replace(lessons[row["_id"]], input=given.input) for row, given in zip(rows, inputs, strict=True)]
-        agreement, divergence, nats = measure(backbone, way.prompt, forced, task.tune.batch_tokens)
+        agreement, nats = measure(backbone, way.prompt, forced, task.tune.batch_tokens)
         divergences[way.name] = round(nats, 6)
         shown = partial(on_progress, way.name) if on_progress else None
         texts = taught if way.kind == "teacher" else generate_texts(backbone, way.encoding, way.prompt, inputs, most, shown)
@@ -82,25 +82,24 @@ def distilled_contenders(
 
 
 @torch.no_grad()
-def measure(backbone: Backbone, prompt: PromptState, lessons: Sequence[Taught], batch_tokens: int) -> tuple[Floats, Floats, float]:
+def measure(backbone: Backbone, prompt: PromptState, lessons: Sequence[Taught], batch_tokens: int) -> tuple[Floats, float]:
     """A prompt on its teacher's answers, word for word.
 
     Returns:
-        Per answer the share of tokens that the prompt ranks first, in points, and the mean divergence in nats, float64
-        [N] each; and the mean divergence over all tokens.
+        Per answer the share of tokens that the prompt ranks first, in points, float64 [N]; and the divergence from the
+        teacher in nats per token.
     """
     objective = Distillation(backbone).eval()
     prompt = lower(backbone, prompt)
-    agreement, divergence = [], []
+    agreement, total = [], 0.0
     for batch in pack(lessons, objective.tokens, batch_tokens):
         (states,) = hidden_states(backbone, [Tree(prompt, *objective.segments(batch))])
         nats, first = objective.divergences(states, batch)
         wanted = torch.tensor([token for lesson in batch for token in lesson.target], device=first.device)
-        sizes = [len(lesson.target) for lesson in batch]
-        agreement += [100 * float(part.double().mean()) for part in torch.split(first == wanted, sizes)]
-        divergence += [float(part.double().mean()) for part in torch.split(nats, sizes)]
-    tokens = [len(lesson.target) for lesson in lessons]
-    return np.array(agreement), np.array(divergence), float(np.average(divergence, weights=tokens))
+        shares = torch.split(first == wanted, [len(lesson.target) for lesson in batch])
+        agreement += [100 * float(share.double().mean()) for share in shares]
+        total += float(nats.double().sum())
+    return np.array(agreement), total / sum(len(lesson.target) for lesson in lessons)
 
 
 def latency(

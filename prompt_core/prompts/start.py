@@ -37,12 +37,12 @@ def starting_prompt(
 ) -> Prompt:
     """The untuned prompt of a task.
 
-    A start is a text (the root, a given one, the labels' words, solved examples, words drawn from the vocabulary, the first tokens of a context), whose
-    embeddings a soft prompt takes and whose keys and values a deep one; or numbers at the model's own scale; or another
-    tuned prompt. Where another length is asked for, it is repeated to that and its last tokens stay: they lead over to
-    the example. A random start for an encoder is small keys and values, which leave its embeddings as good as they are:
-    those of 16 vocabulary tokens cost 9 points of nearest-class-mean accuracy before the first step (Banking77,
-    all-MiniLM-L6-v2).
+    A start is a text (the root, a given one, the labels' words, solved examples, words drawn from the vocabulary, the
+    first tokens of a context), whose embeddings a soft prompt takes and whose keys and values a deep one; or numbers at
+    the model's own scale; or another tuned prompt. Where another length is asked for, it is repeated to that and its
+    last tokens stay: they lead over to the example. A random start for an encoder is small keys and values, which leave
+    its embeddings as good as they are: those of 16 vocabulary tokens cost 9 points of nearest-class-mean accuracy before
+    the first step (Banking77, all-MiniLM-L6-v2).
 
     Args:
         task: `prompt` says kind, length, start and network.

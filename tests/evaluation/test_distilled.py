@@ -88,7 +88,7 @@ def test_with_a_target_column_the_texts_are_measured_too(llama: Backbone, tmp_pa
 
 
 def test_a_distilled_prompt_predicts_after_it_was_saved(llama: Backbone, tmp_path: Path) -> None:
-    task, prompt, splits = distilled(llama, tmp_path)
+    _, prompt, splits = distilled(llama, tmp_path)
     prompt.save(tmp_path / "prompt")
     loaded = TunedPrompt.load(tmp_path / "prompt")
     assert loaded.digest == prompt.digest
