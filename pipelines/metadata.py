@@ -31,7 +31,7 @@ def examples_metadata(frame: pl.DataFrame, report: CleaningReport, task: TaskSpe
     metadata: Metadata = {
         "dagster/row_count": len(frame),
         "dagster/column_schema": dg.TableSchema([dg.TableColumn(name, str(kind).lower()) for name, kind in frame.schema.items()]),
-        "source": task.data.path,
+        "source": task.data.path or "questions that the model asks itself",
         "removed rows": sum(removed.values()),
         "sample": table(frame.drop("_id").head(_SAMPLE_ROWS).rows(named=True)),
     }
@@ -112,11 +112,31 @@ def evaluation_metadata(evaluation: Evaluation, task: TaskSpec, splits: Splits, 
         "prompt digest": evaluation.prompt_digest,
         **{f"tuned {metric}": measured.value for metric, measured in evaluation.tuned.metrics.items()},
     }
+    if evaluation.distilled:
+        metadata |= distilled_metadata(evaluation, task, splits, prompt)
     if task.objective == "classify":
         targets = splits.test[task.data.target].to_list()
         predictions = prompt.predict(splits.test.rows(named=True))
         metadata["confusion"] = picture("true labels by predicted ones", confusion(targets, predictions, prompt.manifest.labels))
     return metadata
+
+
+def distilled_metadata(evaluation: Evaluation, task: TaskSpec, splits: Splits, prompt: "TunedPrompt") -> Metadata:
+    """What the prompt saves against the context that it stands for. The seconds are measured here: an evaluation has no clock."""
+    from prompt_core.backbone import load_backbone
+    from prompt_core.evaluation.distilled import latency
+
+    found = evaluation.distilled
+    assert found is not None  # the caller has looked
+    seconds = latency(task, prompt, splits, load_backbone(task.backbone, task.folder))
+    return {
+        "tokens before": found.tokens_before,
+        "tokens after": found.tokens_after,
+        "keys and values before, bytes": found.cache_bytes_before,
+        "keys and values after, bytes": found.cache_bytes_after,
+        **{f"divergence of {name}, nats per token": value for name, value in found.divergence.items()},
+        **{f"seconds per request {name}": value for name, value in seconds.items()},
+    }
 
 
 def publication_metadata(store: PromptStore, prompt: "TunedPrompt", version: int) -> Metadata:

@@ -82,6 +82,13 @@ class EntityRecord(Record):
     lost: int
 
 
+class DistillRecord(Record):
+    """What a distilled prompt stands for: tokens that its teacher read, and a digest of these, the model and the settings."""
+
+    tokens: int
+    teacher: str
+
+
 class Manifest(Record):
     """Everything about a prompt but its tensors; `started_from` is the digest of the tuned prompt that it started from.
     `task` has the settings that it was tuned with; `search` is how they were chosen, if the data chose them."""
@@ -97,6 +104,7 @@ class Manifest(Record):
     backbone: BackboneIdentity
     started_from: str | None = None
     search: SearchRecord | None = None
+    distilled: DistillRecord | None = None
     tuning: TuningRecord
     truncated_rows: int
     entities: EntityRecord | None = None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+
+from torch import Tensor
 
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.errors import PromptmillError
@@ -47,6 +49,21 @@ class Located(Encoded):
     text: str
     places: tuple[tuple[int, int] | None, ...]
     window: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Taught(Encoded):
+    """An input with a teacher's answer, and what the teacher thought likely at each of its tokens.
+
+    Attributes:
+        ids: the k likeliest next tokens at each position of the target, int32 [target, k].
+        chances: their log-probabilities, float32 [target, k].
+        rest: log-probability of all other tokens together, float32 [target].
+    """
+
+    ids: Tensor = field(repr=False)
+    chances: Tensor = field(repr=False)
+    rest: Tensor = field(repr=False)
 
 
 class TaskEncoding:
@@ -167,9 +184,16 @@ class TaskEncoding:
         Raises:
             PromptmillError: they leave no room for an input.
         """
+        return self._check_room(
+            self._long_ids("", demonstrations), f"{len(demonstrations)} demonstrations", "Lower evaluate.few_shot or prompt.demonstrations."
+        )
+
+    def _long_ids(self, context: str, demonstrations: Sequence[tuple[Mapping[str, Any], str]]) -> tuple[int, ...]:
         query = self._template.render(self._marked)
         if self._template.is_chat:
             shared = [message for message in query if message[0] == "system"]
+            if context:
+                shared = [("system", "\n\n".join([context, *(text for _, text in shared[:1])])), *shared[1:]]
             turns = [
                 message
                 for fields, answer in demonstrations
@@ -178,16 +202,39 @@ class TaskEncoding:
             text = self._chat([*shared, *turns, *(m for m in query if m[0] != "system")])
         else:
             solved = [f"{self._template.render(fields)[0][1]} {answer}\n\n" for fields, answer in demonstrations]
-            text = "".join([*solved, query[0][1]])
+            text = "".join([*([context + "\n\n"] if context else []), *solved, query[0][1]])
         ids = (*self._first, *self._ids(text.partition(_OPEN)[0].rstrip(" ")))
-        ids = tuple(token for token in ids if token >= 0)  # as text, for which soft tokens say nothing
+        return tuple(token for token in ids if token >= 0)  # as text, for which soft tokens say nothing
+
+    def _check_room(self, ids: tuple[int, ...], what: str, fix: str) -> tuple[int, ...]:
         if len(ids) + self._limit > self._positions:
-            raise PromptmillError(
-                self._where,
-                f"{len(demonstrations)} demonstrations take {len(ids)} tokens of {self._positions}, too many before tune.max_tokens",
-                "Lower evaluate.few_shot or prompt.demonstrations.",
-            )
+            found = f"{what} take {len(ids)} tokens of {self._positions}, too many before tune.max_tokens"
+            raise PromptmillError(self._where, found, fix)
         return ids
+
+    def long_root(self, context: str, demonstrations: Sequence[tuple[Mapping[str, Any], str]]) -> tuple[int, ...]:
+        """The root as a teacher reads it: a context before the system text (or the template's one string), solved examples behind.
+
+        Raises:
+            PromptmillError: it leaves no room for an input.
+        """
+        return self._check_room(
+            self._long_ids(plain(context), demonstrations), "context and demonstrations", "Shorten distill.context or take fewer."
+        )
+
+    def request(self, text: str, request: str, begun: str) -> tuple[int, ...]:
+        """Token ids of a text and what is asked for about it, in the chat format or as plain lines, and how the answer begins."""
+        message = f"{plain(text)}\n{request}"
+        asked = self._chat([("user", message)]) if self._template.is_chat else message + "\n"
+        return (*self._first, *self._ids(asked + begun))
+
+    def cut_root(self, root: Sequence[int], tokens: int) -> tuple[int, ...]:
+        """A long root cut to a number of tokens: its first ones, and at the end what leads over to an input in the plain root too."""
+        common = 0
+        while common < min(len(root), len(self.root)) and root[-1 - common] == self.root[-1 - common]:
+            common += 1
+        keep = max(0, tokens - common)
+        return (*root[:keep], *root[len(root) - min(common, tokens) :]) if tokens < len(root) else tuple(root)
 
     def encode_target(self, target: str) -> list[int]:
         """Token ids of a text to generate, with the end of turn. A decoder's text stands alone, as the tokenizer would have it."""
@@ -268,6 +315,8 @@ class TaskEncoding:
 
 def _check_objective(task: TaskSpec, backbone: Backbone) -> None:
     where, name = f"task {task.name}: objective", backbone.identity.name
+    if task.objective == "distill" and (not backbone.causal or isinstance(backbone, EncoderDecoder)):
+        raise PromptmillError(where, f"distill, but {name} is no causal model", "Use a causal model.")
     if task.objective == "generate" and not backbone.generates:
         raise PromptmillError(where, f"generate, but {name} is an encoder", "Use a causal model or an encoder-decoder.")
     if task.objective == "classify" and isinstance(backbone, EncoderDecoder):

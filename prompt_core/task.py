@@ -13,16 +13,17 @@ from prompt_core.errors import PromptmillError, nearest
 from prompt_core.extraction.schema import checked_schema, read_schema
 from prompt_core.space import SearchSpec, check_space
 
-Objective = Literal["classify", "generate", "extract"]
-Start = Literal["root", "text", "labels", "demonstrations", "vocabulary", "random", "zero", "prompt"]
+Objective = Literal["classify", "generate", "extract", "distill"]
+Start = Literal["root", "text", "labels", "demonstrations", "vocabulary", "random", "zero", "prompt", "context"]
 Role = Literal["system", "user", "assistant"]
-Metric = Literal["accuracy", "macro_f1", "chrf", "rouge_l", "bleu", "exact_match", "facts_kept", "entity_f1", "valid_json"]
+Metric = Literal["accuracy", "macro_f1", "chrf", "rouge_l", "bleu", "exact_match", "facts_kept", "entity_f1", "valid_json", "agreement"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
 _METRICS: dict[Objective, tuple[Metric, ...]] = {
     "classify": ("accuracy", "macro_f1"),
     "generate": ("chrf", "rouge_l", "bleu", "exact_match", "facts_kept"),
     "extract": ("entity_f1", "exact_match", "valid_json"),
+    "distill": ("agreement", "chrf", "rouge_l", "bleu", "exact_match", "facts_kept"),
 }
 
 
@@ -60,10 +61,10 @@ class BackboneSpec(Part):
 
 
 class DataSpec(Part):
-    """Where the labelled examples are and how they are divided."""
+    """Where the examples are and how they are divided. `distill` works without `target`, and with its own questions without `path`."""
 
-    path: str = Field(min_length=1, description="CSV, JSONL or Parquet; any URL polars scans; relative to the task file")
-    target: str = Field(min_length=1, description="column with the label or the text to generate")
+    path: str = Field(default="", description="CSV, JSONL or Parquet; any URL polars scans; relative to the task file")
+    target: str = Field(default="", description="column with the label or the text to generate")
     unlabelled: str | None = Field(default=None, description="more inputs, without labels, for tune.calibrate; relative to the task file")
     test_path: str | None = Field(default=None, description="a fixed test file; without it, test rows are split off by content hash")
     test: float = Field(default=0.3, ge=0.05, le=0.9, description="share of rows held out for the evaluation")
@@ -94,7 +95,8 @@ class PromptSpec(Part):
         default=None,
         description="root: the text before the first field; text: prompt.text; labels: the labels' words; demonstrations: the root and "
         "solved examples; vocabulary: words drawn at random; random: numbers at the model's own scale; zero (deep only); prompt: "
-        "prompt.start_from. Default: root where there is one, else vocabulary (models that write) or random (encoders)",
+        "prompt.start_from; context: the first tokens of what is distilled. Default: context (distill), root where there is one, else "
+        "vocabulary (models that write) or random (encoders)",
     )
     text: str | None = Field(default=None, min_length=1, description="for start: text")
     start_from: str | None = Field(default=None, description="for start: prompt, the folder of a tuned prompt; relative to the task file")
@@ -116,6 +118,39 @@ class PromptSpec(Part):
             raise ValueError(f"{'sink' if self.sink else 'start: zero'} is for kind: deep; a soft prompt has no keys and values")
         if self.kind == "deep" and self.network == "lstm":
             raise ValueError("network: lstm is for kind: soft; a deep prompt takes mlp")
+        return self
+
+
+class DistillSpec(Part):
+    """What the teacher reads, what it is asked and what of its answers is kept."""
+
+    context: str | None = Field(
+        default=None, min_length=1, description="text file that stands before the system text; relative to the task file"
+    )
+    demonstrations: int = Field(default=0, ge=0, le=256, description="solved training examples that stand in front, as earlier turns")
+    questions: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="questions that the model asks itself about the context; 0: the inputs are those of data.path",
+    )
+    chunk_tokens: int = Field(default=48, ge=16, le=8192, description="of the context, what the model sees when it asks itself a question")
+    question_temperature: float = Field(default=0.5, gt=0.0, le=5.0, description="of the sampling of those questions")
+    answers: int = Field(default=1, ge=1, le=64, description="answers of the teacher per training input; more than one need a temperature")
+    temperature: float = Field(default=0.0, ge=0.0, le=5.0, description="of the sampling of answers to train on; 0: the most likely one")
+    answer_tokens: int = Field(default=128, ge=1, le=8192, description="where an answer ends at the latest")
+    top_k: int = Field(
+        default=32, ge=1, le=1024, description="next tokens whose likelihoods are kept one by one; the rest is kept as a sum"
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> DistillSpec:
+        if not self.context and not self.demonstrations:
+            raise ValueError("there is nothing to distil; give context, a text file, or demonstrations, a number")
+        if self.questions and not self.context:
+            raise ValueError("questions are asked about a context; give one, or take the inputs from data.path")
+        if self.answers > 1 and not self.temperature:
+            raise ValueError(f"{self.answers} answers at temperature 0 are one answer; raise temperature")
         return self
 
 
@@ -224,12 +259,13 @@ class TaskSpec(Part):
     description: str = Field(default="", description="one line for people")
     owner: str | None = Field(default=None, description="who answers for this prompt, an e-mail address or team:name")
     backbone: BackboneSpec
-    data: DataSpec
+    data: DataSpec = DataSpec()
     objective: Objective
     template: str | tuple[dict[Role, str], ...] = Field(
         description="chat messages in the model's own format, or one string; Jinja, sandboxed; fields are columns of the data"
     )
     labels: dict[str, str] = Field(default_factory=dict, description="a description per label; default: the label's name in words")
+    distill: DistillSpec | None = Field(default=None, description="for objective: distill")
     prompt: PromptSpec = PromptSpec()
     tune: TuneSpec = TuneSpec()
     extract: ExtractSpec = ExtractSpec()
@@ -257,6 +293,28 @@ class TaskSpec(Part):
         if not value or any(len(message) != 1 for message in messages):
             raise ValueError("the template is empty or a message has not exactly one role; write `- user: ...`")
         return value
+
+    @model_validator(mode="after")
+    def _inputs_are_named(self) -> TaskSpec:
+        if self.objective != "distill":
+            if self.distill or self.prompt.start == "context":
+                what = "the part distill" if self.distill else "start: context"
+                raise ValueError(f"{what} is for objective: distill, which this is not ({self.objective})")
+            self._require("data", *(() if self.data == DataSpec() else ("path",)), given=self.data.path)
+            self._require("data", "target", given=self.data.target)
+            return self
+        self._require("distill", given=self.distill)
+        assert self.distill is not None  # just required
+        if bool(self.data.path) == bool(self.distill.questions):
+            found = "both are given" if self.data.path else "neither is given"
+            raise ValueError(f"the inputs come from data.path or are asked by the model itself, distill.questions; {found}")
+        if self.distill.demonstrations:
+            self._require("data", "target", given=self.data.target)
+        return self
+
+    def _require(self, *location: str, given: object) -> None:
+        if not given:
+            raise ValidationError.from_exception_data("TaskSpec", [{"type": "missing", "loc": location, "input": None}])
 
     @model_validator(mode="after")
     def _tuning_fits_objective(self) -> TaskSpec:
@@ -298,7 +356,8 @@ class TaskSpec(Part):
     def metrics(self) -> tuple[Metric, ...]:
         """The metrics of the evaluation, the objective's usual ones where the file names none."""
         fitting = _METRICS[self.objective]
-        return self.evaluate.metrics or (fitting if self.extract.json_schema is not None else fitting[:2])
+        usual = {"extract": 3 if self.extract.json_schema is not None else 2, "distill": 3 if self.data.target else 1}
+        return self.evaluate.metrics or fitting[: usual.get(self.objective, 2)]
 
     @property
     def gate_metric(self) -> Metric:
@@ -315,7 +374,7 @@ class TaskSpec(Part):
     @property
     def writes(self) -> bool:
         """Whether the answer is a text that the model writes, rather than a label or tags."""
-        return self.objective == "generate" or self.record_schema is not None
+        return self.objective in ("generate", "distill") or self.record_schema is not None
 
     @property
     def tags(self) -> bool:
@@ -332,10 +391,12 @@ class TaskSpec(Part):
         content = self.model_dump(
             mode="json", exclude={"data": {"path", "test_path", "unlabelled"}, "backbone": {"device", "device_map"}, "schedule": True}
         )
-        content["data"]["path"] = "-"
+        content["data"]["path"] = "-" if self.data.path else ""
         del content["tune"]["checkpoint_every"]
         if self.prompt.start_from:
             content["prompt"]["start_from"] = "-"
+        if self.distill and self.distill.context:
+            content["distill"]["context"] = "-"  # the manifest has its digest
         content["backbone"]["name"] = backbone
         return content
 

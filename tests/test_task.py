@@ -127,9 +127,9 @@ def test_a_missing_field_of_a_section_is_named(tmp_path: Path) -> None:
         ({"tune": {"learning_rate": float("nan")}}, "tune.learning_rate: Input should be "),
         ({"gate": {"min_gain": float("inf")}}, "gate.min_gain: Input should be a finite number (found inf)"),
         ({"data": "returns.csv"}, "data: Input should be a valid dictionary or instance of DataSpec (found 'returns.csv')"),
-        ({"data": {"path": "", "target": "label"}}, "data.path: String should have at least 1 character (found '')"),
         ({"prompt": {"kind": "hard"}}, "prompt.kind: Input should be 'soft', 'deep' or 'auto' (found 'hard')"),
-        ({"objective": "clasify"}, "objective: Input should be 'classify', 'generate' or 'extract' (found 'clasify')"),
+        ({"objective": "clasify"}, "objective: Input should be 'classify', 'generate', 'extract' or 'distill' (found 'clasify')"),
+        ({"data": {"path": "", "target": "label"}}, "data.path: is missing"),
         ({"template": 5}, "template"),
         ({"template": ""}, "template: the template is empty or a message has not exactly one role; write `- user: ...`"),
         ({"template": []}, "template: the template is empty"),
@@ -254,3 +254,36 @@ def test_an_extraction_task_has_its_own_metrics_and_reads_its_schema_from_beside
 )
 def test_a_mistake_in_an_extraction_task_is_one_clear_line(tmp_path: Path, changed: dict[str, Any], finding: str) -> None:
     assert finding.replace("{folder}", str(tmp_path)) in refused(write(tmp_path, **{"objective": "extract", **changed}))
+
+
+DISTILL = {"objective": "distill", "distill": {"context": "policy.md"}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "finding"),
+    [
+        ({"objective": "distill"}, "distill: is missing"),
+        ({"objective": "distill", "distill": {}}, "distill: there is nothing to distil; give context, a text file, or demonstrations"),
+        ({**DISTILL, "data": {}}, "the inputs come from data.path or are asked by the model itself, distill.questions; neither is given"),
+        ({**DISTILL, "distill": {"context": "p.md", "questions": 9}}, "distill.questions; both are given"),
+        ({**DISTILL, "distill": {"demonstrations": 4}, "data": {"path": "x.csv"}}, "data.target: is missing"),
+        ({**DISTILL, "distill": {"demonstrations": 4, "questions": 9}}, "distill: questions are asked about a context"),
+        ({**DISTILL, "distill": {"context": "p.md", "answers": 3}}, "distill: 3 answers at temperature 0 are one answer"),
+        ({"distill": {"context": "p.md"}}, "the part distill is for objective: distill, which this is not (classify)"),
+        ({"prompt": {"start": "context"}}, "start: context is for objective: distill"),
+        ({"evaluate": {"metrics": ["agreement"]}}, "metric 'agreement' does not fit objective 'classify'"),
+        ({"data": {}}, "data: is missing"),
+    ],
+)
+def test_a_distillation_task_that_does_not_fit_together_is_refused(tmp_path: Path, changed: dict[str, Any], finding: str) -> None:
+    assert finding in refused(write(tmp_path, **changed))
+
+
+def test_a_distillation_task_needs_no_labels(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path, **DISTILL, data={"path": "x.csv"}))
+    assert task.metrics == ("agreement",)
+    assert load_task(write(tmp_path, **DISTILL, data={"path": "x.csv", "target": "y"})).metrics == ("agreement", "chrf", "rouge_l")
+    asked = load_task(write(tmp_path, objective="distill", data={}, distill={"context": "policy.md", "questions": 50}))
+    assert parse_task(asked.without_places("minilm"), "again", tmp_path) is not None
+    assert parse_task(asked.model_dump(mode="json"), "again", tmp_path) == asked
+    assert asked.without_places("minilm")["distill"]["context"] == "-"

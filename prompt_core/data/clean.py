@@ -79,12 +79,15 @@ def example_id(values: Sequence[str]) -> str:
 
 def remove_unusable(frame: pl.DataFrame, task: TaskSpec) -> tuple[pl.DataFrame, CleaningReport]:
     """`clean` without the check of the labels, which does not apply to a test file."""
-    fields, target = Template(task).fields, task.data.target
+    fields = Template(task).fields
+    # A text to distil on needs no target: a row may have one, and is then fit to be a demonstration.
+    answered = () if task.objective == "distill" else (task.data.target,)
+    target = task.data.target
     columns = list(needed_columns(task))
     rows_read = len(frame)
     frame = canonical_targets(frame, task) if task.objective == "extract" else frame
     frame = frame.select(pl.Series(name, [_plain(value) for value in frame[name]], dtype=pl.String) for name in columns)
-    for name in (*fields, target):
+    for name in (*fields, *answered):
         if (frame[name] == "").all():
             raise PromptmillError(
                 f"task {task.name}: {needed_columns(task)[name]}", f'column "{name}" is empty in all {rows_read} rows', "Fill it in."
@@ -93,11 +96,11 @@ def remove_unusable(frame: pl.DataFrame, task: TaskSpec) -> tuple[pl.DataFrame, 
     frame = frame.select(ids, pl.all()).with_row_index("_row", offset=1)
     removed: dict[str, pl.DataFrame] = {}
 
-    frame, removed["empty"] = _divide(frame, pl.any_horizontal(pl.col(*fields, target) == ""))
+    frame, removed["empty"] = _divide(frame, pl.any_horizontal(pl.col(*fields, *answered) == ""))
     if task.objective in ("classify", "extract"):
         same = ["_id", *(fields if task.tags else ())]  # offsets count white space, an id does not
         frame, removed["conflicting"] = _divide(frame, pl.col(target).n_unique().over(same) > 1)
-    frame, removed["duplicates"] = _divide(frame, ~pl.struct("_id", target).is_first_distinct())
+    frame, removed["duplicates"] = _divide(frame, ~pl.struct("_id", *([target] if target else [])).is_first_distinct())
     twins = _near_duplicates(frame, fields, task.data.near_duplicate)
     frame, removed["near_duplicates"] = _divide(frame, pl.col("_id").is_in(list(twins)))
     if frame.is_empty():
@@ -172,4 +175,4 @@ def _near_duplicates(frame: pl.DataFrame, fields: tuple[str, ...], threshold: fl
 def _described(row: dict[str, Any], fields: tuple[str, ...], target: str, twins: dict[str, int]) -> str:
     text = " / ".join(str(row[name]) for name in fields)
     twin = f", like row {twins[row['_id']]}" if row["_id"] in twins else ""
-    return f"row {row['_row']}{twin}: {text[:120]!r} -> {row[target][:60]!r}"
+    return f"row {row['_row']}{twin}: {text[:120]!r}" + (f" -> {row[target][:60]!r}" if target else "")

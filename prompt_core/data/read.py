@@ -27,11 +27,16 @@ def read_examples(task: TaskSpec, path: str | None = None) -> pl.DataFrame:
         path: a local path or any URL that polars scans; default `data.path`, from the task file's folder.
 
     Returns:
-        One row per example in file order; the columns above in that order, all String. An absent value is null.
+        One row per example in file order; the columns above in that order, all String. An absent value is null. Without
+        a path, the questions that the model asks itself (`distill.questions`).
 
     Raises:
         PromptmillError: the file is missing, empty, malformed, not UTF-8 or of an unknown kind, or lacks a column.
     """
+    if path is None and not task.data.path:
+        from prompt_core.selfstudy import own_questions  # torch loads where a model is needed
+
+        return own_questions(task)
     source = task.locate(task.data.path) if path is None else path
     test_source = task.locate(task.data.test_path) if task.data.test_path else None
     where = f"task {task.name}: {'data.test_path' if path is not None and path == test_source else 'data.path'}"
@@ -101,7 +106,8 @@ def needed_columns(task: TaskSpec) -> dict[str, str]:
     needed = dict.fromkeys(fields, "template")
     if task.evaluate.must_contain:
         needed.setdefault(task.evaluate.must_contain, "evaluate.must_contain")
-    needed.setdefault(task.data.target, "data.target")
+    if task.data.target:
+        needed.setdefault(task.data.target, "data.target")
     if "_id" in needed:
         raise PromptmillError(f"task {task.name}: {needed['_id']}", 'the column name "_id" is reserved', "Rename the column.")
     return needed

@@ -74,7 +74,11 @@ def pooled(metric: Metric, predictions: Texts, targets: Texts, facts: Texts | No
     counts = METRICS[metric].counts
     if counts:
         return Pooled(metric, *counts(predictions, targets))
-    scores = score(metric, predictions, targets, facts)
+    return from_scores(metric, score(metric, predictions, targets, facts))
+
+
+def from_scores(metric: Metric, scores: Floats) -> Pooled:
+    """A metric that was measured elsewhere, from its points per row, float64 [N]."""
     return Pooled(metric, np.stack([scores, np.ones_like(scores)], axis=1), lambda sums: sums[..., 0] / sums[..., 1])
 
 
@@ -243,4 +247,5 @@ METRICS: dict[Metric, Definition] = {
     "rouge_l": Definition(rouge_l),
     "bleu": Definition(sentence_bleu, _bleu_counts),
     "facts_kept": Definition(_kept),
+    "agreement": Definition(None),  # of two models' next tokens, not of texts: measured where the models are
 }

@@ -13,6 +13,7 @@ from prompt_core.errors import PromptmillError
 from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.contrastive import Contrastive, pairs_loss, supervised_contrastive_loss
+from prompt_core.tuning.distillation import Distillation
 from prompt_core.tuning.objective import Classification, Generation, LabelAnchors, LabelWords, Objective, Transduction, embed_texts
 from prompt_core.tuning.tags import TokenTags
 from prompt_core.tuning.vocabulary import VocabularyWords
@@ -21,11 +22,14 @@ _LOSSES = {True: ("label_set", "vocabulary"), False: ("label_set", "pairs", "sup
 
 
 def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> Objective:
-    """The objective of a task: generation where it writes, tags for the tokens of an encoder, else that of `tune.loss`.
+    """The objective of a task: a teacher's distributions for `distill`, generation where it writes, tags for the tokens of an
+    encoder, else that of `tune.loss`.
 
     Raises:
         PromptmillError: a loss that is not the backbone's.
     """
+    if task.objective == "distill":
+        return Distillation(backbone)
     smoothing = task.tune.label_smoothing
     if task.tags:
         return TokenTags(backbone, labels, smoothing)

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 
 import prompt_core
-from prompt_core.artifact import DataRecord, EntityRecord, Manifest, TunedPrompt, TuningRecord
+from prompt_core.artifact import DataRecord, DistillRecord, EntityRecord, Manifest, TunedPrompt, TuningRecord
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.data import prepare, read_unlabelled
 from prompt_core.data.digest import frame_digest
@@ -22,6 +22,7 @@ from prompt_core.errors import PromptmillError
 from prompt_core.extraction.spans import entity_labels
 from prompt_core.prompts import starting_prompt
 from prompt_core.task import TaskSpec
+from prompt_core.teacher import Teacher
 from prompt_core.trials import SearchRecord
 from prompt_core.tuning.build import answer, build_objective, describe, label_examples
 from prompt_core.tuning.calibration import Calibration
@@ -57,8 +58,15 @@ class Prepared:
             raise PromptmillError(f"task {task.name}: data", "there is no training example", "Add rows.")
         encoding = TaskEncoding(task, backbone)
         self._labels = _labels(task, self._train)
-        self._examples = encode_frame(task, encoding, self._train, self._labels)
-        self._held_out = encode_frame(task, encoding, self._validation, self._labels)
+        self._teacher = Teacher(task, backbone, self._train) if task.objective == "distill" else None
+        self._examples: Sequence[Encoded]
+        self._held_out: Sequence[Encoded]
+        if self._teacher:
+            self._examples = self._teacher.lessons(self._train, encoding, training=True)
+            self._held_out = self._teacher.lessons(self._validation, encoding)
+        else:
+            self._examples = encode_frame(task, encoding, self._train, self._labels)
+            self._held_out = encode_frame(task, encoding, self._validation, self._labels)
         self._named = label_examples(task, encoding, backbone, self._labels)
         self.generator = torch.Generator().manual_seed(task.tune.seed)
         self._source = _source(task, backbone)
@@ -68,8 +76,9 @@ class Prepared:
             backbone,
             self.generator,
             labels=[describe(task, label) for label in self._labels],
-            demonstrations=_demonstrations(task, self._train),
+            demonstrations=_demonstrations(task, self._train) if task.data.target else (),
             source=self._source,
+            context=self._teacher.root if self._teacher else (),
         )
         self._objective = build_objective(task, encoding, backbone, self._labels)
         if task.tune.contrastive:
@@ -115,6 +124,7 @@ class Prepared:
             labels=self._labels,
             max_new_tokens=_longest_answer(task, self._examples),
             backbone=backbone.identity,
+            distilled=DistillRecord(tokens=len(self._teacher.root), teacher=self._teacher.digest) if self._teacher else None,
             started_from=self._source.digest if self._source else None,
             search=self._search,
             tuning=record,
@@ -201,4 +211,6 @@ def _entities(examples: Sequence[Encoded]) -> EntityRecord | None:
 def _longest_answer(task: TaskSpec, train: Sequence[Encoded]) -> int | None:
     if not task.writes:
         return None
+    if task.distill:
+        return task.evaluate.max_new_tokens or task.distill.answer_tokens
     return task.evaluate.max_new_tokens or -(-5 * max(len(example.target) for example in train) // 4)

@@ -44,8 +44,9 @@ def _usual_space(task: TaskSpec, backbone: Backbone) -> dict[str, Values]:
     soft = TaskEncoding(task, backbone).soft_tokens  # a template with soft(n) says length and start itself
     if not backbone.generates:
         space["prompt.tokens"] = (8, 16, 32)
-        classifier = {"tune.loss": ("label_set", "pairs"), "tune.anchor_scale": Range(low=5, high=40, log=True)}
-        return space | (classifier if task.objective == "classify" else {"tune.label_smoothing": (0.0, 0.1)})
+        if task.objective == "classify":
+            return space | {"tune.loss": ("label_set", "pairs"), "tune.anchor_scale": Range(low=5, high=40, log=True)}
+        return space | {"tune.label_smoothing": (0.0, 0.1)}
     space["tune.label_smoothing"] = (0.0, 0.1)
     if not soft:
         space |= {"prompt.tokens": (None, 32), "prompt.start": (None, "demonstrations")}
