@@ -1,0 +1,89 @@
+"""The prompt as vocabulary: which tokens and rows a base gets so that plain text spells its soft prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prompt_core.errors import PromptmillError
+from prompt_core.export.opened import Opened, opened
+from prompt_core.export.package import Published, refused
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """The soft tokens of prompts on one base.
+
+    Attributes:
+        prompts: in order.
+        tokens: names of their soft tokens.
+        rows: of the model's embedding table, float32 [tokens, H] on the CPU.
+    """
+
+    prompts: tuple[Opened, ...]
+    tokens: tuple[str, ...]
+    rows: Tensor
+
+    def recipes(self, first_id: int) -> list[dict[str, Any]]:
+        """A recipe per prompt; its tokens have ids from `first_id` on, prompt after prompt."""
+        recipes = []
+        for each in self.prompts:
+            count = len(each.names())
+            recipes.append(each.recipe(each.root) | {"suppress_token_ids": list(range(first_id, first_id + count))})
+            first_id += count
+        return recipes
+
+    def check_ids(self, tokenize: Any, first_id: int) -> None:
+        """Prove that text spells the prompts: an example's text gives the ids that it was tuned with.
+
+        Args:
+            tokenize: str -> ids, of the tokenizer with the new tokens.
+            first_id: the id of the first of them.
+
+        Raises:
+            PromptmillError: it does not.
+        """
+        for each in self.prompts:
+            fields = {name: f"What about the {name} of 3 parcels, please?" for name in each.encoding.fields}
+            parts = [each.named(text) if kind == "text" else fields[text] for kind, text in each.encoding.input_parts]
+            expected = [
+                first_id - 1 - token if token < 0 else token for token in (*each.state.root, *each.encoding.encode(fields).input)
+            ]
+            if (found := tokenize(each.root + "".join(parts))) != expected:
+                place = next((i for i, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]), len(expected))
+                why = f"its tokenizer cuts the whole text otherwise than the parts it was tuned on, at token {place}"
+                raise refused(each.published, "tokens", why, "Put a space or a line break before the template's first field.")
+            first_id += len(each.names())
+
+
+def vocabulary_of(published: Sequence[Published]) -> Vocabulary:
+    """Open soft prompts of one base.
+
+    Raises:
+        PromptmillError: one is a deep prefix, two have one name and version or different bases, or as `opened`.
+    """
+    prompts = tuple(opened(each, "tokens") for each in published)
+    for number, each in enumerate(prompts):
+        each.refused_if_deep("tokens", "Use peft, kv or folder; a soft prompt can be vocabulary.")
+        identity, first = each.backbone.identity, prompts[0].backbone.identity
+        if (identity.weights, identity.tokenizer, identity.dtype) != (first.weights, first.tokenizer, first.dtype):
+            why = f"its base {identity.name} ({identity.dtype}) is not that of {published[0].title}, {first.name} ({first.dtype})"
+            raise refused(each.published, "tokens", why, "Export prompts of each base into a file of their own.")
+        if each.published.title in [other.published.title for other in prompts[:number]]:
+            raise PromptmillError("export as tokens", f"{each.published.title} is named twice", "Name it once.")
+    tokens = tuple(name for each in prompts for name in each.names())
+    rows = torch.cat([each.state.rows.float().cpu() for each in prompts]) / prompts[0].backbone.embedding_scale
+    return Vocabulary(prompts, tokens, rows)
+
+
+def never_chosen(head: Tensor) -> Tensor:
+    """The output row of a token that greedy decoding never chooses: [V, H] -> [H].
+
+    Its logit is the mean of all others, never above the highest of them. A row of zeros would win wherever all logits
+    are negative, as GPT-2's are. When sampling, its probability is below one in V (Jensen).
+    """
+    return head.float().mean(0)
