@@ -67,7 +67,7 @@ def export_peft(published: Published, folder: Path, kind: PeftType | None = None
         state = prompt.lowered(f"peft {kind}")
         weights, root = flattened(state), ""
         config = _prefix_config(published, kind, state)
-    base = published.prompt.origin or published.prompt.manifest.backbone.name
+    base = published.prompt.manifest.backbone.name
     page = _USAGE.replace("BASE", base).replace("PADDING", _RIGHT + _LEFT["prompt_tuning" if kind == "prompt_tuning" else "prefix_tuning"])
     with package(folder, [published], "PEFT", page.replace("FIELDS", str({name: "..." for name in prompt.encoding.fields}))) as beside:
         write_adapter(beside, config, weights)

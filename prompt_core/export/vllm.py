@@ -33,7 +33,7 @@ def export_vllm(published: Published, folder: Path) -> None:
     if prompt.backbone.embedding_scale != 1:
         why = "its base scales its embeddings, and servers differ in whether given ones are scaled again"
         raise refused(published, "vllm", why, "Use tokens.")
-    base = published.prompt.origin or published.prompt.manifest.backbone.name
+    base = published.prompt.manifest.backbone.name
     fields = ", ".join(f'{name}="..."' for name in prompt.encoding.fields)
     with package(folder, [published], "vLLM", _USAGE.replace("BASE", base).replace("FIELDS", fields)) as beside:
         safetensors.torch.save_file({"rows": prompt.state.rows.float().cpu().contiguous()}, beside / "prompt_embeds.safetensors")
