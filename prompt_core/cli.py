@@ -218,9 +218,7 @@ def show(name: str, store_url: str, as_json: bool) -> None:
 @click.option("--layers", help="tokens --gguf: keep (default) the layers as they are, or f32.")
 @click.option("--peft-type", help="peft: prompt_tuning, prefix_tuning or cartridge; default: as the prompt is.")
 @store_option
-def export(
-    names: tuple[str, ...], folder: Path, form: str, gguf: bool, layers: str | None, peft_type: str | None, store_url: str
-) -> None:
+def export(names: tuple[str, ...], folder: Path, form: str, gguf: bool, layers: str | None, peft_type: str | None, store_url: str) -> None:
     """Write NAMES, each NAME[@VERSION], to FOLDER in the form that another stack reads.
 
     folder: safetensors and JSON for promptmill itself. tokens: the base model with soft prompts as tokens, several in one

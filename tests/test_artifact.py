@@ -200,7 +200,10 @@ def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for write in (lambda: a_prompt().save(tmp_path / "file" / "p"), lambda: export_folder(Published(a_prompt(), 1, {}), tmp_path / "file" / "p")):
+    for write in (
+        lambda: a_prompt().save(tmp_path / "file" / "p"),
+        lambda: export_folder(Published(a_prompt(), 1, {}), tmp_path / "file" / "p"),
+    ):
         with pytest.raises(PromptmillError, match=r"file/p: cannot be written \(.*\). Name a folder that you can write to"):
             write()
 

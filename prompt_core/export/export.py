@@ -46,8 +46,10 @@ def export(
     if form not in FORMATS:
         raise PromptmillError("--format", f'"{form}" is no format', nearest(form, FORMATS))
     if form != "tokens" and len(published) > 1:
-        raise PromptmillError(f"export as {form}", f"{len(published)} prompts are named", "Only tokens takes several; export each by itself.")
-    if (gguf or layers) and form != "tokens" or layers and not gguf:
+        raise PromptmillError(
+            f"export as {form}", f"{len(published)} prompts are named", "Only tokens takes several; export each by itself."
+        )
+    if ((gguf or layers) and form != "tokens") or (layers and not gguf):
         raise PromptmillError("--layers" if layers else "--gguf", f"is not for --format {form}", "Write --format tokens --gguf.")
     if peft_type and form != "peft":
         raise PromptmillError("--peft-type", f"is not for --format {form}", "Write --format peft.")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from prompt_core.export.licence import base_of
 from prompt_core.export.package import RECIPES, Published, package, refused, write_json
-from prompt_core.export.tokens import USAGE, example_fields
+from prompt_core.export.tokens import USAGE
 from prompt_core.export.vocabulary import never_chosen, vocabulary_of
 
 Layers = Literal["keep", "f32"]
@@ -52,7 +52,8 @@ def export_gguf(published: Sequence[Published], folder: Path, layers: Layers = "
         raise refused(published[0], "GGUF", why, "Export without --gguf and convert that folder with llama.cpp's convert_hf_to_gguf.py.")
     reader = GGUFReader(file)
     known = len(reader.fields["tokenizer.ggml.tokens"].contents())
-    usage = USAGE.replace("FIELDS", example_fields(added)) + _RUN.replace("LAYERS", _F32 if layers == "f32" else _KEPT)
+    fields = str(dict.fromkeys(added.prompts[0].encoding.fields, "..."))
+    usage = USAGE.replace("FIELDS", fields) + _RUN.replace("LAYERS", _F32 if layers == "f32" else _KEPT)
     with package(folder, published, "GGUF", usage) as beside:
         _write(beside / MODEL, reader, added.tokens, added.rows.numpy(), layers)
         write_json(beside / RECIPES, added.recipes(known))
@@ -73,7 +74,9 @@ def _write(path: Path, reader: GGUFReader, tokens: Sequence[str], rows: NDArray[
     writer.close()
 
 
-def _extended_fields(reader: GGUFReader, tokens: Sequence[str], layers: Layers) -> list[tuple[str, Any, GGUFValueType, GGUFValueType | None]]:
+def _extended_fields(
+    reader: GGUFReader, tokens: Sequence[str], layers: Layers
+) -> list[tuple[str, Any, GGUFValueType, GGUFValueType | None]]:
     architecture = reader.fields["general.architecture"].contents()
     more = {"tokenizer.ggml.tokens": list(tokens), "tokenizer.ggml.token_type": [_CONTROL] * len(tokens)}
     more["tokenizer.ggml.scores"] = [0.0] * len(tokens)

@@ -44,10 +44,12 @@ def export_kv(published: Published, folder: Path) -> None:
     """
     prompt = opened(published, "kv")
     state = prompt.lowered("kv")
-    cache = {name: part.transpose(1, 2)[:, None].float().cpu().contiguous() for name, part in (("keys", state.keys), ("values", state.values))}
+    cache = {
+        name: part.transpose(1, 2)[:, None].float().cpu().contiguous() for name, part in (("keys", state.keys), ("values", state.values))
+    }
     base = published.prompt.manifest.backbone.name
     usage = _USAGE.replace("BASE", base).replace("TOKENS", str(state.keys.shape[1]))
-    fields = str({name: "..." for name in prompt.encoding.fields})
+    fields = str(dict.fromkeys(prompt.encoding.fields, "..."))
     with package(folder, [published], "transformers' cache", usage.replace("FIELDS", fields)) as beside:
         safetensors.torch.save_file(cache, beside / CACHE)
         write_json(beside / RECIPES, [prompt.recipe("")])

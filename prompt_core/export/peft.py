@@ -34,15 +34,10 @@ ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
 model.generate(**ids, max_new_tokens=prompt["max_new_tokens"], eos_token_id=prompt["stop_token_ids"], do_sample=False)
 ```
 
-PADDING
+**Padding.** Rows that are padded on the right give exactly the logits of each row alone. Left padding changes them: PEFT ignores position
+ids, so that the padding takes positions between prompt and text. `generate` wants left padding: give it one text at a time, or
+texts of one length.
 """
-_RIGHT = "**Padding.** Rows that are padded on the right give exactly the logits of each row alone. "
-_LEFT = {
-    "prompt_tuning": "Left padding changes the results: PEFT drops the position ids, so that the padding stands, with positions of its own, "
-    "between prompt and text. Generate one text at a time, or texts of one length.",
-    "prefix_tuning": "Left padding moves the text away from the prompt by the padded positions, unless `position_ids` that count from the "
-    "prompt's length are given. `generate` wants left padding: pass one text at a time, or texts of one length.",
-}
 
 
 def export_peft(published: Published, folder: Path, kind: PeftType | None = None) -> None:
@@ -68,8 +63,8 @@ def export_peft(published: Published, folder: Path, kind: PeftType | None = None
         weights, root = flattened(state), ""
         config = _prefix_config(published, kind, state)
     base = published.prompt.manifest.backbone.name
-    page = _USAGE.replace("BASE", base).replace("PADDING", _RIGHT + _LEFT["prompt_tuning" if kind == "prompt_tuning" else "prefix_tuning"])
-    with package(folder, [published], "PEFT", page.replace("FIELDS", str({name: "..." for name in prompt.encoding.fields}))) as beside:
+    usage = _USAGE.replace("BASE", base).replace("FIELDS", str(dict.fromkeys(prompt.encoding.fields, "...")))
+    with package(folder, [published], "PEFT", usage) as beside:
         write_adapter(beside, config, weights)
         write_json(beside / RECIPES, [prompt.recipe(root)])
 

@@ -54,11 +54,6 @@ def export_tokens(published: Sequence[Published], folder: Path) -> None:
         write_json(beside / RECIPES, added.recipes(ids[0]))
 
 
-def example_fields(added: Vocabulary) -> str:
-    """The first prompt's fields as a Python literal."""
-    return "{" + ", ".join(f'"{name}": "..."' for name in added.prompts[0].encoding.fields) + "}"
-
-
 def _usage(added: Vocabulary) -> str:
     run = """
 ```python
@@ -67,7 +62,11 @@ generate = pipeline("text-generation", ".")
 generate(text, max_new_tokens=prompt["max_new_tokens"], do_sample=False, return_full_text=False, add_special_tokens=False)
 ```
 """
-    return USAGE.replace("FIELDS", example_fields(added)) + run + "\nvLLM and SGLang: `vllm serve .`; for llama.cpp export with `--gguf`.\n"
+    return (
+        USAGE.replace("FIELDS", str(dict.fromkeys(added.prompts[0].encoding.fields, "...")))
+        + run
+        + "\nvLLM and SGLang: `vllm serve .`; for llama.cpp export with `--gguf`.\n"
+    )
 
 
 def _base(published: Published) -> tuple[Any, Any]:

@@ -50,9 +50,7 @@ class Vocabulary:
         for each in self.prompts:
             fields = {name: f"What about the {name} of 3 parcels, please?" for name in each.encoding.fields}
             parts = [each.named(text) if kind == "text" else fields[text] for kind, text in each.encoding.input_parts]
-            expected = [
-                first_id - 1 - token if token < 0 else token for token in (*each.state.root, *each.encoding.encode(fields).input)
-            ]
+            expected = [first_id - 1 - token if token < 0 else token for token in (*each.state.root, *each.encoding.encode(fields).input)]
             if (found := tokenize(each.root + "".join(parts))) != expected:
                 place = next((i for i, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]), len(expected))
                 why = f"its tokenizer cuts the whole text otherwise than the parts it was tuned on, at token {place}"

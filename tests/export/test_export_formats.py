@@ -45,7 +45,10 @@ def test_prompt_embeds_of_the_client_in_transformers(llama: Backbone, llama_fold
     for text, expected in zip(TEXTS, each.prompt.predict(TEXTS, llama), strict=True):
         embeds = prompt.embeds(text=text)[None]
         written = model.generate(
-            inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2]), max_new_tokens=12, do_sample=False,
+            inputs_embeds=embeds,
+            attention_mask=torch.ones(embeds.shape[:2]),
+            max_new_tokens=12,
+            do_sample=False,
             eos_token_id=prompt.recipe["stop_token_ids"],
         )[0]
         assert llama.tokenizer.decode(written, skip_special_tokens=True).strip() == expected
@@ -81,7 +84,7 @@ def test_what_a_format_cannot_express_is_refused(
 
 def test_a_base_that_scales_its_embeddings_gets_no_prompt_embeds(tmp_path: Path) -> None:
     each = published(backbone_at(str(save_tiny("gemma3", tmp_path / "gemma3"))), **SOFT)
-    with pytest.raises(PromptmillError, match="servers differ in whether given ones are scaled again. Use tokens"):
+    with pytest.raises(PromptmillError, match="servers differ in whether given ones are scaled again"):
         export([each], tmp_path / "out", "vllm")
 
 
@@ -89,7 +92,7 @@ def test_a_base_that_scales_its_embeddings_gets_no_prompt_embeds(tmp_path: Path)
 def test_a_classifier_on_an_encoder_is_for_promptmill_alone(bert: Backbone, tmp_path: Path, form: str) -> None:
     task = a_task(bert.origin or "", tune={"steps": 1}, prompt={"tokens": 2})
     prompt = tune(task, examples(("one", "a"), ("two", "b"), ("three", "a"), ("four", "b")), None, bert)
-    with pytest.raises(PromptmillError, match="its base is an encoder with label anchors; the format is for causal models. Use the format folder"):
+    with pytest.raises(PromptmillError, match="its base is an encoder with label anchors; the format is for causal models"):
         export([Published(prompt, 1, EVALUATION)], tmp_path / "out", form)
 
 
@@ -122,6 +125,7 @@ def test_every_export_says_what_it_is_and_leaves_nothing_beside_it(llama: Backbo
     assert (own / "manifest.json").read_bytes() == each.prompt.manifest.canonical()
     assert json.loads((own / "evaluation.json").read_text()) == EVALUATION
     page = (tmp_path / "out" / "README.md").read_text()
-    assert page.startswith("# t@1 for ") and "licence not known" in page and "chrf 31.5 (28 to 34.25)" in page and each.prompt.digest in page
+    assert page.startswith("# t@1 for ") and "licence not known" in page
+    assert "chrf 31.5 (28 to 34.25)" in page and each.prompt.digest in page
     with pytest.raises(PromptmillError, match="exists already"):
         export([each], tmp_path / "out", form)

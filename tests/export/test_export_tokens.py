@@ -50,9 +50,9 @@ def test_several_prompts_in_one_folder_each_write_what_they_write_here(llama: Ba
 def test_the_readme_runs(llama: Backbone, prompts: list[Published], tmp_path: Path) -> None:
     export(prompts[:1], tmp_path / "out", "tokens")
     names = run_readme(tmp_path / "out", "", text=TEXTS[0])
-    written = names["generate"](
-        names["text"], max_new_tokens=12, do_sample=False, return_full_text=False, add_special_tokens=False
-    )[0]["generated_text"]
+    written = names["generate"](names["text"], max_new_tokens=12, do_sample=False, return_full_text=False, add_special_tokens=False)[0][
+        "generated_text"
+    ]
     assert written.strip() == prompts[0].prompt.predict(TEXTS[:1], llama)[0]
 
 
@@ -123,5 +123,5 @@ def test_prompts_of_two_bases_do_not_fit_one_vocabulary(prompts: list[Published]
 
 
 def test_a_base_that_is_no_gguf_file_becomes_none(prompts: list[Published], tmp_path: Path) -> None:
-    with pytest.raises(PromptmillError, match="its base is no GGUF file. Export without --gguf"):
+    with pytest.raises(PromptmillError, match=r"its base is no GGUF file\. Export without --gguf"):
         export(prompts, tmp_path / "out", "tokens", gguf=True)
