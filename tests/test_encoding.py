@@ -167,3 +167,14 @@ def test_an_encoder_decoder_has_no_chat_format(tmp_path: Path) -> None:
     backbone = backbone_at(str(save_encoder_decoder("t5", tmp_path / "t5")))
     with pytest.raises(PromptmillError, match=r"backbone t5 has no chat format. Write the template as one string."):
         encoding(backbone, CHAT, objective="generate")
+
+
+def test_what_follows_the_root_is_texts_and_fields_in_turn(llama: Backbone) -> None:
+    encoding = TaskEncoding(a_task(template=[{"system": "Be brief."}, {"user": "Of {{ text }}, {{ more }}"}]), llama)
+    parts = [("text", " "), ("field", "text"), ("text", ", "), ("field", "more"), ("text", "<|im_end|>\n<|im_start|>assistant\n")]
+    assert encoding.input_parts == parts  # the space belongs to the word after it
+    fields = {"text": "tea", "more": "two"}
+    text = "".join(part if kind == "text" else fields[part] for kind, part in encoding.input_parts)
+    assert tuple(llama.tokenizer(text, add_special_tokens=False).input_ids) == encoding.encode(fields).input
+    with pytest.raises(PromptmillError, match="template: has conditions, loops or filters"):
+        _ = TaskEncoding(a_task(template="Say {{ text | upper }}"), llama).input_parts
