@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from prompt_core.export.licence import base_of
 from prompt_core.export.package import RECIPES, Published, package, refused, write_json
@@ -37,21 +37,18 @@ def export_tokens(published: Sequence[Published], folder: Path) -> None:
     """Write the base with the prompts as tokens: its weights in the precision that the prompts were tuned in, and an untied head.
 
     Raises:
-        PromptmillError: as `vocabulary_of`, the tokenizer cuts the texts otherwise, or the folder cannot be written.
+        PromptmillError: as `vocabulary_of`, or the folder cannot be written.
     """
     added = vocabulary_of(published)
-    model, tokenizer = _base(published[0])
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in added.tokens], special_tokens=True)
-    ids = tokenizer.convert_tokens_to_ids(list(added.tokens))
-    added.check_ids(lambda text: tokenizer(text, add_special_tokens=False).input_ids, ids[0])
-    _extend(model, torch.tensor(ids), added, published[0])
+    model = _base(published[0])
+    _extend(model, torch.tensor(added.ids), added, published[0])
     settings = model.generation_config
-    settings.suppress_tokens = sorted({*(settings.suppress_tokens or ()), *ids})
+    settings.suppress_tokens = sorted({*(settings.suppress_tokens or ()), *added.ids})
     settings.eos_token_id = sorted({token for each in added.prompts for token in each.encoding.end_of_turn})
     with package(folder, published, "tokens", _usage(added)) as beside:
         model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
-        write_json(beside / RECIPES, added.recipes(ids[0]))
+        added.tokenizer.save_pretrained(beside)
+        write_json(beside / RECIPES, added.recipes(added.ids[0]))
 
 
 def _usage(added: Vocabulary) -> str:
@@ -69,12 +66,12 @@ generate(text, max_new_tokens=prompt["max_new_tokens"], do_sample=False, return_
     )
 
 
-def _base(published: Published) -> tuple[Any, Any]:
+def _base(published: Published) -> Any:
+    """The base as transformers loads it, without what a backbone changes in its layers."""
     prompt, base = published.prompt, base_of(published.prompt)
     where: dict[str, Any] = {"trust_remote_code": False} | ({"revision": prompt.manifest.backbone.revision} if base.is_hub else {})
     dtype = getattr(torch, prompt.manifest.backbone.dtype)
-    model = AutoModelForCausalLM.from_pretrained(base.source, dtype=dtype, use_safetensors=True, **where)
-    return model, AutoTokenizer.from_pretrained(base.source, **where)
+    return AutoModelForCausalLM.from_pretrained(base.source, dtype=dtype, use_safetensors=True, **where)
 
 
 @torch.no_grad()
