@@ -88,7 +88,8 @@ class Backbone:
     @property
     def embedding_name(self) -> str:
         """The embedding table's name among the model's weights."""
-        return next(name for name, weight in self._model.named_parameters() if weight is self._embed.weight)
+        names: dict[int, str] = {id(weight): name for name, weight in self._model.named_parameters()}
+        return names[id(self._embed.weight)]
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings, scaled where the model scales them. ids int64 [S] -> [S, H]."""

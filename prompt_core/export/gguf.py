@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,8 +79,11 @@ def _extended_fields(
     reader: GGUFReader, tokens: Sequence[str], layers: Layers
 ) -> list[tuple[str, Any, GGUFValueType, GGUFValueType | None]]:
     architecture = reader.fields["general.architecture"].contents()
-    more = {"tokenizer.ggml.tokens": list(tokens), "tokenizer.ggml.token_type": [_CONTROL] * len(tokens)}
-    more["tokenizer.ggml.scores"] = [0.0] * len(tokens)
+    more: dict[str, list[Any]] = {
+        "tokenizer.ggml.tokens": list(tokens),
+        "tokenizer.ggml.token_type": [_CONTROL] * len(tokens),
+        "tokenizer.ggml.scores": [0.0] * len(tokens),
+    }
     fields = []
     for name, field in reader.fields.items():
         if name.startswith("GGUF.") or name == "general.architecture":  # the writer's own
@@ -126,8 +130,8 @@ def _tensors(reader: GGUFReader, rows: NDArray[np.float32], layers: Layers) -> l
             found.append((name, shape, wide, int(np.prod(shape)) * wide.itemsize, None, extended[name]))
         elif layers == "f32":
             sizes = [int(size) for size in reversed(own[name].shape)]
-            found.append((name, sizes, np.dtype(np.float32), int(np.prod(sizes)) * 4, None, lambda name=name: numbers(name)))
+            found.append((name, sizes, np.dtype(np.float32), int(np.prod(sizes)) * 4, None, partial(numbers, name)))
         else:
             data = own[name].data
-            found.append((name, data.shape, data.dtype, data.nbytes, own[name].tensor_type, lambda data=data: data))
+            found.append((name, data.shape, data.dtype, data.nbytes, own[name].tensor_type, partial(np.asarray, data)))
     return found
