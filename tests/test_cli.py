@@ -159,7 +159,7 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     assert tree(tmp_path / "out") == ["README.md", "digest", "evaluation.json", "manifest.json", "prompt.safetensors"]
     assert "exists already" in refused(tmp_path, "export", "desk", tmp_path / "out")
     assert "export desk@1 as kv: its base is an encoder" in refused(tmp_path, "export", "desk", tmp_path / "o", "--format", "kv")
-    assert '"kw" is no format. Did you mean "kv"?' in refused(tmp_path, "export", "desk", tmp_path / "o", "--format", "kw")
+    assert '"pef" is no format. Did you mean "peft"?' in refused(tmp_path, "export", "desk", tmp_path / "o", "--format", "pef")
     assert "2 prompts are named" in refused(tmp_path, "export", "desk", "desk@1", tmp_path / "o")
 
     other = json.loads(passed("tune", a_task_file(tmp_path, tune={"steps": 1, "seed": 1}), "--json").stdout)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
+
+from gguf import GGUFReader
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone.locate import Located, locate
@@ -30,11 +33,15 @@ def licence_of(prompt: TunedPrompt) -> str | None:
     except PromptmillError:
         return None
     if base.weights is not None:
-        import gguf
-
-        field = gguf.GGUFReader(base.weights).fields.get("general.license")
-        return str(field.contents()) if field else None
+        return _licence_in_gguf(base.weights)
     card = Path(base.source) / "README.md"
     head = _FRONT_MATTER.match(card.read_text(encoding="utf-8")) if card.is_file() else None
     named = _LICENCE.search(head[1]) if head else None
     return named[1] if named else None
+
+
+@lru_cache
+def _licence_in_gguf(file: Path) -> str | None:
+    """Read once: a GGUF file's fields hold its whole vocabulary, seconds of work."""
+    field = GGUFReader(file).fields.get("general.license")
+    return str(field.contents()) if field else None

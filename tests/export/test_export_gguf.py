@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sacrebleu
 import torch
 import xllamacpp
 from export_builders import EVALUATION, recipes, text_of
 from gguf import GGUFReader
 from helpers import a_task, examples
 
-from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.export import Published, export
+from prompt_core.export.licence import base_of, licence_of
 from prompt_core.tuning import tune
 
 CHAT = [{"system": "You answer customers of a parcel carrier in one short sentence."}, {"user": "{{ text }}"}]
@@ -73,9 +74,7 @@ def test_llama_cpp_with_f32_layers_writes_the_same_texts(smollm2: Backbone, prom
         assert llama_cpp(tmp_path / "out", number, texts) == each.prompt.predict(texts, smollm2)
 
 
-def test_quantised_layers_are_kept_byte_for_byte(prompts: list[Published], tmp_path: Path) -> None:
-    from prompt_core.export.licence import base_of, licence_of
-
+def test_quantised_layers_are_kept_byte_for_byte(smollm2: Backbone, prompts: list[Published], tmp_path: Path) -> None:
     export(prompts, tmp_path / "out", "tokens", gguf=True)
     file = base_of(prompts[0].prompt).weights
     assert file is not None
@@ -89,12 +88,5 @@ def test_quantised_layers_are_kept_byte_for_byte(prompts: list[Published], tmp_p
     assert torch.allclose(found, rows, rtol=1e-3, atol=1e-6)
     assert licence_of(prompts[0].prompt) == "apache-2.0"
     assert "licence apache-2.0" in (tmp_path / "out" / "README.md").read_text()
-    assert all(text for text in llama_cpp(tmp_path / "out", 0, TEXTS[:2]))
-
-
-def test_a_prompt_that_was_read_from_its_folder_exports_the_same_file(prompts: list[Published], tmp_path: Path) -> None:
-    prompts[0].prompt.save(tmp_path / "p")
-    again = Published(TunedPrompt.load(tmp_path / "p"), 1, EVALUATION)
-    export([again], tmp_path / "a", "tokens", gguf=True)
-    export(prompts[:1], tmp_path / "b", "tokens", gguf=True)
-    assert (tmp_path / "a" / "model.gguf").read_bytes() == (tmp_path / "b" / "model.gguf").read_bytes()
+    ours = prompts[0].prompt.predict(TEXTS[:4], smollm2)
+    assert sacrebleu.corpus_chrf(llama_cpp(tmp_path / "out", 0, TEXTS[:4]), [ours]).score > 50  # the layers round, the prompt holds
