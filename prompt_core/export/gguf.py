@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from prompt_core.export.licence import base_of
 from prompt_core.export.package import RECIPES, Published, package, refused, write_json
-from prompt_core.export.tokens import USAGE
+from prompt_core.export.tokens import usage_of_texts
 from prompt_core.export.vocabulary import never_chosen, vocabulary_of
 
 Layers = Literal["keep", "f32"]
@@ -28,11 +28,13 @@ llama-server -m {MODEL}
 curl localhost:8080/completion -d '{{"prompt": "TEXT", "temperature": 0, "n_predict": 64}}'
 ```
 
-LAYERS llama.cpp rounds activations wherever it multiplies by quantised weights: texts then differ here and there from those of
-the dequantised model that the prompt was tuned on. Export with `--layers f32` where they must be the same.
+LAYERS
+
 """
-_KEPT = "The layers are the base's own bytes; embeddings and head are F16."
-_F32 = "All weights are F32."
+_KEPT = """The layers are the base's own bytes; embeddings and head are F16. llama.cpp rounds activations wherever it multiplies by
+quantised weights: texts then differ here and there from those of the dequantised model that the prompt was tuned on. Export with
+`--layers f32` where they must be the same."""
+_F32 = "All weights are F32, so that llama.cpp rounds nothing."
 
 
 def export_gguf(published: Sequence[Published], folder: Path, layers: Layers = "keep") -> None:
@@ -53,9 +55,8 @@ def export_gguf(published: Sequence[Published], folder: Path, layers: Layers = "
         raise refused(published[0], "GGUF", why, "Export without --gguf and convert that folder with llama.cpp's convert_hf_to_gguf.py.")
     reader = GGUFReader(file)
     known = len(reader.fields["tokenizer.ggml.tokens"].contents())
-    fields = str(dict.fromkeys(added.prompts[0].encoding.fields, "..."))
-    usage = USAGE.replace("FIELDS", fields) + _RUN.replace("LAYERS", _F32 if layers == "f32" else _KEPT)
-    with package(folder, published, "GGUF", usage) as beside:
+    run = _RUN.replace("LAYERS", _F32 if layers == "f32" else _KEPT)
+    with package(folder, published, "GGUF", usage_of_texts(added) + run + added.texts()) as beside:
         _write(beside / MODEL, reader, added.tokens, added.rows.numpy(), layers)
         write_json(beside / RECIPES, added.recipes(known))
 

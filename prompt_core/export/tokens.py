@@ -14,7 +14,7 @@ from prompt_core.export.licence import base_of
 from prompt_core.export.package import RECIPES, Published, package, refused, write_json
 from prompt_core.export.vocabulary import Vocabulary, never_chosen, vocabulary_of
 
-USAGE = f"""
+_TEXTS = f"""
 The base model with soft prompts as tokens of its vocabulary. A text that begins with a prompt's tokens runs that
 prompt; texts of several prompts and of none mix in one batch. `{RECIPES}` says how each prompt's text is written:
 
@@ -51,6 +51,11 @@ def export_tokens(published: Sequence[Published], folder: Path) -> None:
         write_json(beside / RECIPES, added.recipes(added.ids[0]))
 
 
+def usage_of_texts(added: Vocabulary) -> str:
+    """How texts are written and sent, with the first prompt's fields as the example."""
+    return _TEXTS.replace("FIELDS", str(dict.fromkeys(added.prompts[0].encoding.fields, "...")))
+
+
 def _usage(added: Vocabulary) -> str:
     run = """
 ```python
@@ -59,11 +64,8 @@ generate = pipeline("text-generation", ".")
 generate(text, max_new_tokens=prompt["max_new_tokens"], do_sample=False, return_full_text=False, add_special_tokens=False)
 ```
 """
-    return (
-        USAGE.replace("FIELDS", str(dict.fromkeys(added.prompts[0].encoding.fields, "...")))
-        + run
-        + "\nvLLM and SGLang: `vllm serve .`; for llama.cpp export with `--gguf`.\n"
-    )
+    serve = "\nvLLM and SGLang: `vllm serve .`; for llama.cpp export with `--gguf`.\n\n"
+    return usage_of_texts(added) + run + serve + added.texts()
 
 
 def _base(published: Published) -> Any:

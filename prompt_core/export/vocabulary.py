@@ -39,6 +39,14 @@ class Vocabulary:
         new = list(range(first_id, first_id + len(self.tokens)))
         return [each.recipe(each.root) | {"suppress_token_ids": new} for each in self.prompts]
 
+    def texts(self) -> str:
+        """The whole text of each prompt in Markdown, {field} where a field's text stands."""
+        pages = []
+        for each in self.prompts:
+            parts = [each.named(text) if kind == "text" else f"{{{text}}}" for kind, text in each.encoding.input_parts]
+            pages.append(f"Text of {each.published.title}:\n\n```text\n{each.root}{''.join(parts)}\n```\n")
+        return "\n".join(pages)
+
 
 def vocabulary_of(published: Sequence[Published]) -> Vocabulary:
     """Open soft prompts of one base, and prove that text spells them.

@@ -43,6 +43,7 @@ def test_several_prompts_in_one_folder_each_write_what_they_write_here(llama: Ba
     assert answers(tmp_path / "out", 1, inputs) == prompts[1].prompt.predict(inputs, llama)
     assert "<|pm:t@2:2|> this: " in text_of(recipes(tmp_path / "out")[1], **inputs[0])
     page = (tmp_path / "out" / "README.md").read_text()
+    assert "```text\nRead <|pm:t@2:0|><|pm:t@2:1|><|pm:t@2:2|> this: {text} <|pm:t@2:3|><|pm:t@2:4|> and {more}\n" in page
     assert "chrf 31.5 (28 to 34.25)" in page and prompts[1].prompt.digest in page
     assert (tmp_path / "out" / "promptmill" / "t@2" / "digest").read_text().strip() == prompts[1].prompt.digest
 
