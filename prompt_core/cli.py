@@ -14,6 +14,7 @@ from prompt_core.errors import PromptmillError, nearest
 
 if TYPE_CHECKING:  # torch, polars and pydantic are imported by the commands that need them: `--help` answers at once
     from prompt_core.artifact import TunedPrompt
+    from prompt_core.export import Published
     from prompt_core.store import PromptStore
     from prompt_core.task import TaskSpec
 
@@ -211,16 +212,25 @@ def show(name: str, store_url: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("name")
+@click.argument("names", nargs=-1, required=True)
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--format", "form", default="folder", show_default=True, help="folder, tokens, peft, vllm, kv or tgis.")
+@click.option("--gguf", is_flag=True, help="tokens: write the base's GGUF file with the prompts in it, for llama.cpp.")
+@click.option("--layers", help="tokens --gguf: keep (default) the layers as they are, or f32.")
+@click.option("--peft-type", help="peft: prompt_tuning, prefix_tuning or cartridge; default: as the prompt is.")
 @store_option
-def export(name: str, folder: Path, store_url: str) -> None:
-    """Write NAME[@VERSION] to FOLDER as safetensors and JSON, checked against its digest, with a README."""
-    from prompt_core.export.folder import export_folder
+def export(names: tuple[str, ...], folder: Path, form: str, gguf: bool, layers: str | None, peft_type: str | None, store_url: str) -> None:
+    """Write NAMES, each NAME[@VERSION], to FOLDER in the form that another stack reads.
 
-    version, prompt = _published(name, store_url)
-    export_folder(prompt, version, folder)
-    click.echo(f"{prompt.name}@{version} -> {folder}", err=True)
+    folder: safetensors and JSON for promptmill itself. tokens: the base model with soft prompts as tokens, several in one
+    file, for transformers, vLLM, SGLang and llama.cpp. peft: a PEFT adapter. vllm: prompt_embeds and a client. kv: keys
+    and values for transformers' generate. tgis: a prefix for IBM's text-generation-inference. What a form cannot express is refused
+    with the reason.
+    """
+    from prompt_core.export import export as write
+
+    write([_with_record(name, store_url) for name in names], folder, form, gguf=gguf, layers=layers, peft_type=peft_type)
+    click.echo(f"{', '.join(names)} -> {folder}", err=True)
 
 
 @main.command()
@@ -282,6 +292,15 @@ def _published(given: str, store_url: str) -> tuple[int, TunedPrompt]:
     name, _, version = given.partition("@")
     number = store.resolve(name, version or "production")
     return number, store.get(name, number)
+
+
+def _with_record(given: str, store_url: str) -> Published:
+    """A version with the evaluation that let it through."""
+    from prompt_core import PromptStore
+    from prompt_core.export import Published
+
+    version, prompt = _published(given, store_url)
+    return Published(prompt, version, PromptStore(store_url).record(prompt.name, version).evaluation)
 
 
 def _fields(prompt: TunedPrompt, text: str, options: tuple[str, ...]) -> dict[str, str]:

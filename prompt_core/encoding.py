@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -114,6 +115,25 @@ class TaskEncoding:
     def fields(self) -> tuple[str, ...]:
         """The fields that the template uses."""
         return self._template.fields
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """The tokenizer's special tokens that the root begins with."""
+        return tuple(self._first)
+
+    @property
+    def input_parts(self) -> list[tuple[Literal["text", "field"], str]]:
+        """What follows the root, as text and names of fields in turn; `split_soft` finds the soft tokens in a text.
+
+        Raises:
+            PromptmillError: the template computes with its fields.
+        """
+        if not self._template.is_plain:
+            what = "has conditions, loops or filters, which no list of texts and fields can say"
+            raise PromptmillError(self._where, what, "Compute them in a column of the data.")
+        parts = re.split(f"{_OPEN}(.*?){_CLOSE}", self._text(self._marked)[len(self.root_text) :])
+        kinds: tuple[Literal["text", "field"], ...] = ("text", "field")
+        return [(kinds[number % 2], part) for number, part in enumerate(parts) if part]
 
     def encode(self, fields: Mapping[str, Any], target: str | None = None) -> Encoded:
         """Token ids of one example.

@@ -156,8 +156,11 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     assert "with desk@1" in passed("try", "desk@1", "It is broken").stdout
 
     passed("export", "desk", tmp_path / "out")
-    assert tree(tmp_path / "out") == ["README.md", "digest", "manifest.json", "prompt.safetensors"]
+    assert tree(tmp_path / "out") == ["README.md", "digest", "evaluation.json", "manifest.json", "prompt.safetensors"]
     assert "exists already" in refused(tmp_path, "export", "desk", tmp_path / "out")
+    assert "export desk@1 as kv: its base is an encoder" in refused(tmp_path, "export", "desk", tmp_path / "o", "--format", "kv")
+    assert '"pef" is no format. Did you mean "peft"?' in refused(tmp_path, "export", "desk", tmp_path / "o", "--format", "pef")
+    assert "2 prompts are named" in refused(tmp_path, "export", "desk", "desk@1", tmp_path / "o")
 
     other = json.loads(passed("tune", a_task_file(tmp_path, tune={"steps": 1, "seed": 1}), "--json").stdout)
     assert Path(other["folder"]) == Path(f".promptmill/prompts/desk-{other['digest'][:12]}")

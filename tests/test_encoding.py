@@ -245,3 +245,14 @@ def test_a_backbone_that_cannot_extract_so_is_refused(tmp_path: Path, bert: Back
     slow = backbone_at(str(save_tiny("bert", tmp_path / "slow", transformers.ByT5Tokenizer())))
     with pytest.raises(PromptmillError, match="task t: extract: the tokenizer of slow is a slow one, which does not say where its tokens"):
         encoding(slow, "{{ text }}", objective="extract")
+
+
+def test_what_follows_the_root_is_texts_and_fields_in_turn(llama: Backbone) -> None:
+    encoding = TaskEncoding(a_task(template=[{"system": "Be brief."}, {"user": "Of {{ text }}, {{ more }}"}]), llama)
+    parts = [("text", " "), ("field", "text"), ("text", ", "), ("field", "more"), ("text", "<|im_end|>\n<|im_start|>assistant\n")]
+    assert encoding.input_parts == parts  # the space belongs to the word after it
+    fields = {"text": "tea", "more": "two"}
+    text = "".join(part if kind == "text" else fields[part] for kind, part in encoding.input_parts)
+    assert tuple(llama.tokenizer(text, add_special_tokens=False).input_ids) == encoding.encode(fields).input
+    with pytest.raises(PromptmillError, match="template: has conditions, loops or filters"):
+        _ = TaskEncoding(a_task(template="Say {{ text | upper }}"), llama).input_parts

@@ -80,6 +80,17 @@ class Backbone:
             return weight
         return self.embed(torch.arange(len(weight), device=self.device))
 
+    @property
+    def embedding_scale(self) -> float:
+        """What the model's embedding table is multiplied with to give the rows of `embed`: Gemma's square root of its width, else 1."""
+        return float(getattr(self._embed, "scalar_embed_scale", 1.0))
+
+    @property
+    def embedding_name(self) -> str:
+        """The embedding table's name among the model's weights."""
+        names: dict[int, str] = {id(weight): name for name, weight in self._model.named_parameters()}
+        return names[id(self._embed.weight)]
+
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings, scaled where the model scales them. ids int64 [S] -> [S, H]."""
         embedded: Tensor = self._embed(ids)
