@@ -86,7 +86,10 @@ class Backbone:
         return embedded
 
     def hidden_states(self, embeddings: Tensor, position_ids: Tensor, prompt_pass: AttentionPass) -> Tensor:
-        """Last hidden states of one packed row. embeddings [S, H], position_ids int64 [S], counted from 0 -> [S, H]."""
+        """Last hidden states of one packed row. embeddings [S, H], position_ids int64 [S], counted from 0 -> [S, H].
+
+        If the pass asks for certain `rows`, these alone are given, [n, H].
+        """
         with self._as_current_device():
             output: Tensor = self._base(
                 inputs_embeds=embeddings[None],
@@ -94,7 +97,9 @@ class Backbone:
                 use_cache=False,
                 prompt_pass=prompt_pass,
             ).last_hidden_state
-        return output[0]
+        states, rows = output[0], prompt_pass.rows
+        # A last layer that is fused leaves the others out by itself.
+        return states if rows is None or len(states) == len(rows) else states[rows]
 
     def recomputing(self) -> AbstractContextManager[None]:
         """Within it a backward pass computes each layer again: about a third more time, a fraction of the memory."""
