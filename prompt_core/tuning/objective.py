@@ -14,7 +14,6 @@ from prompt_core.encoding import Encoded
 from prompt_core.prompts import PromptState, Tree, hidden_states
 from prompt_core.tuning.likelihood import next_token_losses
 
-
 # Segments and parents of a `Tree`, and its rows where the loss needs some only.
 Segments = tuple[list[Sequence[int]], list[int] | None] | tuple[list[Sequence[int]], list[int] | None, list[int]]
 
