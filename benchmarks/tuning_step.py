@@ -16,8 +16,9 @@ S rows (prompt and examples, but for each example's last token), T target rows, 
 N (query, key) pairs that see each other, with Hq heads of D:
 
     forward    2 S L W + 2 T H V + 4 N L Hq D
-    backward   2 S L W + 2 T H V + 8 N L Hq D    towards the rows only, the weights are frozen; less what follows
-                                                 attention in the last layer for the S - T rows that no loss looks at
+    backward   2 S L W + 2 T H V + 8 N L Hq D    towards the rows only, the weights are frozen
+
+both less what follows attention in the last layer for the S - T rows that no loss looks at.
 
 `memory` is the peak of the process's resident memory in three steps above the loaded model, each side in a process of
 its own. Linux only.
@@ -207,7 +208,7 @@ def work(case: Case, backbone: Backbone) -> float:
     pairs = sum(triangle) + case.prompt * sum(lengths)
     per_direction = 2 * (case.prompt + sum(lengths)) * backbone.num_layers * linear + 2 * targets * width * config.vocab_size
     left_out = 2 * (case.prompt + sum(lengths) - targets) * (linear - width * width - 2 * width * kv_width)
-    return 2 * per_direction - left_out + 12 * pairs * backbone.num_layers * heads * backbone.head_dim
+    return 2 * (per_direction - left_out) + 12 * pairs * backbone.num_layers * heads * backbone.head_dim
 
 
 def share_of_product(case: Case, rounds: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -195,7 +196,8 @@ def _prefill(
     """Run the inputs as one packed row; their last hidden states [B, H] and per layer caches [B, Hkv, capacity, D]."""
     device = backbone.device
     captured: list[tuple[Tensor, Tensor]] = []
-    (hidden,) = hidden_states(backbone, [Tree(prompt, inputs)], captured)
+    ends = list(accumulate(map(len, inputs)))
+    (last,) = hidden_states(backbone, [Tree(prompt, inputs, rows=[end - 1 for end in ends])], captured)
     sizes = torch.tensor([len(ids) for ids in inputs], device=device)
     row = torch.repeat_interleave(torch.arange(len(inputs), device=device), sizes)
     column = torch.arange(len(row), device=device) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
@@ -207,4 +209,4 @@ def _prefill(
             room[row, :, column] = states
             padded.append(room)
         cache.append((padded[0], padded[1]))
-    return hidden[sizes.cumsum(0) - 1], cache
+    return last, cache

@@ -99,7 +99,8 @@ class Backbone:
     def hidden_states(self, embeddings: Tensor, position_ids: Tensor, prompt_pass: AttentionPass, compiled: bool = False) -> Tensor:
         """Last hidden states of one packed row. embeddings [S, H], position_ids int64 [S], counted from 0 -> [S, H].
 
-        `compiled` pays where rows come in one size, for torch.compile then takes the model once.
+        If the pass asks for certain `rows`, these alone are given, [n, H]. `compiled` pays where rows come in one size, for
+        torch.compile then takes the model once.
         """
         base = self._compiled if compiled else self._base
         with self._as_current_device():
@@ -109,7 +110,9 @@ class Backbone:
                 use_cache=False,
                 prompt_pass=prompt_pass,
             ).last_hidden_state
-        return output[0]
+        states, rows = output[0], prompt_pass.rows
+        # A last layer that is fused leaves the others out by itself.
+        return states if rows is None or len(states) == len(rows) else states[rows]
 
     @cached_property
     def _compiled(self) -> Any:

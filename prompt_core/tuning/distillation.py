@@ -31,13 +31,8 @@ class Distillation(Generation):
     def divergences(self, states: Tensor, examples: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
         """For every answer token of the examples in order: nats float32 [m], and the token that the prompt ranks first, int64 [m]."""
         taught = [example for example in examples if isinstance(example, Taught)]
-        rows: list[int] = []
-        end = 0
-        for example in taught:
-            end += self._states(example)
-            rows += range(end - len(example.target), end)
         ids, chances, rest = (torch.cat([getattr(e, part) for e in taught]).to(states.device) for part in ("ids", "chances", "rest"))
-        return teacher_divergences(self._backbone, states[torch.tensor(rows, device=states.device)], ids.long(), chances, rest)
+        return teacher_divergences(self._backbone, states, ids.long(), chances, rest)
 
 
 def teacher_divergences(backbone: Backbone, states: Tensor, ids: Tensor, chances: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,9 @@ from prompt_core.prompts import PromptState, Tree, hidden_states, lower
 from prompt_core.tuning.calibration import Calibration, mean_log_chances
 from prompt_core.tuning.likelihood import next_token_losses
 
+# Segments and parents of a `Tree`, and its rows where the loss needs some only.
+Segments = tuple[list[Sequence[int]], list[int] | None] | tuple[list[Sequence[int]], list[int] | None, list[int]]
+
 
 class Objective(nn.Module, ABC):
     """A loss over examples, with whatever it trains beside the prompt as its parameters.
@@ -33,12 +36,12 @@ class Objective(nn.Module, ABC):
         return len(example.input) + len(example.target)
 
     @abstractmethod
-    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int] | None]:
-        """Segments and parents of a `Tree` over the examples."""
+    def segments(self, examples: Sequence[Encoded]) -> Segments:
+        """A `Tree` over the examples."""
 
     @abstractmethod
     def loss(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
-        """Summed loss, a float32 scalar, of the segments' last hidden states [tokens, H]; smoothed in training mode."""
+        """Summed loss, a float32 scalar, of the last hidden states [n, H] of `segments` or its rows; smoothed in training mode."""
 
     def order(self, examples: Sequence[Encoded], size: int, generator: torch.Generator) -> list[int]:
         """Indices of one round of examples, in the order in which batches of `size` take them; drawn anew for every round."""
@@ -72,19 +75,21 @@ class Generation(Objective):
     def weight(self, example: Encoded) -> int:
         return len(example.target)
 
-    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int] | None]:
-        return [e.input + e.target[:-1] for e in examples], None
+    def segments(self, examples: Sequence[Encoded]) -> Segments:
+        return [e.input + e.target[:-1] for e in examples], None, self._rows(examples)
 
     def loss(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
-        # The head is the widest matrix product of a small model: only the rows that predict a target token pass it.
+        targets = torch.tensor([token for e in examples for token in e.target], device=states.device)
+        return next_token_losses(self._backbone, states, None, targets, self._smoothing if self.training else 0.0).sum()
+
+    def _rows(self, examples: Sequence[Encoded]) -> list[int]:
+        """Those that predict a target token: no other passes the head, the widest matrix product of a small model."""
         rows: list[int] = []
         end = 0
         for example in examples:
             end += self._states(example)
             rows += range(end - len(example.target), end)
-        targets = torch.tensor([token for e in examples for token in e.target], device=states.device)
-        chosen = states[torch.tensor(rows, device=states.device)]
-        return next_token_losses(self._backbone, chosen, None, targets, self._smoothing if self.training else 0.0).sum()
+        return rows
 
     def _states(self, example: Encoded) -> int:
         """Hidden states of an example; the last ones predict its target."""
@@ -98,9 +103,10 @@ class Transduction(Generation):
         super().__init__(backbone, smoothing)
         self._start = backbone.decoder_start
 
-    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int]]:
+    def segments(self, examples: Sequence[Encoded]) -> Segments:
         pairs = [(e.input, (self._start, *e.target[:-1])) for e in examples]
-        return [ids for pair in pairs for ids in pair], [parent for i in range(len(pairs)) for parent in (-1, 2 * i)]
+        parents = [parent for i in range(len(pairs)) for parent in (-1, 2 * i)]
+        return [ids for pair in pairs for ids in pair], parents, self._rows(examples)
 
     def _states(self, example: Encoded) -> int:
         return len(example.input) + len(example.target)
@@ -136,7 +142,7 @@ class Classification(Objective):
         """`tokens` of an example in a pass that scores."""
         return self.tokens(example)
 
-    def scoring_segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int] | None]:
+    def scoring_segments(self, examples: Sequence[Encoded]) -> Segments:
         """`segments` of a pass that scores, whose states `scores` takes."""
         return self.segments(examples)
 
@@ -206,25 +212,27 @@ class LabelWords(Classification):
     def tokens(self, example: Encoded) -> int:
         return len(example.input) + self._branches.num_tokens
 
-    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int] | None]:
+    def segments(self, examples: Sequence[Encoded]) -> Segments:
         branches = self._branches
         segments: list[Sequence[int]] = []
         parents: list[int] = []
+        rows: list[int] = []
+        end = 0
         for example in examples:
             root = len(segments)
             segments += [example.input, *branches.segments]
             parents += [-1, *(root + 1 + parent for parent in branches.parents)]
-        return segments, parents
+            # The input's last row predicts each label's first word, a label's own rows predict the words after.
+            start, end = end + len(example.input) - 1, end + len(example.input) + branches.num_tokens
+            rows += range(start, end)
+        return segments, parents, rows
 
     def scores(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
         branches, device = self._branches, states.device
-        lengths = torch.tensor([len(e.input) for e in examples], device=device)
-        last = lengths.cumsum(0) + torch.arange(len(examples), device=device) * branches.num_tokens - 1
-        # The input's last row predicts each label's first word, a label's own rows predict the words after.
-        rows = last[:, None] + torch.arange(branches.num_tokens + 1, device=device)
-        row_of = rows.new_tensor(branches.row_of) + torch.arange(len(examples), device=device)[:, None] * rows.shape[1]
-        targets = rows.new_tensor(branches.targets).expand(len(examples), -1)
-        losses = next_token_losses(self._backbone, states[rows.flatten()], row_of.flatten(), targets.flatten()).view(targets.shape)
+        number = torch.arange(len(examples), device=device)[:, None]
+        row_of = torch.tensor(branches.row_of, device=device) + number * (branches.num_tokens + 1)
+        targets = row_of.new_tensor(branches.targets).expand(len(examples), -1)
+        losses = next_token_losses(self._backbone, states, row_of.flatten(), targets.flatten()).view(targets.shape)
         member = torch.tensor(branches.members, device=device)
         totals = losses.new_zeros(len(examples), len(self._per_token)).index_add(1, member[:, 1], losses[:, member[:, 0]])
         return -totals * self._per_token

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prompt_core.backbone import Backbone
 from prompt_core.encoding import Encoded
-from prompt_core.tuning.objective import Generation, LabelWords
+from prompt_core.tuning.objective import Generation, LabelWords, Segments
 
 
 class VocabularyWords(LabelWords):
@@ -32,7 +32,7 @@ class VocabularyWords(LabelWords):
     def tokens(self, example: Encoded) -> int:
         return self._generation.tokens(self._spoken(example))
 
-    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int] | None]:
+    def segments(self, examples: Sequence[Encoded]) -> Segments:
         return self._generation.segments([self._spoken(example) for example in examples])
 
     def loss(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
@@ -41,7 +41,7 @@ class VocabularyWords(LabelWords):
     def scoring_tokens(self, example: Encoded) -> int:
         return super().tokens(example)
 
-    def scoring_segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int] | None]:
+    def scoring_segments(self, examples: Sequence[Encoded]) -> Segments:
         return super().segments(examples)
 
     def _spoken(self, example: Encoded) -> Encoded:
