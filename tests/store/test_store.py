@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prompt_core.errors import PromptmillError
-from prompt_core.records import VersionRecord
+from prompt_core.store import VersionRecord
 from prompt_core.store import PromptStore
 
 if TYPE_CHECKING:
