@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prompt_core.errors import PromptmillError
 from prompt_core.task import TaskSpec, parse_task
-from prompt_core.trials import SearchRecord
 
 if TYPE_CHECKING:
     from prompt_core.backbone import Backbone
@@ -72,8 +71,7 @@ class DataRecord(Record):
 
 
 class Manifest(Record):
-    """Everything about a prompt but its tensors; `started_from` is the digest of the tuned prompt that it started from.
-    `task` has the settings that it was tuned with; `search` is how they were chosen, if the data chose them."""
+    """Everything about a prompt but its tensors; `started_from` is the digest of the tuned prompt that it started from."""
 
     format: Literal["promptmill/1"] = "promptmill/1"
     name: str
@@ -85,7 +83,6 @@ class Manifest(Record):
     max_new_tokens: int | None
     backbone: BackboneIdentity
     started_from: str | None = None
-    search: SearchRecord | None = None
     tuning: TuningRecord
     truncated_rows: int
     data: DataRecord

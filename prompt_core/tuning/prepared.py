@@ -21,7 +21,6 @@ from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.prompts import starting_prompt
 from prompt_core.task import TaskSpec
-from prompt_core.trials import SearchRecord
 from prompt_core.tuning.build import answer, build_objective, describe, label_examples
 from prompt_core.tuning.member import Part
 
@@ -35,7 +34,6 @@ class Prepared:
         task: what to tune and how.
         sides: (train, validation) frames; None for the task's own data.
         backbone: the loaded frozen model.
-        search: what chose the task's settings, for the manifest.
 
     Attributes:
         prompt: where tuning starts; may be exchanged for one of the same kind before `part` is asked for.
@@ -44,9 +42,11 @@ class Prepared:
         PromptmillError: the task, its data and its backbone do not fit each other.
     """
 
-    def __init__(self, task: TaskSpec, sides: Sides | None, backbone: Backbone, search: SearchRecord | None = None) -> None:
-        sides = sides or own_sides(task)
-        self.task, self._backbone, self._search = task, backbone, search
+    def __init__(self, task: TaskSpec, sides: Sides | None, backbone: Backbone) -> None:
+        if sides is None:
+            splits, _ = prepare(task)
+            sides = splits.train, splits.validation
+        self.task, self._backbone = task, backbone
         self._train, self._validation = sides[0], sides[0].clear() if sides[1] is None else sides[1]
         if self._train.is_empty():
             raise PromptmillError(f"task {task.name}: data", "there is no training example", "Add rows.")
@@ -97,7 +97,7 @@ class Prepared:
         task, backbone, prompt = self.task, self._backbone, self.prompt.tensors()
         return Manifest(
             name=task.name,
-            kind="soft" if task.prompt.kind == "soft" else "deep",
+            kind=task.prompt.kind,
             tokens=prompt["keys"].shape[1] if task.prompt.kind == "deep" else len(prompt["embeddings"]),
             parameters=sum(tensor.numel() for tensor in (prompt | self._objective.tensors()).values()),
             task=task.without_places(backbone.identity.name),
@@ -105,7 +105,6 @@ class Prepared:
             max_new_tokens=_longest_answer(task, self._examples),
             backbone=backbone.identity,
             started_from=self._source.digest if self._source else None,
-            search=self._search,
             tuning=record,
             truncated_rows=sum(example.truncated for example in (*self._examples, *self._held_out)),
             data=DataRecord(
@@ -121,12 +120,6 @@ class Prepared:
             },
             device=backbone.device.type,
         )
-
-
-def own_sides(task: TaskSpec) -> Sides:
-    """The (train, validation) frames of a task's own data; its test rows stay where they are."""
-    splits, _ = prepare(task)
-    return splits.train, splits.validation
 
 
 def _source(task: TaskSpec, backbone: Backbone) -> TunedPrompt | None:
