@@ -55,7 +55,8 @@ class Garbage(_Found):
 def find_garbage(log: Log, contents: Contents, keep: int, grace: float, who: str = "", why: str = "") -> Garbage:
     """What of one prompt can go; nothing is changed. `who` and `why` are for `collect`, which takes the same."""
     entries = log.entries()
-    return _described(log.name, _state(entries), _unneeded(entries, keep, grace), contents, grace)
+    state = entries[-1].state if entries else State()
+    return _described(log.name, state, _unneeded(state, entries, keep, grace), contents, grace)
 
 
 def collect(log: Log, contents: Contents, keep: int, grace: float, who: str, why: str) -> Garbage:
@@ -65,8 +66,7 @@ def collect(log: Log, contents: Contents, keep: int, grace: float, who: str, why
 
     def remove(state: State) -> tuple[Change, State] | None:
         nonlocal removed, unneeded
-        # The entries may be newer than `state`; then another writer was first, this change is not made and the next attempt sees it.
-        removed, unneeded = state, tuple(number for number in _unneeded(log.entries(), keep, grace) if number in state.versions)
+        removed, unneeded = state, _unneeded(state, log.entries(), keep, grace)
         if not unneeded:
             return None
         versions = {number: content for number, content in state.versions.items() if number not in unneeded}
@@ -82,9 +82,11 @@ def collect(log: Log, contents: Contents, keep: int, grace: float, who: str, why
     return garbage
 
 
-def _unneeded(entries: Sequence[Entry], keep: int, grace: float) -> tuple[int, ...]:
-    """Versions that no alias needs, nor its last `keep` moves, and that nobody published or moved within the grace."""
-    state = _state(entries)
+def _unneeded(state: State, entries: Sequence[Entry], keep: int, grace: float) -> tuple[int, ...]:
+    """Versions that no alias needs, nor its last `keep` moves, and that nobody published or moved within the grace.
+
+    The entries may be newer than the state; then another writer was first, and the change is decided anew.
+    """
     needed: set[int] = set()
     for alias, trail in state.aliases.items():
         moves = [entry.change for entry in entries if isinstance(entry.change, Moved) and entry.change.alias == alias]
@@ -119,7 +121,3 @@ def _described(name: str, state: State, unneeded: Sequence[int], contents: Conte
 def _without(trail: tuple[int, ...], removed: Sequence[int]) -> tuple[int, ...]:
     """A trail without versions that are gone, and without the repetitions that this leaves."""
     return tuple(number for number, _ in groupby(number for number in trail if number not in removed))
-
-
-def _state(entries: Sequence[Entry]) -> State:
-    return entries[-1].state if entries else State()

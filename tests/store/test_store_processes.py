@@ -1,64 +1,135 @@
-"""The store among several processes: publishers at the same time, and one that dies at the moment of writing."""
+"""The store among processes that are killed at any moment or write at the same time, on a folder and on an S3 protocol server.
+
+PROMPTMILL_HARDNESS=full makes 200 of each, as the promise says; without it about 20 run.
+"""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import random
+import shutil
+import time
 from pathlib import Path
 
 import pytest
-from test_store import PASSED, SmallPrompt, a_store, files
+from publishers import context, die_at, promote_at_random, publish_in_turn, publish_on_and_on, started
+from store_builders import FULL, PASSED, SmallPrompt, a_store, assert_whole, text_of
 
 from prompt_core.store import PromptStore
+from prompt_core.store.filesystem import open_files
 
-# Other processes import test_store by its folder, so that they publish the same kind of prompt.
-PREPARED = "import sys; sys.path[:0] = sys.argv[1:3]; from test_store import *; store = PromptStore(sys.argv[3])\n"
-
-
-def started(store: PromptStore, script: str, *arguments: str) -> subprocess.Popen[str]:
-    here = Path(__file__).resolve()
-    command = [sys.executable, "-c", PREPARED + script, str(here.parent), str(here.parents[1]), str(store.root), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+pytestmark = pytest.mark.hardness
+KILLS = 200 if FULL else 20
+ROUNDS = 200 if FULL else 12
 
 
-PUBLISH = """
-for i in range(25):
-    for text in (f"{sys.argv[4]} {i}", f"both {i}"):
-        print(text, store.publish(SmallPrompt("reply", text), PASSED), sep="=")
-    store.promote("reply", 1, alias=f"{sys.argv[4]}-{i}")
-"""
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "store") if request.param == "local" else str(request.getfixturevalue("s3"))
 
 
-def test_two_publishers_lose_and_mix_nothing(tmp_path: Path) -> None:
-    store = a_store(tmp_path)
-    publishers = [started(store, PUBLISH, who) for who in ("ann", "bob")]
-    outputs = [publisher.communicate(timeout=60)[0].splitlines() for publisher in publishers]
-    assert [publisher.returncode for publisher in publishers] == [0, 0]
-    (summary,) = store.list()
-    assert summary.versions == tuple(range(1, 76))  # 25 of each one's own, 25 that both published
-    claims = [line.split("=") for output in outputs for line in output]
-    for text, version in claims:
-        assert (store.path("reply", version) / "text").read_text() == text
-    assert len({version for _, version in claims}) == 75
-    assert set(summary.aliases) == {f"{who}-{i}" for who in ("ann", "bob") for i in range(25)}
-    assert not [name for name in files(store.root) if "/." in name and not name.endswith(".lock")]
+def newest_entry(place: str, name: str) -> tuple[str, bytes] | None:
+    files, folder = open_files(place), f"prompts/{name}/log"
+    paths = [f"{folder}/{entry}" for entry in files.names(folder)]
+    return (paths[-1], files.read_record(paths[-1])) if paths else None
 
 
-@pytest.mark.parametrize(
-    ("step", "action"),
-    [
-        ("os.link", "store.publish(SmallPrompt('reply', 'new'), PASSED)"),
-        ("Path.rename", "store.publish(SmallPrompt('reply', 'new'), PASSED)"),
-        ("Path.replace", "store.rollback('reply')"),
-    ],
-)
-def test_a_process_that_dies_at_a_commit_leaves_the_old_state(tmp_path: Path, step: str, action: str) -> None:
-    store = a_store(tmp_path, versions=2)
-    process = started(store, f"import os; {step} = lambda *_: os._exit(9); {action}")
-    process.communicate(timeout=60)
-    assert process.returncode == 9
-    assert store.list()[0].versions == (1, 2)
-    assert store.resolve("reply", "production") == 2
-    assert store.publish(SmallPrompt("reply", "new"), PASSED) == 3
-    store.promote("reply", 3)
-    assert store.rollback("reply") == 2
+def test_a_publisher_that_is_killed_leaves_the_old_state_or_the_new_one(place: str) -> None:
+    store, chance, published = PromptStore(place), random.Random(0), 0
+    longest = 0.4 if place.startswith("s3") else 0.12
+    for kill in range(KILLS):
+        name = f"reply{kill // 5}"
+        before = newest_entry(place, name)
+        running = context.Event()
+        publisher = started(publish_on_and_on, place, name, running)
+        assert running.wait(timeout=60)
+        time.sleep(chance.uniform(0, longest))
+        publisher.kill()
+        publisher.join()
+        assert publisher.exitcode == -9
+        assert before is None or open_files(place).read_record(before[0]) == before[1]
+        if kill % 5 == 4:
+            number = store.publish(SmallPrompt(name, "after the last kill"), PASSED)
+            store.promote(name, number)
+            assert_whole(store, name)
+            published += number
+            store.gc(name, grace=0, delete=True)
+            assert_whole(store, name)
+            assert not store.gc(name, grace=0).leftovers
+    assert published > KILLS // 2
+    assert not open_files(place).half_written()
+
+
+def test_two_publishers_lose_and_mix_nothing(place: str) -> None:
+    store = PromptStore(place)
+    for part in range(-(-ROUNDS // 20)):
+        name, rounds = f"reply{part}", min(20, ROUNDS - 20 * part)
+        together, claims = context.Barrier(2), context.SimpleQueue()
+        publishers = [started(publish_in_turn, place, name, who, rounds, together, claims) for who in ("ann", "bob")]
+        found = [claims.get() for _ in range(4 * rounds)]
+        for publisher in publishers:
+            publisher.join(timeout=60)
+            assert publisher.exitcode == 0
+        (summary,) = (summary for summary in store.list() if summary.name == name)
+        assert summary.versions == tuple(range(1, 3 * rounds + 1))  # one of each one's own, one that both published
+        assert len({version for _, version in found}) == 3 * rounds
+        for text, version in sorted(found)[:: 1 if FULL else 3]:
+            assert text_of(store, version, name) == text
+        assert set(summary.aliases) == {"production"} | {f"{who}-{number}" for who in ("ann", "bob") for number in range(rounds)}
+        moves = store.history(name, "production")
+        assert sorted(move.version for move in moves) == sorted({version for text, version in found if not text.startswith("both")})
+        assert [move.before for move in moves] == [None, *(move.version for move in moves[:-1])]
+        assert store.verify(name).problems == ()
+    assert not open_files(place).half_written()
+
+
+def test_garbage_is_collected_while_others_publish(place: str) -> None:
+    store, running = a_store(place, versions=3), context.Event()
+    publisher = started(publish_on_and_on, place, "reply", running)
+    assert running.wait(timeout=60)
+    until = time.monotonic() + (10 if FULL else 2)
+    while time.monotonic() < until:
+        store.gc(keep=0, grace=3600, delete=True)
+    assert publisher.is_alive()
+    publisher.kill()
+    publisher.join()
+    assert_whole(store)
+    assert len(store.list()[0].versions) > 3
+
+
+def test_an_alias_never_stands_for_a_version_that_is_being_removed(place: str) -> None:
+    for round_ in range(10 if FULL else 2):
+        address = f"{place}/{round_}"
+        store = a_store(address, versions=8)
+        movers = [started(promote_at_random, address, seed, 15) for seed in range(2)]
+        while any(mover.is_alive() for mover in movers):
+            store.gc(keep=0, grace=0, delete=True)
+            text_of(store, "production")
+            store.publish(SmallPrompt("reply", f"more {time.monotonic()}"), PASSED)
+        assert [mover.exitcode for mover in movers] == [0, 0]
+        assert_whole(store)
+
+
+@pytest.mark.parametrize("action", ["publish", "rollback", "gc"])
+def test_a_process_that_dies_before_any_step_on_the_disk_leaves_a_whole_store(tmp_path: Path, action: str) -> None:
+    a_store(tmp_path / "before", versions=3)
+    outcomes = set()
+    for step in range(1, 200):
+        folder = tmp_path / f"step{step}"
+        shutil.copytree(tmp_path / "before", folder)
+        process = started(die_at, step, str(folder), action)
+        process.join(timeout=60)
+        store = PromptStore(folder)
+        assert_whole(store)
+        outcomes.add((store.list()[0].versions, store.resolve("reply", "production")))
+        number = store.publish(SmallPrompt("reply", "afterwards"), PASSED)
+        store.promote("reply", number)
+        store.gc(grace=0, delete=True)
+        assert_whole(store)
+        assert not open_files(folder).half_written() and not store.gc(grace=0).leftovers
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == 9
+    old = ((1, 2, 3), 3)
+    states = {"publish": {old, ((1, 2, 3, 4), 3), ((1, 2, 3, 4), 4)}, "rollback": {old, ((1, 2, 3), 2)}, "gc": {old, ((3,), 3)}}
+    assert outcomes == states[action]
+    assert step > 5
