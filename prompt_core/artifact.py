@@ -262,7 +262,9 @@ def _parse(content: bytes, path: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(content)
     except (ValidationError, UnicodeDecodeError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        # without the inputs: each of the errors would hold a copy of the whole document
+        found = error.errors(include_input=False, include_url=False) if isinstance(error, ValidationError) else [{"msg": str(error)}]
+        reason = " ".join(str(found[0]["msg"]).split())
         raise PromptmillError(str(path), f"is not a manifest ({reason})", "Use the version of promptmill that wrote it.") from None
 
 

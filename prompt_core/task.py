@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from prompt_core.errors import PromptmillError, nearest
+from prompt_core.plain_yaml import read_yaml, shown
 
 Objective = Literal["classify", "generate"]
 Start = Literal["root", "text", "labels", "demonstrations", "vocabulary", "random", "zero", "prompt"]
@@ -247,14 +248,14 @@ def load_task(path: str | Path) -> TaskSpec:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise PromptmillError(str(path), "there is no such task file", nearest(path.name, beside)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise PromptmillError(str(path), f"cannot be read ({error})", "A task file is UTF-8 text.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date like 2026-13-45 is a ValueError of its own
-        raise PromptmillError(str(path), f"is not YAML ({' '.join(str(error).split())})", "See the example in README.md.") from None
+        raise PromptmillError(str(path), f"is not YAML ({' '.join(str(error).split())[:500]})", "See the example in README.md.") from None
     if not isinstance(content, dict):
         raise PromptmillError(str(path), f"holds {type(content).__name__}, not fields", "Start with `name: ...`.")
     return parse_task(content, str(path), path.parent)
@@ -277,7 +278,7 @@ def parse_task(content: dict[str, Any], where: str, folder: Path) -> TaskSpec:
 def _explained(error: ValidationError, where: str) -> PromptmillError:
     """The first finding of a validation as one line that names the field and the way out."""
     finding = error.errors()[0]
-    location = [str(part) for part in finding["loc"]]
+    location = [" ".join(str(part).split())[:100] for part in finding["loc"]]
     field = ".".join(location) or "the file"
     if finding["type"] == "extra_forbidden":
         model: type[BaseModel] = TaskSpec
@@ -287,6 +288,6 @@ def _explained(error: ValidationError, where: str) -> PromptmillError:
         return PromptmillError(f"{where}: {field}", "unknown field", nearest(location[-1], model.model_fields))
     if finding["type"] == "missing":
         return PromptmillError(f"{where}: {field}", "is missing", "Add it; `promptmill schema` describes every field.")
-    message = finding["msg"].removeprefix("Value error, ")
-    found = "" if finding["type"] == "value_error" else f" (found {finding['input']!r})"
+    message = " ".join(finding["msg"].removeprefix("Value error, ").split())[:500]
+    found = "" if finding["type"] == "value_error" else f" (found {shown(finding['input'])})"
     return PromptmillError(f"{where}: {field}", message + found, "`promptmill schema` describes every field.")

@@ -70,7 +70,7 @@ class Log:
             PromptmillError: one is missing, or was changed.
         """
         numbers = self._numbers()
-        contents = self._files.read_all([self._path(number) for number in numbers])
+        contents = self._files.read_records([self._path(number) for number in numbers])
         entries: list[Entry] = []
         before: str | None = None
         for number in range(1, max(numbers, default=0) + 1):
