@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from prompt_core.errors import PromptmillError
+from prompt_core.plain_json import parse_json
 from prompt_core.task import TaskSpec, parse_task
 
 if TYPE_CHECKING:
@@ -260,12 +261,9 @@ def _read_origin(path: Path) -> str | None:
 
 def _parse(content: bytes, path: Path) -> Manifest:
     try:
-        return Manifest.model_validate_json(content)
-    except (ValidationError, UnicodeDecodeError) as error:
-        # without the inputs: each of the errors would hold a copy of the whole document
-        found = error.errors(include_input=False, include_url=False) if isinstance(error, ValidationError) else [{"msg": str(error)}]
-        reason = " ".join(str(found[0]["msg"]).split())
-        raise PromptmillError(str(path), f"is not a manifest ({reason})", "Use the version of promptmill that wrote it.") from None
+        return parse_json(content, Manifest)
+    except ValueError as error:
+        raise PromptmillError(str(path), f"is not a manifest ({error})", "Use the version of promptmill that wrote it.") from None
 
 
 def _check_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -7,13 +7,12 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from prompt_core.errors import PromptmillError
-
-Model = TypeVar("Model", bound=BaseModel)
+from prompt_core.plain_json import Model, parse_json
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]{0,99}")
 _FILE = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9._\-]*(/[A-Za-z0-9_\-][A-Za-z0-9._\-]*)*")
@@ -215,11 +214,9 @@ def parse(content: bytes, where: str, model: type[Model]) -> Model:
         PromptmillError: it is not one.
     """
     try:
-        return model.model_validate_json(content)
-    except ValidationError as error:
-        finding = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(map(str, finding["loc"]))[:200]
-        raise damaged(where, f"is not a record of the store ({place + ': ' if place else ''}{finding['msg']})") from None
+        return parse_json(content, model)
+    except ValueError as error:
+        raise damaged(where, f"is not a record of the store ({error})") from None
 
 
 def damaged(where: str, what: str) -> PromptmillError:
