@@ -194,7 +194,7 @@ MANIFEST = a_tuned_prompt(1.0).manifest.canonical()
         ({"manifest.json": b"[" * 10**6, "prompt.safetensors": b""}, "manifest.json", "is not a manifest (Invalid JSON: recursion limit"),
         ({"manifest.json": b" " * (17 * 2**20), "prompt.safetensors": b""}, "manifest.json", "is larger than 16777216 bytes"),
         (
-            {"manifest.json": b'{"task": [' + b"[]," * 2**19 + b"[]]}", "prompt.safetensors": b""},
+            {"manifest.json": b'{"task": [' + b"[]," * 2**17 + b"[]]}", "prompt.safetensors": b""},
             "manifest.json",
             "is not a manifest (",
         ),
