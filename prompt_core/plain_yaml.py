@@ -37,7 +37,7 @@ def read_yaml(text: str) -> Any:
         yaml.YAMLError: it is not YAML, or asks for more than plain data.
         ValueError, RecursionError: a date that is none, a number without end, or mappings nested without end.
     """
-    return yaml.load(text, Loader=_Loader)  # noqa: S506: a SafeLoader
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  # it is a SafeLoader
 
 
 def shown(value: Any) -> str:

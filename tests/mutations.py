@@ -64,5 +64,7 @@ def scratched(draw: st.DrawFn, content: bytes) -> bytes:
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(text)))
         stop = min(len(text), start + draw(st.integers(0, 20)))
-        text[start:stop] = draw(st.binary(max_size=8) | st.sampled_from([b"", b"[" * 9, b"&a ", b"*a", b'"', b"\n  ", b": ", b"- ", b"{", b"!!"]))
+        text[start:stop] = draw(
+            st.binary(max_size=8) | st.sampled_from([b"", b"[" * 9, b"&a ", b"*a", b'"', b"\n  ", b": ", b"- ", b"{", b"!!"])
+        )
     return bytes(text)

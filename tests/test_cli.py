@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from prompt_core.cli import main
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = "tune evaluate predict try list show export promote rollback history verify gc schema".split()
+COMMANDS = ["tune", "evaluate", "predict", "try", "list", "show", "export", "promote", "rollback", "history", "verify", "gc", "schema"]
 
 
 def messages_of_two_intents() -> list[tuple[str, str]]:

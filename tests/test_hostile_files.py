@@ -62,7 +62,9 @@ def test_any_task_is_read_or_refused_in_one_line(document: dict[str, Any]) -> No
 @many_inputs
 def test_any_task_file_is_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.getbasetemp() / "task.yaml"
-    path.write_bytes(data.draw(scratched(yaml.safe_dump(TASK).encode()) | scratched((REPOSITORY / "tasks/support_reply.yaml").read_bytes())))
+    path.write_bytes(
+        data.draw(scratched(yaml.safe_dump(TASK).encode()) | scratched((REPOSITORY / "tasks/support_reply.yaml").read_bytes()))
+    )
     try:
         load_task(path)
     except PromptmillError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
@@ -196,14 +196,18 @@ def test_the_store_is_a_path_or_a_url(tmp_path: Path) -> None:
     folder = tmp_path / "a b%20c"
     PromptStore(folder).publish(SmallPrompt("reply", "x"), PASSED)
     assert [s.name for s in PromptStore(folder.as_uri()).list()] == [s.name for s in PromptStore(str(folder)).list()] == ["reply"]
-    with pytest.raises(PromptmillError, match=r'store ftps2://host/p: scheme "ftps2" is not supported .* Give a folder, file:///path, s3://'):
+    with pytest.raises(
+        PromptmillError, match=r'store ftps2://host/p: scheme "ftps2" is not supported .* Give a folder, file:///path, s3://'
+    ):
         PromptStore("ftps2://host/p")
     with pytest.raises(PromptmillError, match=r'"store" stands where a host name does. Write file:/// and an absolute path'):
         PromptStore("file://store/p")
 
 
 def test_a_bucket_that_does_not_exist_is_one_line(s3_server: str) -> None:
-    with pytest.raises(PromptmillError, match=r"store s3://nowhere/p: cannot be written \(The specified bucket does not exist\). Check the"):
+    with pytest.raises(
+        PromptmillError, match=r"store s3://nowhere/p: cannot be written \(The specified bucket does not exist\). Check the"
+    ):
         PromptStore("s3://nowhere/p").publish(SmallPrompt("reply", "x"), PASSED)
 
 
@@ -212,8 +216,8 @@ def test_a_file_system_that_overwrites_is_refused_before_anything_is_published()
         """As object stores are that do not know conditional writes."""
 
         protocol = "careless"
-        store: dict[str, Any] = {}
-        pseudo_dirs = [""]
+        store: ClassVar[dict[str, Any]] = {}
+        pseudo_dirs: ClassVar[list[str]] = [""]
 
         def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
             super().pipe_file(path, value, mode="overwrite", **options)

@@ -112,7 +112,10 @@ def test_a_damaged_alias_file_is_named(address: str, content: bytes, finding: st
 def test_a_changed_alias_does_not_fit_its_checksum(address: str) -> None:
     store, files = a_store(address, versions=2), open_files(address)
     overwrite(files, entry(4), files.read(entry(4)).replace(b'"version": 2', b'"version": 1'))
-    assert refused(lambda: store.get("reply")) == f"{files.address(entry(4))}: does not fit its checksum. The store is damaged; restore this file."
+    assert (
+        refused(lambda: store.get("reply"))
+        == f"{files.address(entry(4))}: does not fit its checksum. The store is damaged; restore this file."
+    )
 
 
 @pytest.mark.parametrize(
