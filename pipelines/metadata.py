@@ -141,13 +141,13 @@ def distilled_metadata(evaluation: Evaluation, task: TaskSpec, splits: Splits, p
 
 def publication_metadata(store: PromptStore, prompt: "TunedPrompt", version: int) -> Metadata:
     """What a consumer asks for, and what it gets."""
-    code = f'from prompt_core import PromptStore\nprompt = PromptStore("{store.root}").get("{prompt.name}")\nprompt.predict([...])'
+    code = f'from prompt_core import PromptStore\nprompt = PromptStore("{store.url}").get("{prompt.name}")\nprompt.predict([...])'
     return {
         "version": version,
         "alias": "production",
         "digest": prompt.digest,
         "published": store.record(prompt.name, version).published,
-        "store": dg.MetadataValue.path(str(store.root)),
+        "store": dg.MetadataValue.path(store.url),
         "use": dg.MetadataValue.md(f"```python\n{code}\n```"),
     }
 

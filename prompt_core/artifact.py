@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from prompt_core.errors import PromptmillError
 from prompt_core.extraction.tags import num_tags
+from prompt_core.plain_json import parse_json
 from prompt_core.task import TaskSpec, parse_task
 from prompt_core.trials import SearchRecord
 
@@ -284,10 +285,9 @@ def _read_origin(path: Path) -> str | None:
 
 def _parse(content: bytes, path: Path) -> Manifest:
     try:
-        return Manifest.model_validate_json(content)
-    except (ValidationError, UnicodeDecodeError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise PromptmillError(str(path), f"is not a manifest ({reason})", "Use the version of promptmill that wrote it.") from None
+        return parse_json(content, Manifest)
+    except ValueError as error:
+        raise PromptmillError(str(path), f"is not a manifest ({error})", "Use the version of promptmill that wrote it.") from None
 
 
 def _check_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prompt_core.errors import PromptmillError, nearest
+from prompt_core.options import as_json, current_user, store_option, why_option
+from prompt_core.store_commands import STORE_COMMANDS
 
 if TYPE_CHECKING:  # torch, polars and pydantic are imported by the commands that need them: `--help` answers at once
     from prompt_core.artifact import TunedPrompt
@@ -20,16 +22,6 @@ if TYPE_CHECKING:  # torch, polars and pydantic are imported by the commands tha
 
 _PROMPTS = ".promptmill/prompts"
 _CHECKPOINTS = ".promptmill/checkpoints"
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-store_option = click.option(
-    "--store",
-    "store_url",
-    envvar="PROMPTMILL_STORE",
-    default=".promptmill/store",
-    show_default=True,
-    help="Folder or URL of the prompt store (or PROMPTMILL_STORE).",
-)
 
 
 class _Commands(click.Group):
@@ -102,14 +94,18 @@ def tune(tasks: tuple[str, ...], out: Path | None, as_json: bool) -> None:
 @click.argument("task")
 @click.argument("prompt", type=click.Path(path_type=Path))
 @click.option("--publish", is_flag=True, help="Publish the prompt and make it `production` if the gate passes.")
+@click.option("--force", is_flag=True, help="With --publish: if the gate does not pass, publish it as `candidate`; needs --why.")
+@why_option
 @store_option
 @as_json
-def evaluate(task: str, prompt: Path, publish: bool, store_url: str, as_json: bool) -> None:
+def evaluate(task: str, prompt: Path, publish: bool, force: bool, why: str, store_url: str, as_json: bool) -> None:
     """Measure PROMPT, a folder that `tune` wrote, on the test rows of TASK beside every baseline.
 
     Ends with status 1 if the gate does not pass.
     """
     spec = _task(task)
+    if force and not (publish and why.strip()):
+        raise PromptmillError("--force", "stands without --publish or without a reason", "Add --publish and --why TEXT.")
     from prompt_core import PromptStore, TunedPrompt
     from prompt_core import evaluate as evaluate_prompt
     from prompt_core.data import prepare
@@ -120,12 +116,14 @@ def evaluate(task: str, prompt: Path, publish: bool, store_url: str, as_json: bo
     with Progress(spec.name) as progress:
         evaluation = evaluate_prompt(spec, tuned, splits, production=store.live(spec.name), on_progress=progress.contender)
     click.echo(evaluation.model_dump_json(indent=1) if as_json else evaluation.table())
-    if not evaluation.verdict.passed:
+    good = evaluation.verdict.passed
+    if publish and (good or force):
+        why, alias = why or "promptmill evaluate --publish", "production" if good else "candidate"
+        version = store.publish(tuned, evaluation.model_dump(mode="json"), who=current_user(), why=why, force=force)
+        store.promote(spec.name, version, alias, who=current_user(), why=why)
+        click.echo(f"published {spec.name}@{version} as {alias}", err=True)
+    if not good:
         sys.exit(1)
-    if publish:
-        version = store.publish(tuned, evaluation.model_dump(mode="json"), why="promptmill evaluate --publish")
-        store.promote(spec.name, version, who=_user(), why="gate passed")
-        click.echo(f"published {spec.name}@{version} as production", err=True)
 
 
 @main.command()
@@ -174,24 +172,6 @@ def try_(name: str, text: str, fields: tuple[str, ...], store_url: str, as_json:
         click.echo(click.style(title, bold=True) + f"\n{answer}\n")
 
 
-@main.command("list")
-@store_option
-@as_json
-def list_(store_url: str, as_json: bool) -> None:
-    """All published prompts with their versions and aliases."""
-    from prompt_core import PromptStore
-
-    summaries = PromptStore(store_url).list()
-    if as_json:
-        click.echo(json.dumps([summary.model_dump(mode="json") for summary in summaries], indent=1))
-        return
-    for summary in summaries:
-        aliases = ", ".join(f"{alias} -> {version}" for alias, version in sorted(summary.aliases.items()))
-        click.echo(f"{summary.name}  versions {', '.join(map(str, summary.versions))}  {aliases}")
-    if not summaries:
-        click.echo(f"no prompt is published in {store_url}", err=True)
-
-
 @main.command()
 @click.argument("name")
 @store_option
@@ -207,7 +187,9 @@ def show(name: str, store_url: str, as_json: bool) -> None:
         click.echo(json.dumps({**content, "record": record.model_dump(mode="json")}, ensure_ascii=False, indent=1))
         return
     click.echo(_table({"version": version, "published": record.published, **_summary(prompt)}))
-    for reason in record.evaluation["verdict"]["reasons"]:
+    if record.forced:
+        click.echo(f"  - published by force: {record.why}")
+    for reason in record.evaluation.get("verdict", {}).get("reasons", ()):
         click.echo(f"  - {reason}")
 
 
@@ -231,35 +213,6 @@ def export(names: tuple[str, ...], folder: Path, form: str, gguf: bool, layers: 
 
     write([_with_record(name, store_url) for name in names], folder, form, gguf=gguf, layers=layers, peft_type=peft_type)
     click.echo(f"{', '.join(names)} -> {folder}", err=True)
-
-
-@main.command()
-@click.argument("name")
-@click.option("--alias", default="production", show_default=True)
-@click.option("--why", default="", help="Kept in the alias's history.")
-@store_option
-def promote(name: str, alias: str, why: str, store_url: str) -> None:
-    """Point an alias at NAME@VERSION."""
-    from prompt_core import PromptStore
-
-    prompt, _, version = name.partition("@")
-    if not version:
-        raise PromptmillError("promote", f'"{name}" names no version', f"Write {prompt}@VERSION.")
-    PromptStore(store_url).promote(prompt, version, alias, who=_user(), why=why)
-    click.echo(f"{alias} -> {name}", err=True)
-
-
-@main.command()
-@click.argument("name")
-@click.option("--alias", default="production", show_default=True)
-@click.option("--why", default="", help="Kept in the alias's history.")
-@store_option
-def rollback(name: str, alias: str, why: str, store_url: str) -> None:
-    """Point an alias of NAME back at the version it had before."""
-    from prompt_core import PromptStore
-
-    version = PromptStore(store_url).rollback(name, alias, why=why)
-    click.echo(f"{alias} -> {name}@{version}", err=True)
 
 
 @main.command()
@@ -345,5 +298,5 @@ def _table(content: dict[str, Any]) -> str:
     return "\n".join(f"{key:<{width}}  {value}" for key, value in content.items())
 
 
-def _user() -> str:
-    return os.environ.get("USER") or os.environ.get("LOGNAME") or "unknown"
+for command in STORE_COMMANDS:
+    main.add_command(command)

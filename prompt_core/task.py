@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 
 from prompt_core.errors import PromptmillError, nearest
 from prompt_core.extraction.schema import checked_schema, read_schema
+from prompt_core.plain_yaml import read_yaml, shown
 from prompt_core.space import SearchSpec, check_space
 
 Objective = Literal["classify", "generate", "extract", "distill"]
@@ -414,14 +415,14 @@ def load_task(path: str | Path) -> TaskSpec:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise PromptmillError(str(path), "there is no such task file", nearest(path.name, beside)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise PromptmillError(str(path), f"cannot be read ({error})", "A task file is UTF-8 text.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date like 2026-13-45 is a ValueError of its own
-        raise PromptmillError(str(path), f"is not YAML ({' '.join(str(error).split())})", "See the example in README.md.") from None
+        raise PromptmillError(str(path), f"is not YAML ({' '.join(str(error).split())[:500]})", "See the example in README.md.") from None
     if not isinstance(content, dict):
         raise PromptmillError(str(path), f"holds {type(content).__name__}, not fields", "Start with `name: ...`.")
     return parse_task(content, str(path), path.parent)
@@ -447,7 +448,7 @@ def parse_task(content: dict[str, Any], where: str, folder: Path) -> TaskSpec:
 def _explained(error: ValidationError, where: str) -> PromptmillError:
     """The first finding of a validation as one line that names the field and the way out."""
     finding = error.errors()[0]
-    location = [str(part) for part in finding["loc"]]
+    location = [" ".join(str(part).split())[:100] for part in finding["loc"]]
     field = ".".join(location) or "the file"
     if finding["type"] == "extra_forbidden":
         model: type[BaseModel] = TaskSpec
@@ -459,8 +460,8 @@ def _explained(error: ValidationError, where: str) -> PromptmillError:
         return PromptmillError(f"{where}: {field}", "is missing", "Add it; `promptmill schema` describes every field.")
     if isinstance(own := finding.get("ctx", {}).get("error"), PromptmillError):
         return PromptmillError(f"{where}: {own.where}", own.what, own.fix)
-    message = finding["msg"].removeprefix("Value error, ")
-    found = "" if finding["type"] == "value_error" else f" (found {finding['input']!r})"
+    message = " ".join(finding["msg"].removeprefix("Value error, ").split())[:500]
+    found = "" if finding["type"] == "value_error" else f" (found {shown(finding['input'])})"
     return PromptmillError(f"{where}: {field}", message + found, "`promptmill schema` describes every field.")
 
 

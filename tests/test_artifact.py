@@ -142,10 +142,10 @@ def test_a_huge_file_is_not_read(tmp_path: Path, name: str) -> None:
     [
         ("{", "is not a manifest (Invalid JSON"),
         ("[" * 100_000, "is not a manifest (Invalid JSON"),
-        ("{}", "is not a manifest (Field required)"),
+        ("{}", "is not a manifest (name: Field required)"),
         (
             json.dumps(a_manifest().model_dump(mode="json") | {"format": "promptmill/9"}),
-            "is not a manifest (Input should be 'promptmill/1')",
+            "is not a manifest (format: Input should be 'promptmill/1')",
         ),
     ],
 )
