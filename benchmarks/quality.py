@@ -1,171 +1,203 @@
 """Quality of tuned prompts on real data, beside what a user would otherwise do. Needs ../shared/data.
 
-python benchmarks/quality.py e2e --examples 200 --seeds 0-2
-python benchmarks/quality.py banking77 --shots 10 --seeds 0-4
+    python benchmarks/quality.py smollm2 e2e --examples 200 --test 120 --seeds 0-4
+    python benchmarks/quality.py smollm2 mr_polarity subj pros_cons --examples 16 --test 300 --seeds 0-4
+    python benchmarks/quality.py smollm2 induction --examples 32 --seeds 0
+    python benchmarks/quality.py minilm banking77 clinc150 subj mr_polarity --examples 10 --seeds 0-9
+
+Every contender of a seed sees the same examples, and no setting is chosen by looking at test rows. What is done is kept
+under .promptmill/quality, so that an interrupted run goes on; the result holds every run that fits the command.
 """
 
-import re
+import hashlib
+import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import polars as pl
-from record import SHARED_DATA, parse_seeds, write_result
+from lora import lora
+from quality_sets import INDUCTION, Set, load_set
+from record import parse_seeds, write_result
 
-from prompt_core.artifact import TunedPrompt
-from prompt_core.backbone import Backbone, load_backbone
-from prompt_core.evaluation import compare, corpus_bleu, summary
+from prompt_core.backbone import load_backbone
 from prompt_core.evaluation.baselines import baselines
-from prompt_core.evaluation.metrics import facts_kept
 from prompt_core.progress import Progress
 from prompt_core.task import TaskSpec, parse_task
 from prompt_core.tuning import tune
 
-
-@click.group()
-def main() -> None:
-    """Quality on the real data sets, a subcommand each."""
-
-
-@main.command()
-@click.option("--examples", default=200, help="Training sources, one reference each.")
-@click.option("--test", "test_rows", default=120, help="Test sources, with all their references.")
-@click.option("--seeds", default="0-2", help="Seeds of draw and tuning.")
-@click.option("--kind", default="deep", type=click.Choice(["deep", "soft"]))
-@click.option("--set", "settings", multiple=True, help="A tuning setting, such as steps=80.")
-def e2e(examples: int, test_rows: int, seeds: str, kind: str, settings: tuple[str, ...]) -> None:
-    """E2E restaurants on the frozen SmolLM2: slots to a sentence. BLEU against all references, share of the slot values kept."""
-    train, test = (_e2e_frame(side) for side in ("train", "test"))
-    grouped = test.group_by("source", maintain_order=True).agg("_id", "facts", "target").sort(pl.col("source").hash(0)).head(test_rows)
-    rows = [{"source": row["source"], "facts": row["facts"][0], "references": row["target"]} for row in grouped.iter_rows(named=True)]
-    spec = {
-        "name": "e2e",
-        "backbone": "smollm2",
-        "data": {"path": "-", "target": "target"},
-        "objective": "generate",
-        "template": [{"system": "Describe the restaurant in one sentence with all facts"}, {"user": "{{ source }}"}],
-        "prompt": {"kind": kind},
-        "evaluate": {"metrics": ["chrf", "facts_kept"], "must_contain": "facts", "few_shot": 4, "max_new_tokens": 72},
-    }
-
-    def measure(outputs: list[str]) -> dict[str, float]:
-        bleu = corpus_bleu(outputs, [row["references"] for row in rows])
-        return {"bleu": bleu, "facts_kept": float(facts_kept(outputs, [row["facts"] for row in rows]).mean()) / 100}
-
-    def draw(seed: int) -> pl.DataFrame:
-        # Of a source's references the one that states most of its facts: what leaves facts out teaches to leave facts out.
-        stated = pl.Series(facts_kept(train["target"].to_list(), train["facts"].to_list()))
-        fullest = train.with_columns(stated.alias("stated")).sort("stated", descending=True, maintain_order=True)
-        return (
-            fullest.unique("source", keep="first", maintain_order=True).drop("stated").sort("_id").sample(examples, seed=seed, shuffle=True)
-        )
-
-    _run("e2e", spec, settings, parse_seeds(seeds), draw, rows, measure, None)
+_KEPT = Path(".promptmill/quality")
+_RESAMPLES = 10_000
+# What tunes something, by name: what it changes in the task.
+_TUNED: dict[str, dict[str, Any]] = {
+    "soft": {"prompt": {"kind": "soft"}},
+    "deep": {"prompt": {"kind": "deep"}},
+    "auto": {"prompt": {"kind": "auto"}},
+}
 
 
-@main.command()
-@click.option("--shots", default=10, help="Training examples per class.")
-@click.option("--seeds", default="0-4", help="Seeds of draw and tuning.")
-@click.option("--set", "settings", multiple=True, help="A tuning setting, such as steps=80.")
-def banking77(shots: int, seeds: str, settings: tuple[str, ...]) -> None:
-    """Banking77 on the frozen all-MiniLM-L6-v2: 77 intents of bank customers, test accuracy on the published test file."""
-    train, test = (pl.read_parquet(SHARED_DATA / f"banking77_{side}.parquet").with_row_index("_id") for side in ("train", "test"))
-    train, test = (frame.with_columns(pl.col("_id").cast(pl.String)) for frame in (train, test))
-    known = test["text"].str.to_lowercase().str.strip_chars()
-    train = train.filter(~pl.col("text").str.to_lowercase().str.strip_chars().is_in(known.implode()))
-    targets = test["label"].to_list()
-    spec = {
-        "name": "banking77",
-        "backbone": "minilm",
-        "data": {"path": "-", "target": "label"},
-        "objective": "classify",
-        "template": "{{ text }}",
-        "prompt": {"kind": "deep"},
-        "tune": {"steps": 240, "batch_examples": 32},
-    }
+@dataclass(frozen=True)
+class Outcome:
+    """What a contender wrote for the test rows of one seed, and what it took."""
 
-    def measure(outputs: list[str]) -> dict[str, float]:
-        return {metric: summary(metric, outputs, targets, None) for metric in ("accuracy", "macro_f1")}
-
-    def draw(seed: int) -> pl.DataFrame:
-        shuffled = train.sample(fraction=1.0, seed=seed, shuffle=True)
-        return shuffled.group_by("label", maintain_order=True).head(shots).select(train.columns)
-
-    _run("banking77", spec, settings, parse_seeds(seeds), draw, list(test.iter_rows(named=True)), measure, targets)
+    outputs: list[str]
+    facts: dict[str, Any]
 
 
-def _e2e_frame(side: str) -> pl.DataFrame:
-    frame = pl.read_parquet(SHARED_DATA / f"e2e_nlg_{side}.parquet").with_row_index("_id").with_columns(pl.col("_id").cast(pl.String))
-    # familyFriendly[yes] is worded freely ("kid friendly"); a literal test of its value would measure nothing.
-    facts = [
-        "\n".join(f"{slot}: {value}" for slot, value in re.findall(r"(\w[\w ]*)\[([^\]]*)\]", source) if slot != "familyFriendly")
-        for source in frame["source"]
-    ]
-    return frame.with_columns(pl.Series("facts", facts))
-
-
-def _run(
-    name: str,
-    spec: dict[str, Any],
-    settings: tuple[str, ...],
-    seeds: list[int],
-    draw: Callable[[int], pl.DataFrame],
-    rows: list[dict[str, Any]],
-    measure: Callable[[list[str]], dict[str, float]],
-    targets: list[str] | None,
+@click.command()
+@click.argument("model", type=click.Choice(["smollm2", "minilm"]))
+@click.argument("sets", nargs=-1, required=True)
+@click.option("--examples", default=16, show_default=True, help="Training examples: per class, or in all for texts.")
+@click.option("--test", "test_rows", type=int, help="Test rows at most; default: all.")
+@click.option("--seeds", default="0-4", show_default=True, help="Seeds of draw and tuning.")
+@click.option("--contenders", default="untuned,lora,soft,deep,auto", show_default=True, help="Which to run; untuned: all baselines.")
+@click.option("--set", "settings", multiple=True, help="A setting for all that is tuned, such as tune.steps=80.")
+def main(
+    model: str, sets: Sequence[str], examples: int, test_rows: int | None, seeds: str, contenders: str, settings: Sequence[str]
 ) -> None:
-    """Baselines and tuned prompt for each seed, printed and written as a result."""
-    changed = {key: float(value) if "." in value or "e" in value else int(value) for key, _, value in (s.partition("=") for s in settings)}
-    runs = []
-    for seed in seeds:
-        task = parse_task({**spec, "tune": {**spec.get("tune", {}), **changed, "seed": seed}}, name, Path())
-        backbone = load_backbone(task.backbone)
-        train = draw(seed)
-        began = time.monotonic()
-        with Progress(f"{name} seed {seed}") as progress:
-            prompt = tune(task, train, train.clear(), backbone, on_step=progress.step)
-            seconds = time.monotonic() - began
-            outputs = _outputs(task, prompt, train, rows, backbone, progress)
-        measured = {contender: measure(predictions) for contender, predictions in outputs.items()}
-        run = {
-            "seed": seed,
-            "tuning_seconds": round(seconds, 1),
-            "parameters": prompt.manifest.parameters,
-            "tokens": prompt.manifest.tokens,
+    """Quality on the real data sets, beside baselines and rivals."""
+    names = [name for given in sets for name in (INDUCTION if given == "induction" else (given,))]
+    for name in names:
+        data = load_set(model, name, examples, test_rows)
+        runs: list[dict[str, Any]] = []
+        scores: dict[str, list[np.ndarray]] = {}
+        for seed in parse_seeds(seeds):
+            for contender, outcome in _outcomes(data, model, seed, contenders.split(","), settings).items():
+                values = data.measure(outcome.outputs)
+                scores.setdefault(contender, []).append(data.scores(outcome.outputs))
+                runs.append({"contender": contender, "seed": seed, **values, **outcome.facts})
+                click.echo(f"{name} seed {seed}  {contender:22} {_shown(values)}  {outcome.facts.get('seconds', '')}")
+        means = _means(runs, data)
+        for contender, values in means.items():
+            click.echo(f"{name} mean    {contender:22} {_shown(values)}")
+        content = {"examples": examples, "test_rows": len(data.rows), "settings": list(settings), "mean": means}
+        path = write_result(f"quality_{model}_{name}", {**content, "paired": _paired(scores), "runs": runs})
+        click.echo(f"-> {path}", err=True)
+
+
+def _outcomes(data: Set, model: str, seed: int, contenders: Sequence[str], settings: Sequence[str]) -> dict[str, Outcome]:
+    """What each contender makes of one seed's draw, from what is kept where it is there."""
+    train = data.draw(seed)
+    found: dict[str, Any] = {}
+    for contender in contenders:
+        content = _content(data, model, seed, _TUNED.get(contender, {}), settings if contender in _TUNED else ())
+        make = {"untuned": _untuned, "lora": _lora}.get(contender, _tuned)
+        made = _kept(data, contender, content, train, partial(make, data, parse_task(content, data.name, Path()), train))
+        many = {name: {"outputs": outputs, "facts": {}} for name, outputs in made.items()} if contender == "untuned" else {contender: made}
+        found |= many
+    return {name: Outcome(**made) for name, made in found.items()}
+
+
+def _content(data: Set, model: str, seed: int, changes: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """The task as a file would say it."""
+    content = {**data.spec, "backbone": model, "tune": {**data.spec.get("tune", {}), "seed": seed}, **changes}
+    for setting in settings:
+        path, _, value = setting.partition("=")
+        part, _, field = path.partition(".")
+        content[part] = {**content.get(part, {}), field: json.loads(value) if value[:1] in "0123456789tf[{" else value}
+    return content
+
+
+def _untuned(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, list[str]]:
+    """All baselines; where people wrote several instructions, each of them for zero-shot."""
+    backbone = load_backbone(task.backbone)
+    longest = task.evaluate.max_new_tokens
+    with Progress(f"{data.name} untuned") as progress:
+        found = {
+            contender.name: list(contender.predictions)
+            for contender in baselines(task, train, data.rows, backbone, longest, progress.contender)
         }
-        run |= {"steps": prompt.manifest.tuning.steps, "last_train_loss": prompt.manifest.tuning.train_loss[-1], "contenders": measured}
-        if targets is not None:
-            found = compare("accuracy", outputs["tuned"], outputs["linear_probe"], targets, None)
-            run["against_linear_probe"] = {"gain": found.gain, "p_better": found.p_better}
-        runs.append(run)
-        click.echo(f"seed {seed}  {seconds:.0f} s  " + "  ".join(f"{c} {_shown(values)}" for c, values in measured.items()))
-    contenders = runs[0]["contenders"]
-    means = {c: {m: statistics.fmean(run["contenders"][c][m] for run in runs) for m in values} for c, values in contenders.items()}
-    deviations = {
-        c: {m: statistics.stdev(run["contenders"][c][m] for run in runs) if len(runs) > 1 else 0.0 for m in values}
-        for c, values in contenders.items()
+        for number, instruction in enumerate(data.instructions[1:], 1):
+            worded = task.model_copy(update={"template": ({"system": instruction}, {"user": "{{ source }}"})})
+            alone = worded.model_copy(update={"evaluate": task.evaluate.model_copy(update={"few_shot": 0})})
+            (zero_shot,) = baselines(alone, train, data.rows, backbone, longest, progress.contender)
+            found[f"instruction_{number}"] = list(zero_shot.predictions)
+    return found
+
+
+def _lora(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, Any]:
+    began = time.monotonic()
+    outputs, numbers = lora(task, train, data.rows)
+    return {"outputs": outputs, "facts": {"parameters": numbers, "seconds": round(time.monotonic() - began, 1)}}
+
+
+def _tuned(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, Any]:
+    backbone = load_backbone(task.backbone)
+    began = time.monotonic()
+    with Progress(f"{data.name} seed {task.tune.seed}") as progress:
+        prompt = tune(task, train, train.clear(), backbone, on_step=progress.step)
+        seconds = time.monotonic() - began
+        outputs = prompt.predict(data.rows, backbone, progress.rows)
+    manifest = prompt.manifest
+    facts = {
+        "parameters": manifest.parameters,
+        "seconds": round(seconds, 1),
+        "tokens": manifest.tokens,
+        "steps": manifest.tuning.steps,
+        "last_train_loss": manifest.tuning.train_loss[-1],
+        "prompt": manifest.task["prompt"],
+        "tune": manifest.task["tune"],
     }
-    for contender, values in means.items():
-        click.echo(f"mean {contender:14} {_shown(values)}   sd {_shown(deviations[contender])}")
-    content = {"task": spec, "changed": changed, "test_rows": len(rows), "mean": means, "sd": deviations, "runs": runs}
-    path = write_result(f"quality_{name}", content)
-    click.echo(f"-> {path}", err=True)
+    return {"outputs": outputs, "facts": facts}
 
 
-def _outputs(
-    task: TaskSpec, prompt: TunedPrompt, train: pl.DataFrame, rows: list[dict[str, Any]], backbone: Backbone, progress: Progress
-) -> dict[str, list[str]]:
-    contenders = baselines(task, train, rows, backbone, prompt.manifest.max_new_tokens, progress.contender)
-    outputs = {contender.name: list(contender.predictions) for contender in contenders}
-    return outputs | {"tuned": prompt.predict(rows, backbone, progress.rows)}
+def _kept(data: Set, contender: str, content: dict[str, Any], train: pl.DataFrame, make: Callable[[], Any]) -> Any:
+    """What `make` gives, from a file if it was made before about the very same things."""
+    rows = [sorted((field, str(value)) for field, value in row.items()) for row in data.rows]
+    about = json.dumps([contender, content, rows, train.drop("_id").rows()], sort_keys=True, default=str)
+    key = hashlib.sha256(about.encode()).hexdigest()[:16]
+    path = _KEPT / f"{data.name}-{contender}-{content['tune']['seed']}-{key}.json"
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    made = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+    beside.replace(path)
+    return made
+
+
+def _means(runs: Sequence[dict[str, Any]], data: Set) -> dict[str, dict[str, float]]:
+    metrics = list(data.measure([""] * len(data.rows)))
+    means = {}
+    for contender in dict.fromkeys(run["contender"] for run in runs):
+        own = [run for run in runs if run["contender"] == contender]
+        means[contender] = {metric: statistics.fmean(run[metric] for run in own) for metric in metrics}
+        means[contender] |= {f"{metric}_sd": statistics.stdev(run[metric] for run in own) if len(own) > 1 else 0.0 for metric in metrics}
+    return means
+
+
+def _paired(scores: dict[str, list[np.ndarray]]) -> dict[str, dict[str, float]]:
+    """Each tuned contender against every other: mean gain over seeds, and a paired bootstrap over the test rows.
+
+    A row's score is its mean over the seeds, so that a p value is about these seeds' mean on other rows.
+    """
+    mean = {name: np.mean(each, axis=0) for name, each in scores.items()}
+    generator, found = np.random.default_rng(0), {}
+    for ours in [name for name in _TUNED if name in mean]:
+        for theirs in mean:
+            if theirs != ours and len(scores[theirs]) == len(scores[ours]):
+                gains = mean[ours] - mean[theirs]
+                draws = generator.integers(len(gains), size=(_RESAMPLES, len(gains)))
+                resampled = gains[draws].mean(1)
+                found[f"{ours} - {theirs}"] = {
+                    "gain": float(gains.mean()),
+                    "low": float(np.percentile(resampled, 2.5)),
+                    "high": float(np.percentile(resampled, 97.5)),
+                    "p_better": float((1 + (resampled <= 0).sum()) / (1 + _RESAMPLES)),
+                }
+    return found
 
 
 def _shown(values: dict[str, float]) -> str:
-    return " / ".join(f"{value:.3f}" if value <= 1 else f"{value:.1f}" for value in values.values())
+    return "  ".join(f"{metric} {value:.1f}" for metric, value in values.items() if not metric.endswith("_sd"))
 
 
 if __name__ == "__main__":

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 import transformers
 
+from prompt_core.artifact import BackboneIdentity
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.backbone.locate import locate
+from prompt_core.encoding import Encoded
 from prompt_core.task import BackboneSpec
 
 _CONFIG = {
@@ -52,7 +57,38 @@ def plain_llama12(dtype: torch.dtype = torch.float32) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(_folder(), dtype=dtype).eval().requires_grad_(False)
 
 
+def backbone_of(model: Any) -> Backbone:
+    """A copy of a transformers model as a backbone without a text tokenizer, for token ids."""
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"t0": 0}, unk_token="t0"))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0")
+    name = type(model).__name__
+    identity = BackboneIdentity(
+        name="random", revision=None, architecture=name, dtype=str(model.dtype)[6:], weights="0" * 64, tokenizer="0" * 64
+    )
+    model = copy.deepcopy(model)
+    model.set_attn_implementation("eager")
+    return Backbone(model, tokenizer, causal=True, pool_first=False, identity=identity, origin=None)
+
+
 def random_ids(low: int, high: int, count: int, seed: int = 0) -> list[tuple[int, ...]]:
     """`count` sequences of `low` to `high` random token ids."""
     generator = random.Random(seed)
     return [tuple(generator.randrange(1000, 40_000) for _ in range(generator.randint(low, high))) for _ in range(count)]
+
+
+def random_texts(low: int, high: int, count: int, seed: int, vocabulary: int = 40_000) -> list[Encoded]:
+    """`count` examples of `low` to `high` random tokens below `vocabulary`; the second half is the target."""
+    ids = [tuple(token % vocabulary for token in text) for text in random_ids(low, high, count, seed)]
+    return [Encoded(text[: len(text) // 2], text[len(text) // 2 :], False) for text in ids]
+
+
+def padded(batch: Sequence[Encoded], device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ids, mask and labels, each int64 [examples, longest], as PEFT's users have them: on the right, -100 but for the targets."""
+    longest = max(len(e.input) + len(e.target) for e in batch)
+    ids, mask, labels = torch.zeros(3, len(batch), longest, dtype=torch.int64)
+    labels -= 100
+    for row, example in enumerate(batch):
+        sequence = torch.tensor(example.input + example.target)
+        ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
+        labels[row, len(example.input) : len(sequence)] = sequence[len(example.input) :]
+    return ids.to(device), mask.to(device), labels.to(device)

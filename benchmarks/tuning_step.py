@@ -16,8 +16,9 @@ S rows (prompt and examples, but for each example's last token), T target rows, 
 N (query, key) pairs that see each other, with Hq heads of D:
 
     forward    2 S L W + 2 T H V + 4 N L Hq D
-    backward   2 S L W + 2 T H V + 8 N L Hq D    towards the rows only, the weights are frozen; less what follows
-                                                 attention in the last layer for the S - T rows that no loss looks at
+    backward   2 S L W + 2 T H V + 8 N L Hq D    towards the rows only, the weights are frozen
+
+both less what follows attention in the last layer for the S - T rows that no loss looks at.
 
 `memory` is the peak of the process's resident memory in three steps above the loaded model, each side in a process of
 its own. Linux only.
@@ -41,7 +42,7 @@ import polars as pl
 import torch
 import transformers
 from record import RESULTS, SHARED_DATA, write_result
-from shapes import llama12, plain_llama12, random_ids
+from shapes import llama12, padded, plain_llama12, random_ids, random_texts
 
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.backbone.locate import locate
@@ -90,8 +91,7 @@ RATE = [Case("smollm2", dtype, "prompt", 17, 16, None, None) for dtype in ("floa
 
 def texts_of(case: Case, seed: int = 0) -> list[Encoded]:
     if case.low is not None and case.high is not None:
-        ids = random_ids(case.low, case.high, case.batch, seed)
-        return [Encoded(text[: len(text) // 2], text[len(text) // 2 :], False) for text in ids]
+        return random_texts(case.low, case.high, case.batch, seed)
     file = SHARED_DATA / "e2e_nlg_train.parquet"
     if not file.exists():  # as long as E2E's: the tokens do not matter
         lengths = random.Random(seed)
@@ -145,14 +145,7 @@ def plain_model(case: Case) -> Any:
 def pefts(case: Case) -> tuple[Step, Any]:
     kind = peft.PromptTuningConfig if case.kind == "prompt" else peft.PrefixTuningConfig
     model = peft.get_peft_model(plain_model(case), kind(task_type="CAUSAL_LM", num_virtual_tokens=case.prompt))
-    examples = texts_of(case)
-    longest = max(len(e.input) + len(e.target) for e in examples)
-    ids, mask, labels = torch.zeros(3, len(examples), longest, dtype=torch.int64)
-    labels -= 100
-    for row, example in enumerate(examples):
-        sequence = torch.tensor(example.input + example.target)
-        ids[row, : len(sequence)], mask[row, : len(sequence)] = sequence, 1
-        labels[row, len(example.input) : len(sequence)] = sequence[len(example.input) :]
+    ids, mask, labels = padded(texts_of(case))
     weight = model.prompt_encoder["default"].embedding.weight
     optimizer = torch.optim.AdamW([weight], lr=_RATE)
 
@@ -215,7 +208,7 @@ def work(case: Case, backbone: Backbone) -> float:
     pairs = sum(triangle) + case.prompt * sum(lengths)
     per_direction = 2 * (case.prompt + sum(lengths)) * backbone.num_layers * linear + 2 * targets * width * config.vocab_size
     left_out = 2 * (case.prompt + sum(lengths) - targets) * (linear - width * width - 2 * width * kv_width)
-    return 2 * per_direction - left_out + 12 * pairs * backbone.num_layers * heads * backbone.head_dim
+    return 2 * (per_direction - left_out) + 12 * pairs * backbone.num_layers * heads * backbone.head_dim
 
 
 def share_of_product(case: Case, rounds: int) -> dict[str, Any]:

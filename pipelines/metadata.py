@@ -31,7 +31,7 @@ def examples_metadata(frame: pl.DataFrame, report: CleaningReport, task: TaskSpe
     metadata: Metadata = {
         "dagster/row_count": len(frame),
         "dagster/column_schema": dg.TableSchema([dg.TableColumn(name, str(kind).lower()) for name, kind in frame.schema.items()]),
-        "source": task.data.path,
+        "source": task.data.path or "questions that the model asks itself",
         "removed rows": sum(removed.values()),
         "sample": table(frame.drop("_id").head(_SAMPLE_ROWS).rows(named=True)),
     }
@@ -80,8 +80,23 @@ def tuning_metadata(prompt: "TunedPrompt", seconds: float) -> Metadata:
         "training loss": record.train_loss[-1],
         "truncated rows": manifest.truncated_rows,
     }
+    if manifest.entities:
+        metadata |= {
+            "entities": manifest.entities.found,
+            "widened entities": manifest.entities.rounded,
+            "lost entities": manifest.entities.lost,
+        }
     if record.validation:
         metadata["validation loss"] = min(look.loss for look in record.validation)
+    if search := manifest.search:
+        metadata |= {
+            "settings chosen": search.summary(),
+            "candidates": dg.MetadataValue.md(search.markdown()),
+            "search score": search.best.score,
+            "search prompt-steps": search.prompt_steps,
+            "search tokens": search.tokens,
+            "search ended by": search.ended,
+        }
     return metadata
 
 
@@ -97,6 +112,8 @@ def evaluation_metadata(evaluation: Evaluation, task: TaskSpec, splits: Splits, 
         "prompt digest": evaluation.prompt_digest,
         **{f"tuned {metric}": measured.value for metric, measured in evaluation.tuned.metrics.items()},
     }
+    if evaluation.distilled:
+        metadata |= distilled_metadata(evaluation, task, splits, prompt)
     if task.objective == "classify":
         targets = splits.test[task.data.target].to_list()
         predictions = prompt.predict(splits.test.rows(named=True))
@@ -104,15 +121,33 @@ def evaluation_metadata(evaluation: Evaluation, task: TaskSpec, splits: Splits, 
     return metadata
 
 
+def distilled_metadata(evaluation: Evaluation, task: TaskSpec, splits: Splits, prompt: "TunedPrompt") -> Metadata:
+    """What the prompt saves against the context that it stands for. The seconds are measured here: an evaluation has no clock."""
+    from prompt_core.backbone import load_backbone
+    from prompt_core.evaluation.distilled import latency
+
+    found = evaluation.distilled
+    assert found is not None  # the caller has looked
+    seconds = latency(task, prompt, splits, load_backbone(task.backbone, task.folder))
+    return {
+        "tokens before": found.tokens_before,
+        "tokens after": found.tokens_after,
+        "keys and values before, bytes": found.cache_bytes_before,
+        "keys and values after, bytes": found.cache_bytes_after,
+        **{f"divergence of {name}, nats per token": value for name, value in found.divergence.items()},
+        **{f"seconds per request {name}": value for name, value in seconds.items()},
+    }
+
+
 def publication_metadata(store: PromptStore, prompt: "TunedPrompt", version: int) -> Metadata:
     """What a consumer asks for, and what it gets."""
-    code = f'from prompt_core import PromptStore\nprompt = PromptStore("{store.root}").get("{prompt.name}")\nprompt.predict([...])'
+    code = f'from prompt_core import PromptStore\nprompt = PromptStore("{store.url}").get("{prompt.name}")\nprompt.predict([...])'
     return {
         "version": version,
         "alias": "production",
         "digest": prompt.digest,
         "published": store.record(prompt.name, version).published,
-        "store": dg.MetadataValue.path(str(store.root)),
+        "store": dg.MetadataValue.path(store.url),
         "use": dg.MetadataValue.md(f"```python\n{code}\n```"),
     }
 

@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from prompt_core.trials import shown_score
+
 if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code location
-    from prompt_core.tuning import Step
+    from prompt_core.tuning import SearchStep, Step
 
 
 class LoggedProgress:
-    """Callbacks for `tune(on_step=)` and `evaluate(on_progress=)`.
+    """Callbacks for `tune(on_step=, on_search=)` and `evaluate(on_progress=)`.
 
     Args:
         say: takes a line.
@@ -27,6 +29,14 @@ class LoggedProgress:
             look = f", validation {step.validation_loss:.4f}" if step.validation_loss is not None else ""
             speed = f"{step.tokens_per_second:.0f} tokens/s"
             self._say(f"step {step.number} of {step.steps}: loss {step.loss:.4f}{look}, {speed}, ETA {step.eta_seconds:.0f} s")
+
+    def search(self, step: "SearchStep") -> None:
+        """A step of a search over settings; the first after a measurement is always said."""
+        where = f"wave {step.wave} of {step.waves}, {step.trials} trials until step {step.rung}"
+        if f"{step.task}: {where}" != self._work or self._is_time():
+            self._work = f"{step.task}: {where}"
+            best = f", best {shown_score(step.best)}" if step.best else ""
+            self._say(f"search: {where}, {step.done} of {step.total} prompt-steps{best}, ETA {step.eta_seconds:.0f} s")
 
     def contender(self, name: str, done: int, total: int) -> None:
         """Rows that a contender has answered."""

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from prompt_core.errors import PromptmillError
+from prompt_core.extraction.tags import num_tags
+from prompt_core.plain_json import parse_json
 from prompt_core.task import TaskSpec, parse_task
+from prompt_core.trials import SearchRecord
 
 if TYPE_CHECKING:
     from prompt_core.backbone import Backbone
@@ -68,10 +71,28 @@ class DataRecord(Record):
     train: str
     validation_rows: int
     validation: str
+    unlabelled_rows: int = 0
+    unlabelled: str | None = None
+
+
+class EntityRecord(Record):
+    """Entities of the rows that were tuned and validated on: how many, how many grew to whole tokens, how many were lost with cut text."""
+
+    found: int
+    rounded: int
+    lost: int
+
+
+class DistillRecord(Record):
+    """What a distilled prompt stands for: tokens that its teacher read, and a digest of these, the model and the settings."""
+
+    tokens: int
+    teacher: str
 
 
 class Manifest(Record):
-    """Everything about a prompt but its tensors; `started_from` is the digest of the tuned prompt that it started from."""
+    """Everything about a prompt but its tensors; `started_from` is the digest of the tuned prompt that it started from.
+    `task` has the settings that it was tuned with; `search` is how they were chosen, if the data chose them."""
 
     format: Literal["promptmill/1"] = "promptmill/1"
     name: str
@@ -83,8 +104,11 @@ class Manifest(Record):
     max_new_tokens: int | None
     backbone: BackboneIdentity
     started_from: str | None = None
+    search: SearchRecord | None = None
+    distilled: DistillRecord | None = None
     tuning: TuningRecord
     truncated_rows: int
+    entities: EntityRecord | None = None
     data: DataRecord
     versions: dict[str, str]
     device: str
@@ -102,7 +126,8 @@ class TunedPrompt:
         manifest: what it is, what it was tuned on and how.
         tensors: float32, contiguous, on the CPU. `soft`: `embeddings` [P, H]. `deep`: `keys` and `values`
             [L, P, Hkv, D], and `embeddings` [R, H] where the template has soft tokens behind its first field. A
-            classifier on an encoder also has `anchors` [labels, H].
+            classifier on an encoder also has `anchors` [labels, H], or the logistic head's `head_weights` [labels, H] and
+            `head_bias` [labels]; a calibrated one `label_bias` [labels]; a tagger `tag_weights` [tags, H] and `tag_bias` [tags].
         origin: where a local backbone was found when the prompt was tuned. A convenience for loading, outside the
             digest, since a path says nothing about content.
     """
@@ -202,7 +227,7 @@ class TunedPrompt:
         backbone: Backbone | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
-        """Labels or generated texts, one per input, in order.
+        """Labels, generated texts or entities (a JSON list), one per input, in order.
 
         Args:
             inputs: texts, for a template with one field; or mappings with the template's fields.
@@ -260,21 +285,25 @@ def _read_origin(path: Path) -> str | None:
 
 def _parse(content: bytes, path: Path) -> Manifest:
     try:
-        return Manifest.model_validate_json(content)
-    except (ValidationError, UnicodeDecodeError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise PromptmillError(str(path), f"is not a manifest ({reason})", "Use the version of promptmill that wrote it.") from None
+        return parse_json(content, Manifest)
+    except ValueError as error:
+        raise PromptmillError(str(path), f"is not a manifest ({error})", "Use the version of promptmill that wrote it.") from None
 
 
 def _check_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     expected = {"embeddings": 2} if manifest.kind == "soft" else {"keys": 4, "values": 4}
-    # A classifier on an encoder has anchors; on a causal model its label words are the task's.
-    allowed = expected | {"embeddings": 2} | ({"anchors": 2} if manifest.labels else {})
-    if not expected.keys() <= tensors.keys() <= allowed.keys():
+    tagger = {"tag_weights": 2, "tag_bias": 1} if manifest.labels and manifest.task.get("objective") == "extract" else {}
+    # A classifier on an encoder has anchors or a linear head; on a causal model its label words are the task's.
+    classifier = {"anchors": 2, "head_weights": 2, "head_bias": 1, "label_bias": 1} if manifest.labels and not tagger else {}
+    expected |= tagger
+    allowed = expected | {"embeddings": 2} | classifier
+    one_head = tensors.keys() & classifier.keys() - {"label_bias"} in (set(), {"anchors"}, {"head_weights", "head_bias"})
+    if not one_head or not expected.keys() <= tensors.keys() <= allowed.keys():
         what = f"holds {sorted(tensors)}, a {manifest.kind} prompt has {sorted(expected)}"
         raise PromptmillError(str(path), what, "Tune the prompt again.")
     counts = {
-        "anchors": (0, len(manifest.labels), "labels"),
+        **dict.fromkeys(classifier, (0, len(manifest.labels), "labels")),
+        **dict.fromkeys(tagger, (0, num_tags(manifest.labels), "tags")),
         "keys": (1, manifest.tokens, "tokens"),
         "values": (1, manifest.tokens, "tokens"),
     }

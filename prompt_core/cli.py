@@ -11,24 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prompt_core.errors import PromptmillError, nearest
+from prompt_core.options import as_json, current_user, store_option, why_option
+from prompt_core.store_commands import STORE_COMMANDS
 
 if TYPE_CHECKING:  # torch, polars and pydantic are imported by the commands that need them: `--help` answers at once
     from prompt_core.artifact import TunedPrompt
+    from prompt_core.export import Published
     from prompt_core.store import PromptStore
     from prompt_core.task import TaskSpec
 
 _PROMPTS = ".promptmill/prompts"
 _CHECKPOINTS = ".promptmill/checkpoints"
-
-as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-store_option = click.option(
-    "--store",
-    "store_url",
-    envvar="PROMPTMILL_STORE",
-    default=".promptmill/store",
-    show_default=True,
-    help="Folder or URL of the prompt store (or PROMPTMILL_STORE).",
-)
 
 
 class _Commands(click.Group):
@@ -77,7 +70,8 @@ def tune(tasks: tuple[str, ...], out: Path | None, as_json: bool) -> None:
         for fleet in fleets:
             with Progress(fleet[0].name if len(fleet) == 1 else f"{len(fleet)} tasks") as progress:
                 on_step = progress.fleet([spec.tune.steps for spec in fleet])
-                results = tune_fleet(fleet, on_step=on_step if writes else None, checkpoints=Path(_CHECKPOINTS))
+                shown: dict[str, Any] = {"on_step": on_step, "on_search": progress.search} if writes else {}
+                results = tune_fleet(fleet, **shown, checkpoints=Path(_CHECKPOINTS))
             failures += [result for result in results if isinstance(result, PromptmillError)]
             for prompt in results if writes else []:
                 if isinstance(prompt, PromptmillError):
@@ -100,14 +94,18 @@ def tune(tasks: tuple[str, ...], out: Path | None, as_json: bool) -> None:
 @click.argument("task")
 @click.argument("prompt", type=click.Path(path_type=Path))
 @click.option("--publish", is_flag=True, help="Publish the prompt and make it `production` if the gate passes.")
+@click.option("--force", is_flag=True, help="With --publish: if the gate does not pass, publish it as `candidate`; needs --why.")
+@why_option
 @store_option
 @as_json
-def evaluate(task: str, prompt: Path, publish: bool, store_url: str, as_json: bool) -> None:
+def evaluate(task: str, prompt: Path, publish: bool, force: bool, why: str, store_url: str, as_json: bool) -> None:
     """Measure PROMPT, a folder that `tune` wrote, on the test rows of TASK beside every baseline.
 
     Ends with status 1 if the gate does not pass.
     """
     spec = _task(task)
+    if force and not (publish and why.strip()):
+        raise PromptmillError("--force", "stands without --publish or without a reason", "Add --publish and --why TEXT.")
     from prompt_core import PromptStore, TunedPrompt
     from prompt_core import evaluate as evaluate_prompt
     from prompt_core.data import prepare
@@ -118,12 +116,14 @@ def evaluate(task: str, prompt: Path, publish: bool, store_url: str, as_json: bo
     with Progress(spec.name) as progress:
         evaluation = evaluate_prompt(spec, tuned, splits, production=store.live(spec.name), on_progress=progress.contender)
     click.echo(evaluation.model_dump_json(indent=1) if as_json else evaluation.table())
-    if not evaluation.verdict.passed:
+    good = evaluation.verdict.passed
+    if publish and (good or force):
+        why, alias = why or "promptmill evaluate --publish", "production" if good else "candidate"
+        version = store.publish(tuned, evaluation.model_dump(mode="json"), who=current_user(), why=why, force=force)
+        store.promote(spec.name, version, alias, who=current_user(), why=why)
+        click.echo(f"published {spec.name}@{version} as {alias}", err=True)
+    if not good:
         sys.exit(1)
-    if publish:
-        version = store.publish(tuned, evaluation.model_dump(mode="json"), why="promptmill evaluate --publish")
-        store.promote(spec.name, version, who=_user(), why="gate passed")
-        click.echo(f"published {spec.name}@{version} as production", err=True)
 
 
 @main.command()
@@ -172,24 +172,6 @@ def try_(name: str, text: str, fields: tuple[str, ...], store_url: str, as_json:
         click.echo(click.style(title, bold=True) + f"\n{answer}\n")
 
 
-@main.command("list")
-@store_option
-@as_json
-def list_(store_url: str, as_json: bool) -> None:
-    """All published prompts with their versions and aliases."""
-    from prompt_core import PromptStore
-
-    summaries = PromptStore(store_url).list()
-    if as_json:
-        click.echo(json.dumps([summary.model_dump(mode="json") for summary in summaries], indent=1))
-        return
-    for summary in summaries:
-        aliases = ", ".join(f"{alias} -> {version}" for alias, version in sorted(summary.aliases.items()))
-        click.echo(f"{summary.name}  versions {', '.join(map(str, summary.versions))}  {aliases}")
-    if not summaries:
-        click.echo(f"no prompt is published in {store_url}", err=True)
-
-
 @main.command()
 @click.argument("name")
 @store_option
@@ -205,50 +187,32 @@ def show(name: str, store_url: str, as_json: bool) -> None:
         click.echo(json.dumps({**content, "record": record.model_dump(mode="json")}, ensure_ascii=False, indent=1))
         return
     click.echo(_table({"version": version, "published": record.published, **_summary(prompt)}))
-    for reason in record.evaluation["verdict"]["reasons"]:
+    if record.forced:
+        click.echo(f"  - published by force: {record.why}")
+    for reason in record.evaluation.get("verdict", {}).get("reasons", ()):
         click.echo(f"  - {reason}")
 
 
 @main.command()
-@click.argument("name")
+@click.argument("names", nargs=-1, required=True)
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--format", "form", default="folder", show_default=True, help="folder, tokens, peft, vllm, kv or tgis.")
+@click.option("--gguf", is_flag=True, help="tokens: write the base's GGUF file with the prompts in it, for llama.cpp.")
+@click.option("--layers", help="tokens --gguf: keep (default) the layers as they are, or f32.")
+@click.option("--peft-type", help="peft: prompt_tuning, prefix_tuning or cartridge; default: as the prompt is.")
 @store_option
-def export(name: str, folder: Path, store_url: str) -> None:
-    """Write NAME[@VERSION] to FOLDER as safetensors and JSON, checked against its digest, with a README."""
-    from prompt_core.export.folder import export_folder
+def export(names: tuple[str, ...], folder: Path, form: str, gguf: bool, layers: str | None, peft_type: str | None, store_url: str) -> None:
+    """Write NAMES, each NAME[@VERSION], to FOLDER in the form that another stack reads.
 
-    version, prompt = _published(name, store_url)
-    export_folder(prompt, version, folder)
-    click.echo(f"{prompt.name}@{version} -> {folder}", err=True)
+    folder: safetensors and JSON for promptmill itself. tokens: the base model with soft prompts as tokens, several in one
+    file, for transformers, vLLM, SGLang and llama.cpp. peft: a PEFT adapter. vllm: prompt_embeds and a client. kv: keys
+    and values for transformers' generate. tgis: a prefix for IBM's text-generation-inference. What a form cannot express is refused
+    with the reason.
+    """
+    from prompt_core.export import export as write
 
-
-@main.command()
-@click.argument("name")
-@click.option("--alias", default="production", show_default=True)
-@click.option("--why", default="", help="Kept in the alias's history.")
-@store_option
-def promote(name: str, alias: str, why: str, store_url: str) -> None:
-    """Point an alias at NAME@VERSION."""
-    from prompt_core import PromptStore
-
-    prompt, _, version = name.partition("@")
-    if not version:
-        raise PromptmillError("promote", f'"{name}" names no version', f"Write {prompt}@VERSION.")
-    PromptStore(store_url).promote(prompt, version, alias, who=_user(), why=why)
-    click.echo(f"{alias} -> {name}", err=True)
-
-
-@main.command()
-@click.argument("name")
-@click.option("--alias", default="production", show_default=True)
-@click.option("--why", default="", help="Kept in the alias's history.")
-@store_option
-def rollback(name: str, alias: str, why: str, store_url: str) -> None:
-    """Point an alias of NAME back at the version it had before."""
-    from prompt_core import PromptStore
-
-    version = PromptStore(store_url).rollback(name, alias, why=why)
-    click.echo(f"{alias} -> {name}@{version}", err=True)
+    write([_with_record(name, store_url) for name in names], folder, form, gguf=gguf, layers=layers, peft_type=peft_type)
+    click.echo(f"{', '.join(names)} -> {folder}", err=True)
 
 
 @main.command()
@@ -283,6 +247,15 @@ def _published(given: str, store_url: str) -> tuple[int, TunedPrompt]:
     return number, store.get(name, number)
 
 
+def _with_record(given: str, store_url: str) -> Published:
+    """A version with the evaluation that let it through."""
+    from prompt_core import PromptStore
+    from prompt_core.export import Published
+
+    version, prompt = _published(given, store_url)
+    return Published(prompt, version, PromptStore(store_url).record(prompt.name, version).evaluation)
+
+
 def _fields(prompt: TunedPrompt, text: str, options: tuple[str, ...]) -> dict[str, str]:
     from prompt_core.template import Template
 
@@ -305,6 +278,8 @@ def _fields(prompt: TunedPrompt, text: str, options: tuple[str, ...]) -> dict[st
 
 def _summary(prompt: TunedPrompt) -> dict[str, Any]:
     manifest = prompt.manifest
+    entities = manifest.entities
+    counts = {"entities": f"{entities.found}, {entities.rounded} of them widened to whole tokens, {entities.lost} lost"} if entities else {}
     return {
         "name": prompt.name,
         "digest": prompt.digest,
@@ -313,6 +288,8 @@ def _summary(prompt: TunedPrompt) -> dict[str, Any]:
         "bytes": prompt.num_bytes,
         "backbone": manifest.backbone.name,
         "steps": f"{manifest.tuning.kept_step} kept of {manifest.tuning.steps}",
+        **({"search": manifest.search.summary()} if manifest.search else {}),
+        **counts,
     }
 
 
@@ -321,5 +298,5 @@ def _table(content: dict[str, Any]) -> str:
     return "\n".join(f"{key:<{width}}  {value}" for key, value in content.items())
 
 
-def _user() -> str:
-    return os.environ.get("USER") or os.environ.get("LOGNAME") or "unknown"
+for command in STORE_COMMANDS:
+    main.add_command(command)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
+
+from torch import Tensor
 
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.errors import PromptmillError
+from prompt_core.extraction.targets import check_extraction
 from prompt_core.task import TaskSpec
-from prompt_core.template import Template, plain, split_soft
+from prompt_core.template import Template, plain, soft_mark, split_soft
 
 # Private-use characters stand for a field's value where the chat template is rendered only to find its parts.
 _OPEN, _CLOSE = "\ue000", "\ue001"
+_NEUTRAL = dict.fromkeys((0xE000, 0xE001, 0xE002, 0xE003), "\ufffd")  # those characters in a text, without moving what follows
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,37 @@ class Encoded:
     input: tuple[int, ...]
     target: tuple[int, ...]
     truncated: bool
+
+
+@dataclass(frozen=True)
+class Located(Encoded):
+    """An input that knows where its tokens stand in the template's one field.
+
+    Attributes:
+        text: the field.
+        places: the characters [start, end) in `text` of each input token, without whitespace at their ends; None for a
+            token of the template, or of no character.
+        window: the characters [start, end) of `text` that were kept.
+    """
+
+    text: str
+    places: tuple[tuple[int, int] | None, ...]
+    window: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Taught(Encoded):
+    """An input with a teacher's answer, and what the teacher thought likely at each of its tokens.
+
+    Attributes:
+        ids: the k likeliest next tokens at each position of the target, int32 [target, k].
+        chances: their log-probabilities, float32 [target, k].
+        rest: log-probability of all other tokens together, float32 [target].
+    """
+
+    ids: Tensor = field(repr=False)
+    chances: Tensor = field(repr=False)
+    rest: Tensor = field(repr=False)
 
 
 class TaskEncoding:
@@ -80,6 +116,25 @@ class TaskEncoding:
         """The fields that the template uses."""
         return self._template.fields
 
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """The tokenizer's special tokens that the root begins with."""
+        return tuple(self._first)
+
+    @property
+    def input_parts(self) -> list[tuple[Literal["text", "field"], str]]:
+        """What follows the root, as text and names of fields in turn; `split_soft` finds the soft tokens in a text.
+
+        Raises:
+            PromptmillError: the template computes with its fields.
+        """
+        if not self._template.is_plain:
+            what = "has conditions, loops or filters, which no list of texts and fields can say"
+            raise PromptmillError(self._where, what, "Compute them in a column of the data.")
+        parts = re.split(f"{_OPEN}(.*?){_CLOSE}", self._text(self._marked)[len(self.root_text) :])
+        kinds: tuple[Literal["text", "field"], ...] = ("text", "field")
+        return [(kinds[number % 2], part) for number, part in enumerate(parts) if part]
+
     def encode(self, fields: Mapping[str, Any], target: str | None = None) -> Encoded:
         """Token ids of one example.
 
@@ -106,8 +161,39 @@ class TaskEncoding:
             if keep < 1 + self.soft_tokens:
                 what = f"a target has {len(end)} tokens, more than fit"
                 raise PromptmillError(self._where, what, f"Raise tune.max_tokens ({self._limit}).")
-            ids = _shortened(self._ids(text.removesuffix(self._suffix)), keep, self._cut) + suffix
+            front = self._ids(text.removesuffix(self._suffix))
+            ids = [front[i] for i in _kept(front, keep, self._cut)] + suffix
         return Encoded((*self._before, *ids, *self._behind), tuple(end), truncated)
+
+    def locate(self, fields: Mapping[str, Any]) -> Located:
+        """`encode` of an input, with the place of each token in the one field. Needs a fast tokenizer.
+
+        Raises:
+            PromptmillError: as `encode`; or the template does not show its one field once and unchanged.
+        """
+        (name,) = self.fields
+        self._text(fields)  # refuses an absent or empty field
+        field = str(fields[name]).translate(_NEUTRAL)
+        before, _, rest = self._text({name: f"{_OPEN}{field}{_CLOSE}"}).partition(_OPEN)
+        inside, _, after = rest.partition(_CLOSE)
+        if inside != field or _OPEN in after or before + field + after != self._text({name: field}):
+            raise PromptmillError(self._where, f'does not show "{name}" once and as it is', f"Write {{{{ {name} }}}}, without filters.")
+        start = len(before) - len(self.root_text)
+        text = (before + field + after)[len(self.root_text) :]
+        tokens, room = self._placed(text), self._limit - len(self.root) - len(self._before) - len(self._behind)
+        if truncated := len(tokens) > room:
+            tail = self._suffix if text.endswith(self._suffix) else ""
+            front, suffix = self._placed(text.removesuffix(tail)), [(token, len(text), len(text)) for token in self._ids(tail)]
+            keep = room - len(suffix)
+            if keep < 1 + self.soft_tokens:
+                raise PromptmillError(self._where, "leaves no room for the text", f"Raise tune.max_tokens ({self._limit}).")
+            tokens = [front[i] for i in _kept([token for token, _, _ in front], keep, self._cut)] + suffix
+        places = [_place(field, at - start, end - start) for _, at, end in tokens]
+        known = [place for place in places if place] or [(0, 0)]
+        window = (known[0][0], known[-1][1]) if truncated else (0, len(field))
+        places = [*(None for _ in self._before), *places, *(None for _ in self._behind)]
+        ids = (*self._before, *(token for token, _, _ in tokens), *self._behind)
+        return Located(ids, (), truncated, field, tuple(places), window)
 
     def root_with_demonstrations(self, demonstrations: Sequence[tuple[Mapping[str, Any], str]]) -> tuple[int, ...]:
         """The root with solved examples behind it, for few-shot prompting: earlier turns of a chat, or lines of a text.
@@ -118,9 +204,16 @@ class TaskEncoding:
         Raises:
             PromptmillError: they leave no room for an input.
         """
+        return self._check_room(
+            self._long_ids("", demonstrations), f"{len(demonstrations)} demonstrations", "Lower evaluate.few_shot or prompt.demonstrations."
+        )
+
+    def _long_ids(self, context: str, demonstrations: Sequence[tuple[Mapping[str, Any], str]]) -> tuple[int, ...]:
         query = self._template.render(self._marked)
         if self._template.is_chat:
             shared = [message for message in query if message[0] == "system"]
+            if context:
+                shared = [("system", "\n\n".join([context, *(text for _, text in shared[:1])])), *shared[1:]]
             turns = [
                 message
                 for fields, answer in demonstrations
@@ -129,16 +222,39 @@ class TaskEncoding:
             text = self._chat([*shared, *turns, *(m for m in query if m[0] != "system")])
         else:
             solved = [f"{self._template.render(fields)[0][1]} {answer}\n\n" for fields, answer in demonstrations]
-            text = "".join([*solved, query[0][1]])
+            text = "".join([*([context + "\n\n"] if context else []), *solved, query[0][1]])
         ids = (*self._first, *self._ids(text.partition(_OPEN)[0].rstrip(" ")))
-        ids = tuple(token for token in ids if token >= 0)  # as text, for which soft tokens say nothing
+        return tuple(token for token in ids if token >= 0)  # as text, for which soft tokens say nothing
+
+    def _check_room(self, ids: tuple[int, ...], what: str, fix: str) -> tuple[int, ...]:
         if len(ids) + self._limit > self._positions:
-            raise PromptmillError(
-                self._where,
-                f"{len(demonstrations)} demonstrations take {len(ids)} tokens of {self._positions}, too many before tune.max_tokens",
-                "Lower evaluate.few_shot or prompt.demonstrations.",
-            )
+            found = f"{what} take {len(ids)} tokens of {self._positions}, too many before tune.max_tokens"
+            raise PromptmillError(self._where, found, fix)
         return ids
+
+    def long_root(self, context: str, demonstrations: Sequence[tuple[Mapping[str, Any], str]]) -> tuple[int, ...]:
+        """The root as a teacher reads it: a context before the system text (or the template's one string), solved examples behind.
+
+        Raises:
+            PromptmillError: it leaves no room for an input.
+        """
+        return self._check_room(
+            self._long_ids(plain(context), demonstrations), "context and demonstrations", "Shorten distill.context or take fewer."
+        )
+
+    def request(self, text: str, request: str, begun: str) -> tuple[int, ...]:
+        """Token ids of a text and what is asked for about it, in the chat format or as plain lines, and how the answer begins."""
+        message = f"{plain(text)}\n{request}"
+        asked = self._chat([("user", message)]) if self._template.is_chat else message + "\n"
+        return (*self._first, *self._ids(asked + begun))
+
+    def cut_root(self, root: Sequence[int], tokens: int) -> tuple[int, ...]:
+        """A long root cut to a number of tokens: its first ones, and at the end what leads over to an input in the plain root too."""
+        common = 0
+        while common < min(len(root), len(self.root)) and root[-1 - common] == self.root[-1 - common]:
+            common += 1
+        keep = max(0, tokens - common)
+        return (*root[:keep], *root[len(root) - min(common, tokens) :]) if tokens < len(root) else tuple(root)
 
     def encode_target(self, target: str) -> list[int]:
         """Token ids of a text to generate, with the end of turn. A decoder's text stands alone, as the tokenizer would have it."""
@@ -192,6 +308,21 @@ class TaskEncoding:
             ids += self._tokenizer(part, add_special_tokens=False).input_ids if isinstance(part, str) else soft_ids(part[1], part[0])
         return ids
 
+    def _placed(self, text: str) -> list[tuple[int, int, int]]:
+        """Token ids as of `_ids`, each with the characters [start, end) of `text` that it stands for."""
+        tokens: list[tuple[int, int, int]] = []
+        at = 0
+        for part in split_soft(text):
+            if isinstance(part, str):
+                found = self._tokenizer(part, add_special_tokens=False, return_offsets_mapping=True)
+                pairs = zip(found.input_ids, found.offset_mapping, strict=True)
+                tokens += [(token, at + start, at + end) for token, (start, end) in pairs]
+                at += len(part)
+            else:
+                tokens += [(token, at, at) for token in soft_ids(part[1], part[0])]
+                at += len(soft_mark(part[1], part[0]))
+        return tokens
+
     def _special_tokens(self) -> tuple[list[int], list[int]]:
         """What the tokenizer puts in front of and behind a text; a chat template writes its own."""
         if self._template.is_chat:
@@ -204,17 +335,31 @@ class TaskEncoding:
 
 def _check_objective(task: TaskSpec, backbone: Backbone) -> None:
     where, name = f"task {task.name}: objective", backbone.identity.name
+    if task.objective == "distill" and (not backbone.causal or isinstance(backbone, EncoderDecoder)):
+        raise PromptmillError(where, f"distill, but {name} is no causal model", "Use a causal model.")
     if task.objective == "generate" and not backbone.generates:
         raise PromptmillError(where, f"generate, but {name} is an encoder", "Use a causal model or an encoder-decoder.")
     if task.objective == "classify" and isinstance(backbone, EncoderDecoder):
         raise PromptmillError(where, f"classify, but {name} is an encoder-decoder", "Use generate: it writes the label.")
+    if task.objective == "extract":
+        check_extraction(task, backbone)
 
 
-def _shortened(ids: Sequence[int], keep: int, side: str) -> list[int]:
-    """At most `keep` ids, without plain tokens from the `start` or the `end`; soft tokens stay."""
+def _kept(ids: Sequence[int], keep: int, side: str) -> list[int]:
+    """Which of the ids are the `keep` that stay: plain tokens go from the `start` or the `end`, soft tokens do not."""
     order = range(len(ids)) if side == "start" else range(len(ids) - 1, -1, -1)
-    dropped = set([i for i in order if ids[i] >= 0][: len(ids) - keep])
-    return [token for i, token in enumerate(ids) if i not in dropped]
+    dropped = set([i for i in order if ids[i] >= 0][: max(0, len(ids) - keep)])
+    return [i for i in range(len(ids)) if i not in dropped]
+
+
+def _place(text: str, start: int, end: int) -> tuple[int, int] | None:
+    """The part of characters [start, end) that is in the text, without whitespace at its ends; None where nothing is left."""
+    start, end = max(start, 0), min(end, len(text))
+    while start < end and text[start].isspace():
+        start += 1
+    while start < end and text[end - 1].isspace():
+        end -= 1
+    return (start, end) if start < end else None
 
 
 def soft_ids(count: int, first: int = 0) -> range:

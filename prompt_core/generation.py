@@ -1,8 +1,10 @@
-"""Greedy generation behind a prompt: the inputs at once, then one token per row and step."""
+"""Generation behind a prompt: the inputs at once, then one token per row and step, the most likely one or one drawn by seed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -13,7 +15,46 @@ from prompt_core.backbone import Backbone, DecodePass, EncoderDecoder
 from prompt_core.prompts import PromptState, Tree, encoder_states, hidden_states, lower
 
 _ROWS = 96
+_HEAD = 1024  # tokens that nearly always hold what is drawn from
 OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. A row's draws depend on its seed alone, not on what is generated beside it.
+
+    Attributes:
+        seeds: one per input.
+        temperature: above 0; the logits are divided by it.
+        top_p: draw from the likeliest tokens that hold this share of the probability together (Holtzman et al. 2020,
+            arXiv:1904.09751).
+    """
+
+    seeds: Sequence[int]
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def uniforms(self, rows: Sequence[int], steps: int) -> Tensor:
+        """The numbers in [0, 1) that the rows' tokens are drawn with, float64 [rows, steps]."""
+        drawn = [torch.rand(steps, generator=torch.Generator().manual_seed(self.seeds[i]), dtype=torch.float64) for i in rows]
+        return torch.stack(drawn)
+
+    def draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        """Token ids [B] of logits [B, V], each where its number falls among the chances from the likeliest token down."""
+        chances = (logits.float() / self.temperature).softmax(-1)
+        likely = chances.topk(min(_HEAD, chances.shape[-1]), dim=-1)
+        drawn = self._pick(*likely, uniforms)
+        # Seldom more than a few tokens hold what is drawn from; a row for which that is not so is sorted as a whole.
+        wide = (likely.values.double().sum(-1) < self.top_p).nonzero().flatten()
+        if len(wide) and likely.values.shape[-1] < chances.shape[-1]:
+            drawn[wide] = self._pick(*chances[wide].sort(dim=-1, descending=True, stable=True), uniforms[wide.cpu()])
+        return drawn
+
+    def _pick(self, chances: Tensor, ids: Tensor, uniforms: Tensor) -> Tensor:
+        upto = chances.double().cumsum(-1)
+        kept = (upto - chances < self.top_p).sum(-1, keepdim=True)
+        place = torch.searchsorted(upto, uniforms[:, None].to(upto.device) * upto.gather(1, kept - 1), right=True)
+        return ids.gather(1, place.clamp(max=kept - 1))[:, 0]
 
 
 @torch.inference_mode()
@@ -24,6 +65,7 @@ def generate(
     max_new_tokens: int,
     end: Sequence[int],
     on_progress: OnProgress | None = None,
+    sampling: Sampling | None = None,
 ) -> list[list[int]]:
     """The most likely continuation of each input behind a prompt, token by token; with an encoder-decoder, what it writes of it.
 
@@ -35,6 +77,7 @@ def generate(
         max_new_tokens: where a text ends at the latest.
         end: token ids that end a text; not part of the result.
         on_progress: called with (finished, all).
+        sampling: draw the tokens instead.
 
     Returns:
         Generated ids per input, in the order of `inputs`.
@@ -54,7 +97,8 @@ def generate(
             if isinstance(backbone, EncoderDecoder)
             else _PackedRows(backbone, prompt, given, max_new_tokens)
         )
-        for row, ids in zip(rows, _generate_rows(backbone, decoding, len(rows), max_new_tokens, end), strict=True):
+        uniforms = sampling.uniforms(rows, max_new_tokens) if sampling else None
+        for row, ids in zip(rows, _generate_rows(backbone, decoding, len(rows), max_new_tokens, end, sampling, uniforms), strict=True):
             results[row] = ids
         done += len(rows)
         if on_progress:
@@ -80,11 +124,20 @@ class _Rows(Protocol):
         ...
 
 
-def _generate_rows(backbone: Backbone, rows: _Rows, count: int, max_new_tokens: int, end: Sequence[int]) -> list[list[int]]:
+def _generate_rows(
+    backbone: Backbone,
+    rows: _Rows,
+    count: int,
+    max_new_tokens: int,
+    end: Sequence[int],
+    sampling: Sampling | None,
+    uniforms: Tensor | None,
+) -> list[list[int]]:
     results: list[list[int]] = [[] for _ in range(count)]
     alive = list(range(count))
     for step in range(max_new_tokens):
-        tokens = backbone.logits(rows.last).argmax(-1)
+        logits = backbone.logits(rows.last)
+        tokens = logits.argmax(-1) if sampling is None or uniforms is None else sampling.draw(logits, uniforms[alive, step])
         going = []
         for slot, token in enumerate(tokens.tolist()):
             if token not in end:
@@ -143,7 +196,8 @@ def _prefill(
     """Run the inputs as one packed row; their last hidden states [B, H] and per layer caches [B, Hkv, capacity, D]."""
     device = backbone.device
     captured: list[tuple[Tensor, Tensor]] = []
-    (hidden,) = hidden_states(backbone, [Tree(prompt, inputs)], captured)
+    ends = list(accumulate(map(len, inputs)))
+    (last,) = hidden_states(backbone, [Tree(prompt, inputs, rows=[end - 1 for end in ends])], captured)
     sizes = torch.tensor([len(ids) for ids in inputs], device=device)
     row = torch.repeat_interleave(torch.arange(len(inputs), device=device), sizes)
     column = torch.arange(len(row), device=device) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
@@ -155,4 +209,4 @@ def _prefill(
             room[row, :, column] = states
             padded.append(room)
         cache.append((padded[0], padded[1]))
-    return hidden[sizes.cumsum(0) - 1], cache
+    return last, cache

@@ -1,9 +1,9 @@
-"""Prediction: inputs to labels or generated texts, the same way for a tuned prompt and for every untuned contender."""
+"""Prediction: inputs to labels, generated texts or entities, the same way for a tuned prompt and for every untuned contender."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,26 +11,33 @@ from torch import Tensor
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.data.packing import pack
-from prompt_core.encoding import Encoded, TaskEncoding, soft_ids
+from prompt_core.encoding import Encoded, Located, TaskEncoding, soft_ids
 from prompt_core.errors import PromptmillError
 from prompt_core.generation import generate
 from prompt_core.prompts import PromptState, lower
 from prompt_core.tuning.build import build_classifier
+from prompt_core.tuning.heads import LinearHead
 from prompt_core.tuning.objective import Classification, LabelAnchors
+from prompt_core.tuning.tags import TokenTags, answer_of
 
 OnProgress = Callable[[int, int], None]
+Read = TypeVar("Read", bound=Encoded)
 
 
 def predict(
     prompt: TunedPrompt, inputs: Sequence[str | Mapping[str, Any]], backbone: Backbone | None = None, on_progress: OnProgress | None = None
 ) -> list[str]:
-    """Labels or generated texts of a tuned prompt, see `TunedPrompt.predict`."""
+    """Labels, generated texts or entities of a tuned prompt, see `TunedPrompt.predict`."""
     backbone = backbone or backbone_of(prompt)
     prompt.check_base(backbone.identity)
     encoding = TaskEncoding(prompt.task, backbone)
-    encoded = [_encoded(encoding, fields, number) for number, fields in enumerate(as_fields(inputs, encoding.fields), 1)]
+    rows = as_fields(inputs, encoding.fields)
     tuned = restore(prompt, encoding, backbone)
-    if prompt.task.objective == "generate":
+    if prompt.task.tags:
+        located = [_numbered(encoding.locate, fields, number) for number, fields in enumerate(rows, 1)]
+        return find_entities(restore_tagger(prompt, backbone), tuned, located, prompt.task.tune.batch_tokens, on_progress)
+    encoded = [_numbered(encoding.encode, fields, number) for number, fields in enumerate(rows, 1)]
+    if prompt.task.writes:
         assert prompt.manifest.max_new_tokens is not None  # the tuning of a generation task records it
         return generate_texts(backbone, encoding, tuned, encoded, prompt.manifest.max_new_tokens, on_progress)
     classifier = restore_classifier(prompt, encoding, backbone)
@@ -50,7 +57,6 @@ def generate_texts(
     return [encoding.decode(row) for row in ids]
 
 
-@torch.inference_mode()
 def classify(
     backbone: Backbone,
     classifier: Classification,
@@ -60,12 +66,49 @@ def classify(
     batch_tokens: int,
     on_progress: OnProgress | None = None,
 ) -> list[str]:
-    """The label with the highest score for each input; the prompt's root is read once."""
+    """The label with the highest score for each input."""
+    return best_labels(label_scores(backbone, classifier, prompt, inputs, len(labels), batch_tokens, on_progress), labels)
+
+
+@torch.inference_mode()
+def label_scores(
+    backbone: Backbone,
+    classifier: Classification,
+    prompt: PromptState,
+    inputs: Sequence[Encoded],
+    labels: int,
+    batch_tokens: int,
+    on_progress: OnProgress | None = None,
+) -> Tensor:
+    """The scores of each input, float32 [inputs, labels] on the CPU; the prompt's root is read once."""
+    scores = torch.empty(len(inputs), labels)
+    prompt, done = lower(backbone, prompt), 0
+    for batch in pack(inputs, classifier.scoring_tokens, batch_tokens):
+        scores[done : done + len(batch)] = classifier.scores_behind(prompt, batch)
+        done += len(batch)
+        if on_progress:
+            on_progress(done, len(inputs))
+    return scores
+
+
+def best_labels(scores: Tensor, labels: Sequence[str]) -> list[str]:
+    """The label with the highest of the scores [inputs, labels] for each input."""
+    return [labels[i] for i in scores.argmax(-1).tolist()]
+
+
+@torch.inference_mode()
+def find_entities(
+    tagger: TokenTags,
+    prompt: PromptState,
+    inputs: Sequence[Located],
+    batch_tokens: int,
+    on_progress: OnProgress | None = None,
+) -> list[str]:
+    """The entities of each input as a JSON list, see `answer_of`."""
     found: list[str] = []
-    prompt = lower(backbone, prompt)
-    for batch in pack(inputs, classifier.tokens, batch_tokens):
-        best: Tensor = classifier.scores_behind(prompt, batch).argmax(-1)
-        found += [labels[i] for i in best.tolist()]
+    for batch in pack(inputs, tagger.tokens, batch_tokens):
+        scores = tagger.scores_behind(prompt, batch)
+        found += [answer_of(own, example, tagger.labels) for own, example in zip(scores, batch, strict=True)]
         if on_progress:
             on_progress(len(found), len(inputs))
     return found
@@ -82,10 +125,24 @@ def restore(prompt: TunedPrompt, encoding: TaskEncoding, backbone: Backbone) -> 
 
 
 def restore_classifier(prompt: TunedPrompt, encoding: TaskEncoding, backbone: Backbone) -> Classification:
-    """The artifact's classifier: its tuned anchors, or the label words that the task names."""
-    if "anchors" in prompt.tensors:
-        return LabelAnchors(backbone, prompt.tensors["anchors"].to(backbone.device), prompt.task.tune.anchor_scale)
-    return build_classifier(prompt.task, encoding, backbone, prompt.manifest.labels)
+    """The artifact's classifier: its head or tuned anchors, or the label words that the task names; calibrated as it was."""
+    tensors = {name: tensor.to(backbone.device) for name, tensor in prompt.tensors.items()}
+    classifier: Classification
+    if "head_weights" in tensors:
+        classifier = LinearHead(backbone, tensors["head_weights"], tensors["head_bias"])
+    elif "anchors" in tensors:
+        classifier = LabelAnchors(backbone, tensors["anchors"], prompt.task.tune.anchor_scale)
+    else:
+        classifier = build_classifier(prompt.task, encoding, backbone, prompt.manifest.labels)
+    classifier.label_bias = tensors.get("label_bias")
+    return classifier
+
+
+def restore_tagger(prompt: TunedPrompt, backbone: Backbone) -> TokenTags:
+    """The artifact's tagger."""
+    tagger = TokenTags(backbone, prompt.manifest.labels)
+    tagger.load_state_dict({name: prompt.tensors[name] for name in tagger.state_dict()})
+    return tagger
 
 
 def as_fields(inputs: Sequence[str | Mapping[str, Any]], fields: Sequence[str]) -> list[Mapping[str, Any]]:
@@ -104,9 +161,9 @@ def as_fields(inputs: Sequence[str | Mapping[str, Any]], fields: Sequence[str]) 
     return rows
 
 
-def _encoded(encoding: TaskEncoding, fields: Mapping[str, Any], number: int) -> Encoded:
+def _numbered(read: Callable[[Mapping[str, Any]], Read], fields: Mapping[str, Any], number: int) -> Read:
     try:
-        return encoding.encode(fields)
+        return read(fields)
     except PromptmillError as error:
         raise PromptmillError(f"input {number}: {error.where}", error.what, error.fix) from None
 

@@ -8,7 +8,8 @@ from typing import NoReturn, Self, TextIO
 
 from tqdm import tqdm
 
-from prompt_core.tuning import Step
+from prompt_core.trials import shown_score
+from prompt_core.tuning import SearchStep, Step
 
 
 class Progress:
@@ -38,11 +39,12 @@ class Progress:
         """What shows the steps of prompts that are tuned side by side, `steps` of each at most; fits `tune_fleet(on_step=)`."""
         if len(steps) == 1:
             return lambda _, step: self.step(step)
-        done = [0] * len(steps)
+        done, totals = [0] * len(steps), list(steps)
 
         def show(number: int, step: Step) -> None:
-            done[number] = step.number
-            bar = self._at(f"{self._title}: tuning", sum(steps), "step")
+            done[number], totals[number] = step.number, step.steps  # a search may have chosen others
+            bar = self._at(f"{self._title}: tuning", sum(totals), "step")
+            bar.total = sum(totals)
             bar.update(sum(done) - bar.n)
 
         return show
@@ -57,6 +59,14 @@ class Progress:
             shown["val"] = self._validation
         bar.set_postfix(shown, refresh=False)
         bar.update(step.number - bar.n)
+
+    def search(self, step: SearchStep) -> None:
+        """Show how far a search is, in steps of all its prompts, and the best that it has found; fits `tune(on_search=)`."""
+        bar = self._at(f"{step.task}: search", step.total, "step")
+        bar.total = step.total
+        shown = {"wave": f"{step.wave}/{step.waves}", "trials": str(step.trials)}
+        bar.set_postfix(shown | ({"best": shown_score(step.best)} if step.best else {}), refresh=False)
+        bar.update(step.done - bar.n)
 
     def contender(self, name: str, done: int, total: int) -> None:
         """Show how many test rows a contender has answered."""

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from prompt_core.errors import PromptmillError, nearest
+from prompt_core.extraction.schema import checked_schema, read_schema
+from prompt_core.parts import Part
+from prompt_core.plain_yaml import read_yaml, shown
+from prompt_core.space import SearchSpec, check_space
+from prompt_core.text.spec import TextSpec
 
-Objective = Literal["classify", "generate"]
-Start = Literal["root", "text", "labels", "demonstrations", "vocabulary", "random", "zero", "prompt"]
+Objective = Literal["classify", "generate", "extract", "distill"]
+Start = Literal["root", "text", "labels", "demonstrations", "vocabulary", "random", "zero", "prompt", "context"]
 Role = Literal["system", "user", "assistant"]
-Metric = Literal["accuracy", "macro_f1", "chrf", "rouge_l", "bleu", "exact_match", "facts_kept"]
+Metric = Literal["accuracy", "macro_f1", "chrf", "rouge_l", "bleu", "exact_match", "facts_kept", "entity_f1", "valid_json", "agreement"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
-
-
-class Part(BaseModel):
-    """Base of every part of a task file: frozen, and strict about unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+_METRICS: dict[Objective, tuple[Metric, ...]] = {
+    "classify": ("accuracy", "macro_f1"),
+    "generate": ("chrf", "rouge_l", "bleu", "exact_match", "facts_kept"),
+    "extract": ("entity_f1", "exact_match", "valid_json"),
+    "distill": ("agreement", "chrf", "rouge_l", "bleu", "exact_match", "facts_kept"),
+}
 
 
 class BackboneSpec(Part):
@@ -53,10 +58,11 @@ class BackboneSpec(Part):
 
 
 class DataSpec(Part):
-    """Where the labelled examples are and how they are divided."""
+    """Where the examples are and how they are divided. `distill` works without `target`, and with its own questions without `path`."""
 
-    path: str = Field(min_length=1, description="CSV, JSONL or Parquet; any URL polars scans; relative to the task file")
-    target: str = Field(min_length=1, description="column with the label or the text to generate")
+    path: str = Field(default="", description="CSV, JSONL or Parquet; any URL polars scans; relative to the task file")
+    target: str = Field(default="", description="column with the label or the text to generate")
+    unlabelled: str | None = Field(default=None, description="more inputs, without labels, for tune.calibrate; relative to the task file")
     test_path: str | None = Field(default=None, description="a fixed test file; without it, test rows are split off by content hash")
     test: float = Field(default=0.3, ge=0.05, le=0.9, description="share of rows held out for the evaluation")
     validation: float = Field(default=0.15, ge=0.0, le=0.5, description="share of rows that choose when to stop")
@@ -71,7 +77,11 @@ class DataSpec(Part):
 class PromptSpec(Part):
     """What is tuned."""
 
-    kind: Literal["soft", "deep"] = Field(default="deep", description="soft: input embeddings; deep: keys and values in every layer")
+    kind: Literal["soft", "deep", "auto"] = Field(
+        default="deep",
+        description="soft: input embeddings; deep: keys and values in every layer; auto: this and what else the file leaves open is "
+        "chosen by a search, see tune.search",
+    )
     tokens: int | None = Field(
         default=None,
         ge=1,
@@ -82,7 +92,8 @@ class PromptSpec(Part):
         default=None,
         description="root: the text before the first field; text: prompt.text; labels: the labels' words; demonstrations: the root and "
         "solved examples; vocabulary: words drawn at random; random: numbers at the model's own scale; zero (deep only); prompt: "
-        "prompt.start_from. Default: root where there is one, else vocabulary (models that write) or random (encoders)",
+        "prompt.start_from; context: the first tokens of what is distilled. Default: context (distill), root where there is one, else "
+        "vocabulary (models that write) or random (encoders)",
     )
     text: str | None = Field(default=None, min_length=1, description="for start: text")
     start_from: str | None = Field(default=None, description="for start: prompt, the folder of a tuned prompt; relative to the task file")
@@ -107,6 +118,39 @@ class PromptSpec(Part):
         return self
 
 
+class DistillSpec(Part):
+    """What the teacher reads, what it is asked and what of its answers is kept."""
+
+    context: str | None = Field(
+        default=None, min_length=1, description="text file that stands before the system text; relative to the task file"
+    )
+    demonstrations: int = Field(default=0, ge=0, le=256, description="solved training examples that stand in front, as earlier turns")
+    questions: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="questions that the model asks itself about the context; 0: the inputs are those of data.path",
+    )
+    chunk_tokens: int = Field(default=48, ge=16, le=8192, description="of the context, what the model sees when it asks itself a question")
+    question_temperature: float = Field(default=0.5, gt=0.0, le=5.0, description="of the sampling of those questions")
+    answers: int = Field(default=1, ge=1, le=64, description="answers of the teacher per training input; more than one need a temperature")
+    temperature: float = Field(default=0.0, ge=0.0, le=5.0, description="of the sampling of answers to train on; 0: the most likely one")
+    answer_tokens: int = Field(default=128, ge=1, le=8192, description="where an answer ends at the latest")
+    top_k: int = Field(
+        default=32, ge=1, le=1024, description="next tokens whose likelihoods are kept one by one; the rest is kept as a sum"
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> DistillSpec:
+        if not self.context and not self.demonstrations:
+            raise ValueError("there is nothing to distil; give context, a text file, or demonstrations, a number")
+        if self.questions and not self.context:
+            raise ValueError("questions are asked about a context; give one, or take the inputs from data.path")
+        if self.answers > 1 and not self.temperature:
+            raise ValueError(f"{self.answers} answers at temperature 0 are one answer; raise temperature")
+        return self
+
+
 class TuneSpec(Part):
     """How the prompt is tuned. The defaults suit a few hundred examples."""
 
@@ -124,59 +168,72 @@ class TuneSpec(Part):
     validate_every: int = Field(default=10, ge=1, description="steps between two looks at the validation loss")
     patience: int = Field(default=4, ge=1, description="looks without a better validation loss before stopping")
     checkpoint_every: int = Field(default=20, ge=1, description="steps between two states that an interrupted run goes on from")
-    anchor_scale: float = Field(default=10.0, gt=0.0, description="factor on the cosine of text and label anchor (encoders)")
+    loss: Literal["label_set", "vocabulary", "pairs", "supervised_contrastive"] = Field(
+        default="label_set",
+        description="for classify. label_set: cross-entropy over the labels' scores; vocabulary: over the vocabulary, of the right "
+        "label's tokens (causal models); pairs: squared error of each pair's cosine, supervised_contrastive: of each text against the "
+        "others of its batch (encoders; a head is fitted at the end)",
+    )
+    head: Literal["means", "logistic"] | None = Field(
+        default=None, description="after pairs and supervised_contrastive: the class means (default), or a logistic regression"
+    )
+    head_c: float = Field(default=10.0, gt=0.0, description="scikit-learn's C of the logistic head: the inverse of its penalty")
+    calibrate: bool = Field(
+        default=False, description="subtract each label's mean log-probability over the inputs; for labels of about equal frequency"
+    )
+    anchor_scale: float = Field(
+        default=10.0, gt=0.0, description="factor on cosines: of text and label anchor, and in supervised_contrastive (encoders)"
+    )
     label_score: Literal["mean", "sum"] = Field(
         default="mean", description="a label's score is the mean or the sum of its tokens' log-likelihoods (causal models)"
     )
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     max_tokens: int = Field(default=512, ge=8, le=131072, description="longest example; a longer input is cut, never its target")
     truncate: Literal["end", "start"] = Field(default="end", description="which side of the fields' text a long input loses")
+    search: Annotated[
+        SearchSpec | None,
+        BeforeValidator(lambda value: {} if value == "auto" else value, json_schema_input_type=Literal["auto"] | SearchSpec | None),
+    ] = Field(default=None, description="choose settings by cross-validation; auto: with all defaults; left out: no search")
 
-
-class EndpointSpec(Part):
-    """A language model behind an OpenAI-compatible address, which proposes wordings."""
-
-    url: str = Field(min_length=1, description="its base, such as http://127.0.0.1:8000/v1")
-    model: str = Field(min_length=1, description="as the server names it")
-    key_variable: str | None = Field(default=None, description="environment variable with the key; left out: the server asks for none")
-    temperature: float = Field(default=1.0, ge=0.0, le=2.0)
-    max_tokens: int = Field(default=256, ge=1, le=16384, description="of an answer")
-    concurrency: int = Field(default=4, ge=1, le=256, description="requests at a time")
-    timeout: float = Field(default=60.0, gt=0.0, description="seconds for one request")
-    attempts: int = Field(default=5, ge=1, le=100, description="of one question, with growing pauses between them")
-    wait: float = Field(default=1.0, ge=0.0, description="seconds of the first pause")
-    dollars: float | None = Field(default=None, ge=0.0, description="money at most, asked for before each request")
-    dollars_per_million_read: float = Field(default=0.0, ge=0.0, description="price of a million tokens of questions")
-    dollars_per_million_written: float = Field(default=0.0, ge=0.0, description="price of a million tokens of answers")
+    @property
+    def contrastive(self) -> bool:
+        """Whether the loss compares examples with each other, so that a head is fitted afterwards."""
+        return self.loss in ("pairs", "supervised_contrastive")
 
     @model_validator(mode="after")
-    def _cap_needs_prices(self) -> EndpointSpec:
-        if self.dollars is not None and not (self.dollars_per_million_read or self.dollars_per_million_written):
-            raise ValueError("dollars needs dollars_per_million_read and dollars_per_million_written, else nothing is counted")
+    def _loss_fits(self) -> TuneSpec:
+        if self.head and not self.contrastive:
+            raise ValueError(f"head: {self.head} follows loss: pairs or supervised_contrastive; with {self.loss} there is none")
+        if self.contrastive and self.label_smoothing:
+            raise ValueError(f"label_smoothing does not apply to loss: {self.loss}; drop one")
+        if self.contrastive and self.batch_examples < 4:
+            raise ValueError(f"batch_examples {self.batch_examples} leaves loss: {self.loss} too few pairs; give at least 4")
         return self
 
 
-class TextSpec(Part):
-    """How a text prompt is searched, for prompt.kind: text."""
+class ExtractSpec(Part):
+    """What `objective: extract` reads out of a text. Without a schema: entities, with an encoder."""
 
-    wordings: tuple[str, ...] = Field(default=(), description="instructions to begin with, beside the template's own")
-    label_words: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="per label, what the model may say for it")
-    demonstrations: int = Field(default=8, ge=0, le=32, description="solved examples in front of an input, at most")
-    rounds: int = Field(default=8, ge=1, le=1000, description="rounds of candidates at most")
-    together: int = Field(default=16, ge=2, le=1024, description="candidates per round")
-    patience: int = Field(default=3, ge=1, description="rounds without a better prompt before the search ends")
-    block: int = Field(default=16, ge=2, description="examples between two looks at who leaves the race")
-    keep: int = Field(default=4, ge=1, description="candidates of a round that meet every example, whatever the tests say")
-    length_penalty: float = Field(default=1e-4, ge=0.0, description="what a token of the prompt costs, in shares of right answers")
-    endpoint: EndpointSpec | None = Field(default=None, description="a language model that proposes wordings")
-    max_tokens: int | None = Field(default=None, ge=1, description="tokens through the frozen model at most")
-    minutes: float | None = Field(default=None, gt=0.0, description="time at most; a search that it ends is not reproducible")
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    json_schema: str | dict[str, Any] | None = Field(
+        default=None,
+        alias="schema",
+        description="JSON schema of a target, for a model that writes: the schema itself, or a JSON file relative to the task file",
+    )
+
+    @field_validator("json_schema", mode="before")
+    @classmethod
+    def _is_schema(cls, value: Any) -> Any:
+        return value if value is None or isinstance(value, str) else checked_schema(value)
 
 
 class EvaluateSpec(Part):
     """What the evaluation measures."""
 
-    metrics: tuple[Metric, ...] = Field(default=(), description="default: accuracy and macro_f1, or chrf and rouge_l")
+    metrics: tuple[Metric, ...] = Field(
+        default=(), description="default: the first two that fit the objective; with extract.schema all three"
+    )
     must_contain: str | None = Field(
         default=None, description="column of `key: value` lines whose values an output must contain: the metric facts_kept"
     )
@@ -199,15 +256,17 @@ class TaskSpec(Part):
     description: str = Field(default="", description="one line for people")
     owner: str | None = Field(default=None, description="who answers for this prompt, an e-mail address or team:name")
     backbone: BackboneSpec
-    data: DataSpec
+    data: DataSpec = DataSpec()
     objective: Objective
     template: str | tuple[dict[Role, str], ...] = Field(
         description="chat messages in the model's own format, or one string; Jinja, sandboxed; fields are columns of the data"
     )
     labels: dict[str, str] = Field(default_factory=dict, description="a description per label; default: the label's name in words")
+    distill: DistillSpec | None = Field(default=None, description="for objective: distill")
     prompt: PromptSpec = PromptSpec()
     tune: TuneSpec = TuneSpec()
     text: TextSpec = TextSpec()
+    extract: ExtractSpec = ExtractSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     gate: GateSpec = GateSpec()
     schedule: Annotated[str, Field(description="cron line of the periodic retuning")] | None = None
@@ -234,28 +293,91 @@ class TaskSpec(Part):
         return value
 
     @model_validator(mode="after")
+    def _inputs_are_named(self) -> TaskSpec:
+        if self.objective != "distill":
+            if self.distill or self.prompt.start == "context":
+                what = "the part distill" if self.distill else "start: context"
+                raise ValueError(f"{what} is for objective: distill, which this is not ({self.objective})")
+            self._require("data", *(() if self.data == DataSpec() else ("path",)), given=self.data.path)
+            self._require("data", "target", given=self.data.target)
+            return self
+        self._require("distill", given=self.distill)
+        assert self.distill is not None  # just required
+        if bool(self.data.path) == bool(self.distill.questions):
+            found = "both are given" if self.data.path else "neither is given"
+            raise ValueError(f"the inputs come from data.path or are asked by the model itself, distill.questions; {found}")
+        if self.distill.demonstrations:
+            self._require("data", "target", given=self.data.target)
+        return self
+
+    def _require(self, *location: str, given: object) -> None:
+        if not given:
+            raise ValidationError.from_exception_data("TaskSpec", [{"type": "missing", "loc": location, "input": None}])
+
+    @model_validator(mode="after")
+    def _tuning_fits_objective(self) -> TaskSpec:
+        if self.objective != "classify" and (self.tune.loss != "label_set" or self.tune.calibrate):
+            field = "tune.calibrate" if self.tune.calibrate else f"tune.loss: {self.tune.loss}"
+            raise ValueError(f"{field} is for objective 'classify', this task's is {self.objective!r}")
+        return self
+
+    @model_validator(mode="after")
     def _metrics_fit_objective(self) -> TaskSpec:
-        fitting = ("accuracy", "macro_f1") if self.objective == "classify" else ("chrf", "rouge_l", "bleu", "exact_match", "facts_kept")
+        fitting = _METRICS[self.objective]
         asked = (*self.evaluate.metrics, *([self.gate.metric] if self.gate.metric else []))
         for metric in asked:
             if metric not in fitting:
                 raise ValueError(f"metric {metric!r} does not fit objective {self.objective!r}; it has {', '.join(fitting)}")
         if "facts_kept" in asked and not self.evaluate.must_contain:
             raise ValueError("metric 'facts_kept' needs evaluate.must_contain, the column with the facts")
+        if self.extract.json_schema is not None and self.objective != "extract":
+            raise ValueError(f"extract.schema is for objective: extract; this one is {self.objective}")
         if self.gate.metric and self.gate.metric not in self.metrics:
             raise ValueError(f"gate.metric {self.gate.metric!r} is not among evaluate.metrics {list(self.metrics)}")
         return self
 
+    @model_validator(mode="after")
+    def _search_fits(self) -> TaskSpec:
+        if self.search:
+            check_space(self.search.space, {"prompt": PromptSpec, "tune": TuneSpec})
+            if "decay" in self.tune.model_fields_set and self.tune.decay != "constant":
+                what = f"{self.tune.decay} depends on the number of steps, which a search chooses"
+                raise PromptmillError("tune.decay", what, "Leave it out.")
+        return self
+
+    @property
+    def search(self) -> SearchSpec | None:
+        """The search that chooses the settings, if one is asked for; `prompt.kind: auto` alone means all its defaults."""
+        return self.tune.search or (SearchSpec() if self.prompt.kind == "auto" else None)
+
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The metrics of the evaluation, the objective's usual ones where the file names none."""
-        usual: tuple[Metric, ...] = ("accuracy", "macro_f1") if self.objective == "classify" else ("chrf", "rouge_l")
-        return self.evaluate.metrics or usual
+        fitting = _METRICS[self.objective]
+        usual = {"extract": 3 if self.extract.json_schema is not None else 2, "distill": 3 if self.data.target else 1}
+        return self.evaluate.metrics or fitting[: usual.get(self.objective, 2)]
 
     @property
     def gate_metric(self) -> Metric:
         """The metric that decides."""
         return self.gate.metric or self.metrics[0]
+
+    @property
+    def record_schema(self) -> dict[str, Any] | None:
+        """The JSON schema of the targets, read from its file; None where targets are no JSON records."""
+        schema = self.extract.json_schema
+        assert not isinstance(schema, str)  # `parse_task` has read the file
+        return schema
+
+    @property
+    def writes(self) -> bool:
+        """Whether the answer is a text that the model writes, rather than a label or tags."""
+        return self.objective in ("generate", "distill") or self.record_schema is not None
+
+    @property
+    def tags(self) -> bool:
+        """Whether the answer is entities, by a tag for each token."""
+        return self.objective == "extract" and not self.writes
 
     @property
     def folder(self) -> Path:
@@ -265,12 +387,14 @@ class TaskSpec(Part):
     def without_places(self, backbone: str) -> dict[str, Any]:
         """The task as plain data, without what says where and when it ran; `backbone` is the model's public name."""
         content = self.model_dump(
-            mode="json", exclude={"data": {"path", "test_path"}, "backbone": {"device", "device_map"}, "schedule": True}
+            mode="json", exclude={"data": {"path", "test_path", "unlabelled"}, "backbone": {"device", "device_map"}, "schedule": True}
         )
-        content["data"]["path"] = "-"
+        content["data"]["path"] = "-" if self.data.path else ""
         del content["tune"]["checkpoint_every"]
         if self.prompt.start_from:
             content["prompt"]["start_from"] = "-"
+        if self.distill and self.distill.context:
+            content["distill"]["context"] = "-"  # the manifest has its digest
         content["backbone"]["name"] = backbone
         return content
 
@@ -288,14 +412,14 @@ def load_task(path: str | Path) -> TaskSpec:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise PromptmillError(str(path), "there is no such task file", nearest(path.name, beside)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise PromptmillError(str(path), f"cannot be read ({error})", "A task file is UTF-8 text.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date like 2026-13-45 is a ValueError of its own
-        raise PromptmillError(str(path), f"is not YAML ({' '.join(str(error).split())})", "See the example in README.md.") from None
+        raise PromptmillError(str(path), f"is not YAML ({' '.join(str(error).split())[:500]})", "See the example in README.md.") from None
     if not isinstance(content, dict):
         raise PromptmillError(str(path), f"holds {type(content).__name__}, not fields", "Start with `name: ...`.")
     return parse_task(content, str(path), path.parent)
@@ -312,22 +436,34 @@ def parse_task(content: dict[str, Any], where: str, folder: Path) -> TaskSpec:
     except ValidationError as error:
         raise _explained(error, where) from None
     task._folder = folder
+    if isinstance(path := task.extract.json_schema, str):
+        schema = read_schema(Path(task.locate(path)), f"{where}: extract.schema")
+        task = task.model_copy(update={"extract": task.extract.model_copy(update={"json_schema": schema})})
     return task
 
 
 def _explained(error: ValidationError, where: str) -> PromptmillError:
     """The first finding of a validation as one line that names the field and the way out."""
     finding = error.errors()[0]
-    location = [str(part) for part in finding["loc"]]
+    location = [" ".join(str(part).split())[:100] for part in finding["loc"]]
     field = ".".join(location) or "the file"
     if finding["type"] == "extra_forbidden":
         model: type[BaseModel] = TaskSpec
         for part in location[:-1]:
-            annotation = model.model_fields[part].annotation if part in model.model_fields else None
-            model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else model
-        return PromptmillError(f"{where}: {field}", "unknown field", nearest(location[-1], model.model_fields))
+            model = (_model_in(model.model_fields[part].annotation) if part in model.model_fields else None) or model
+        known = [field.alias or name for name, field in model.model_fields.items()]
+        return PromptmillError(f"{where}: {field}", "unknown field", nearest(location[-1], known))
     if finding["type"] == "missing":
         return PromptmillError(f"{where}: {field}", "is missing", "Add it; `promptmill schema` describes every field.")
-    message = finding["msg"].removeprefix("Value error, ")
-    found = "" if finding["type"] == "value_error" else f" (found {finding['input']!r})"
+    if isinstance(own := finding.get("ctx", {}).get("error"), PromptmillError):
+        return PromptmillError(f"{where}: {own.where}", own.what, own.fix)
+    message = " ".join(finding["msg"].removeprefix("Value error, ").split())[:500]
+    found = "" if finding["type"] == "value_error" else f" (found {shown(finding['input'])})"
     return PromptmillError(f"{where}: {field}", message + found, "`promptmill schema` describes every field.")
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The first part of a task file that a type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)

@@ -22,6 +22,7 @@ from prompt_core.task import Role, TaskSpec
 _SOFT = "soft"
 # Private-use characters, which no text means.
 _MARK = re.compile("\ue002(\\d+):(\\d+)\ue003")
+_PLAIN = (jinja2.nodes.Output, jinja2.nodes.TemplateData, jinja2.nodes.Name, jinja2.nodes.Call, jinja2.nodes.Const)
 _NO_MARKS = {0xE002: None, 0xE003: None}
 
 
@@ -35,6 +36,7 @@ class Template:
     Attributes:
         fields: the fields that it uses, in order.
         soft_tokens: how many it has, rendered or not.
+        is_plain: whether it puts every field in as it stands, without a condition, loop or filter.
 
     Raises:
         PromptmillError: a message is not valid Jinja, or soft(n) lacks its number.
@@ -54,7 +56,8 @@ class Template:
         self.soft_tokens = 0
         for tree in trees:
             self._number_soft(tree)
-        environment.globals["soft"] = _mark if soft else _leave_out
+        self.is_plain = all(isinstance(node, _PLAIN) for tree in trees for node in tree.find_all(jinja2.nodes.Node))
+        environment.globals["soft"] = soft_mark if soft else _leave_out
         self._messages = [(role, environment.from_string(tree)) for (role, _), tree in zip(parts, trees, strict=True)]
         words = [word for _, source in parts for _, kind, word in environment.lex(source) if kind == "name"]
         self.fields: tuple[str, ...] = tuple(sorted(found - {_SOFT}, key=words.index))  # in the order of the template
@@ -111,7 +114,8 @@ def plain(value: str) -> str:
     return value.translate(_NO_MARKS)
 
 
-def _mark(count: int, first: int) -> str:
+def soft_mark(count: int, first: int) -> str:
+    """What stands in a rendered text for soft tokens, until `split_soft`."""
     return f"\ue002{first}:{count}\ue003"
 
 

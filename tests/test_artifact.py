@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from prompt_core.artifact import BackboneIdentity, DataRecord, Manifest, TunedPrompt, TuningRecord, Validation
 from prompt_core.errors import PromptmillError
+from prompt_core.export import Published
 from prompt_core.export.folder import export_folder
 
 
@@ -141,10 +142,10 @@ def test_a_huge_file_is_not_read(tmp_path: Path, name: str) -> None:
     [
         ("{", "is not a manifest (Invalid JSON"),
         ("[" * 100_000, "is not a manifest (Invalid JSON"),
-        ("{}", "is not a manifest (Field required)"),
+        ("{}", "is not a manifest (name: Field required)"),
         (
             json.dumps(a_manifest().model_dump(mode="json") | {"format": "promptmill/9"}),
-            "is not a manifest (Input should be 'promptmill/1')",
+            "is not a manifest (format: Input should be 'promptmill/1')",
         ),
     ],
 )
@@ -183,6 +184,31 @@ def test_tensors_that_do_not_fit_the_manifest_are_refused_even_with_their_digest
     assert f"{folder / 'prompt.safetensors'}: {finding}" in refused(folder)
 
 
+@pytest.mark.parametrize(
+    ("tensors", "finding"),
+    [
+        ({"anchors": torch.ones(3, 4)}, "tensor anchors is float32 [3, 4], the manifest says 2 labels"),
+        ({"head_weights": torch.ones(2, 4)}, "holds ['embeddings', 'head_weights'], a soft prompt has ['embeddings']"),
+        ({"head_weights": torch.ones(2, 4), "head_bias": torch.ones(3)}, "tensor head_bias is float32 [3], the manifest says 2 labels"),
+        (
+            {"head_weights": torch.ones(2, 4).double(), "head_bias": torch.ones(2)},
+            "tensor head_weights is float64 [2, 4], the manifest says 2 labels",
+        ),
+        (
+            {"anchors": torch.ones(2, 4), "head_weights": torch.ones(2, 4), "head_bias": torch.ones(2)},
+            "holds ['anchors', 'embeddings', 'head_bias', 'head_weights'], a soft prompt has ['embeddings']",
+        ),
+        ({"label_bias": torch.tensor([0.0, torch.inf])}, "tensor label_bias has values that are not finite"),
+        ({"label_bias": torch.ones(2, 1)}, "tensor label_bias is float32 [2, 1], the manifest says 2 labels"),
+    ],
+)
+def test_heads_that_do_not_fit_the_labels_are_refused(tmp_path: Path, tensors: dict[str, torch.Tensor], finding: str) -> None:
+    folder = saved(tmp_path, a_prompt(labels=("a", "b"), task=a_task().without_places("tiny"), max_new_tokens=None))
+    (folder / "prompt.safetensors").write_bytes(safetensors.torch.save({"embeddings": torch.ones(2, 3), **tensors}))
+    sign(folder)
+    assert f"{folder / 'prompt.safetensors'}: {finding}" in refused(folder)
+
+
 def test_a_task_that_this_version_does_not_know_is_one_line() -> None:
     with pytest.raises(PromptmillError, match=r'prompt t: task: objectives: unknown field. Did you mean "objective"'):
         _ = a_prompt(task=a_task().without_places("tiny") | {"objectives": ["classify"]}).task
@@ -191,7 +217,7 @@ def test_a_task_that_this_version_does_not_know_is_one_line() -> None:
 def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for write in (lambda: a_prompt(name="u").save(folder), lambda: export_folder(a_prompt(name="u"), 1, folder)):
+    for write in (lambda: a_prompt(name="u").save(folder), lambda: export_folder(Published(a_prompt(name="u"), 1, {}), folder)):
         with pytest.raises(PromptmillError, match=re.escape(f"{folder}: exists already. Name a folder that does not")):
             write()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -199,21 +225,24 @@ def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for write in (lambda: a_prompt().save(tmp_path / "file" / "p"), lambda: export_folder(a_prompt(), 1, tmp_path / "file" / "p")):
+    for write in (
+        lambda: a_prompt().save(tmp_path / "file" / "p"),
+        lambda: export_folder(Published(a_prompt(), 1, {}), tmp_path / "file" / "p"),
+    ):
         with pytest.raises(PromptmillError, match=r"file/p: cannot be written \(.*\). Name a folder that you can write to"):
             write()
 
 
 def test_a_save_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
     impossible = TunedPrompt(a_manifest(), {"embeddings": torch.ones(2, 3).to_sparse()})
-    for write in (lambda: impossible.save(tmp_path / "p"), lambda: export_folder(impossible, 1, tmp_path / "p")):
+    for write in (lambda: impossible.save(tmp_path / "p"), lambda: export_folder(Published(impossible, 1, {}), tmp_path / "p")):
         with pytest.raises(ValueError, match="sparse"):
             write()
         assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_is_the_prompt_with_a_page_that_says_how_to_use_it(tmp_path: Path) -> None:
-    export_folder(a_prompt(), 3, tmp_path / "out")
+    export_folder(Published(a_prompt(), 3, {}), tmp_path / "out")
     assert TunedPrompt.load(tmp_path / "out").digest == a_prompt().digest
     page = (tmp_path / "out" / "README.md").read_text()
     assert page.startswith("# t@3\n") and a_prompt().digest in page and "`embeddings` [2, 3]" in page

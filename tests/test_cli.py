@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from prompt_core.cli import main
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("tune", "evaluate", "predict", "try", "list", "show", "export", "promote", "rollback", "schema")
+COMMANDS = ["tune", "evaluate", "predict", "try", "list", "show", "export", "promote", "rollback", "history", "verify", "gc", "schema"]
 
 
 def messages_of_two_intents() -> list[tuple[str, str]]:
@@ -156,8 +156,11 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     assert "with desk@1" in passed("try", "desk@1", "It is broken").stdout
 
     passed("export", "desk", tmp_path / "out")
-    assert tree(tmp_path / "out") == ["README.md", "digest", "manifest.json", "prompt.safetensors"]
+    assert tree(tmp_path / "out") == ["README.md", "digest", "evaluation.json", "manifest.json", "prompt.safetensors"]
     assert "exists already" in refused(tmp_path, "export", "desk", tmp_path / "out")
+    assert "export desk@1 as kv: its base is an encoder" in refused(tmp_path, "export", "desk", tmp_path / "o", "--format", "kv")
+    assert '"pef" is no format. Did you mean "peft"?' in refused(tmp_path, "export", "desk", tmp_path / "o", "--format", "pef")
+    assert "2 prompts are named" in refused(tmp_path, "export", "desk", "desk@1", tmp_path / "o")
 
     other = json.loads(passed("tune", a_task_file(tmp_path, tune={"steps": 1, "seed": 1}), "--json").stdout)
     assert Path(other["folder"]) == Path(f".promptmill/prompts/desk-{other['digest'][:12]}")
@@ -206,6 +209,12 @@ def test_a_prompt_that_is_no_better_is_reported_with_status_1_and_not_published(
     result = run("evaluate", task, "p", "--publish", "--store", "store")
     assert result.exit_code == 1 and "label_names" in result.stdout
     assert not (tmp_path / "store").exists()
+    for lacking in (["--force", "--why", "a look"], ["--publish", "--force"], ["--publish", "--force", "--why", " "]):
+        assert "--force: stands without --publish or without a reason" in refused(tmp_path, "evaluate", task, "p", *lacking)
+    result = run("evaluate", task, "p", "--publish", "--force", "--why", "a look", "--store", "store")
+    assert result.exit_code == 1 and "published desk@1 as candidate" in result.stderr
+    assert json.loads(passed("list", "--json", "--store", "store").stdout)[0]["aliases"] == {"candidate": 1}
+    assert "published by force: a look" in passed("show", "desk@candidate", "--store", "store").stdout
 
 
 @pytest.mark.parametrize(
@@ -263,7 +272,7 @@ def test_a_place_that_cannot_be_written_is_known_before_the_tuning(tmp_path: Pat
 def test_a_folder_that_is_no_prompt_is_one_line(tmp_path: Path) -> None:
     task = a_task_file(tmp_path, MESSAGES)
     assert "manifest.json: cannot be read (No such file or directory)" in refused(tmp_path, "evaluate", task, tmp_path / "none")
-    assert 'scheme "s3" is not supported' in refused(tmp_path, "list", "--store", "s3://bucket")
+    assert 'scheme "s4" is not supported' in refused(tmp_path, "list", "--store", "s4://bucket")
 
 
 def test_the_name_of_a_task_in_tasks_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

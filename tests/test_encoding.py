@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from encoder_decoders import save_encoder_decoder
-from helpers import a_task, backbone_at, tokenizer_of
+from helpers import a_task, backbone_at, save_tiny, tokenizer_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prompt_core.backbone import Backbone
 from prompt_core.encoding import TaskEncoding
@@ -167,3 +171,88 @@ def test_an_encoder_decoder_has_no_chat_format(tmp_path: Path) -> None:
     backbone = backbone_at(str(save_encoder_decoder("t5", tmp_path / "t5")))
     with pytest.raises(PromptmillError, match=r"backbone t5 has no chat format. Write the template as one string."):
         encoding(backbone, CHAT, objective="generate")
+
+
+TEXTS = st.lists(
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=6) | st.sampled_from(["Lyon", "Ærø", "東京", "👍🏽", "e\u0301"]), min_size=1
+).map(" ".join)
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """An encoder whose tokens are bytes, several to some characters."""
+    return backbone_at(str(save_tiny("roberta", tmp_path_factory.mktemp("roberta") / "m", tokenizer_of("smollm2"))))
+
+
+@pytest.mark.parametrize("template", ["{{ text }}", "Find places in: {{ text }} (a message){{ soft(2) }}", "{{ soft(1) }}<{{ text }}>"])
+@given(text=TEXTS.filter(str.strip))
+@settings(max_examples=40, deadline=None)
+def test_every_token_of_the_text_knows_its_characters(bert: Backbone, roberta: Backbone, template: str, text: str) -> None:
+    for backbone in (bert, roberta):
+        enc = encoding(backbone, template, objective="extract")
+        example = enc.locate({"text": text})
+        if not example.truncated and not set(text) & set("\ue000\ue001\ue002\ue003"):
+            assert example.input == enc.encode({"text": text}).input
+        places = [place for place in example.places if place]
+        assert places == sorted(places)  # in order; bytes of one character have the same place
+        assert all(0 <= start < end <= len(text) and text[start:end] == text[start:end].strip() for start, end in places)
+        assert len(example.places) == len(example.input)
+        if backbone is roberta and not any(unicodedata.category(c).startswith("C") for c in text):  # of these it drops none
+            assert {i for start, end in places for i in range(start, end)} >= {i for i, c in enumerate(text) if not c.isspace()}
+
+
+def test_words_of_the_text_have_their_places_and_those_of_the_template_none(bert: Backbone) -> None:
+    example = encoding(bert, "Find: {{ text }} now", objective="extract").locate({"text": " In  Lyon!"})
+    shown = [(bert.tokenizer.decode([token]), place) for token, place in zip(example.input, example.places, strict=True)]
+    assert shown == [("[CLS]", None), ("in", (1, 3)), ("lyon", (5, 9)), ("!", (9, 10)), ("now", None), ("[SEP]", None)]
+
+
+@pytest.mark.parametrize("template", ["{{ text | upper }}", "{{ text }} or {{ text }}", "{{ text | length }}", "{{ text[:3] }}"])
+def test_a_template_that_changes_the_text_is_refused(bert: Backbone, template: str) -> None:
+    with pytest.raises(PromptmillError, match=r'template: does not show "text" once and as it is. Write {{ text }}, without filters.'):
+        encoding(bert, template, objective="extract").locate({"text": "In Lyon"})
+
+
+@pytest.mark.parametrize("text", ["", "  ", None])
+def test_an_empty_text_has_no_places(bert: Backbone, text: str | None) -> None:
+    with pytest.raises(PromptmillError, match='field "text" is empty'):
+        encoding(bert, "{{ text }}", objective="extract").locate({"text": text})
+
+
+def test_a_limit_cuts_the_text_and_not_what_follows_it(bert: Backbone) -> None:
+    for side in ("end", "start"):
+        enc = encoding(bert, "{{ text }} now", objective="extract", tune={"max_tokens": 8, "truncate": side})
+        example = enc.locate({"text": "In   Lyon and Oslo on 3 May 2025"})
+        assert example.truncated and len(example.input) == 8
+        assert bert.tokenizer.decode(list(example.input[-2:])) == "now [SEP]"
+        kept = [place for place in example.places if place]
+        assert example.window == (kept[0][0], kept[-1][1])
+        assert (example.window[0] == 0) == (side == "end") and (example.window[1] == 32) == (side == "start")
+    with pytest.raises(PromptmillError, match="template: leaves no room for the text"):
+        encoding(bert, "{{ text }}" + " now" * 9, objective="extract", tune={"max_tokens": 8}).locate({"text": "In Lyon"})
+
+
+def test_a_backbone_that_cannot_extract_so_is_refused(tmp_path: Path, bert: Backbone, llama: Backbone) -> None:
+    schema = {"schema": {"type": "object"}}
+    with pytest.raises(PromptmillError, match=r"task t: extract.schema: is given, but tiny-bert is an encoder, which writes no JSON"):
+        encoding(bert, "{{ text }}", objective="extract", extract=schema)
+    with pytest.raises(
+        PromptmillError, match=r"task t: extract.schema: is missing, and tiny-llama writes its answer. Give the JSON schema"
+    ):
+        encoding(llama, "{{ text }}", objective="extract")
+    with pytest.raises(PromptmillError, match="template: has the fields text, more, and entities are spans of one text"):
+        encoding(bert, "{{ text }} {{ more }}", objective="extract")
+    slow = backbone_at(str(save_tiny("bert", tmp_path / "slow", transformers.ByT5Tokenizer())))
+    with pytest.raises(PromptmillError, match="task t: extract: the tokenizer of slow is a slow one, which does not say where its tokens"):
+        encoding(slow, "{{ text }}", objective="extract")
+
+
+def test_what_follows_the_root_is_texts_and_fields_in_turn(llama: Backbone) -> None:
+    encoding = TaskEncoding(a_task(template=[{"system": "Be brief."}, {"user": "Of {{ text }}, {{ more }}"}]), llama)
+    parts = [("text", " "), ("field", "text"), ("text", ", "), ("field", "more"), ("text", "<|im_end|>\n<|im_start|>assistant\n")]
+    assert encoding.input_parts == parts  # the space belongs to the word after it
+    fields = {"text": "tea", "more": "two"}
+    text = "".join(part if kind == "text" else fields[part] for kind, part in encoding.input_parts)
+    assert tuple(llama.tokenizer(text, add_special_tokens=False).input_ids) == encoding.encode(fields).input
+    with pytest.raises(PromptmillError, match="template: has conditions, loops or filters"):
+        _ = TaskEncoding(a_task(template="Say {{ text | upper }}"), llama).input_parts

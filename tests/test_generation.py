@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.backbone.locate import locate
 from prompt_core.encoding import TaskEncoding
-from prompt_core.generation import generate
+from prompt_core.generation import Sampling, generate
 from prompt_core.prompts import DeepPrefix, PromptState, SoftPrompt
 from prompt_core.task import BackboneSpec
 
@@ -62,6 +62,32 @@ def test_an_input_is_answered_the_same_alone_and_among_others(llama: Backbone) -
     together = generate(llama, prefix, inputs, 3, (), lambda done, total: seen.append((done, total)))
     assert [generate(llama, prefix, [ids], 3, ())[0] for ids in inputs[::10]] == together[::10]
     assert seen == [(96, 100), (100, 100)]
+
+
+def test_draws_are_those_of_the_seeds_whatever_stands_beside(llama: Backbone) -> None:
+    keys, values = random_prefix(llama, 5)
+    prefix = PromptState.of(llama, keys=keys, values=values)
+    inputs = [ids.tolist() for ids in random_ids(*range(1, 101))]
+    sampling = Sampling(range(100), temperature=1.5, top_p=0.9)
+    together = generate(llama, prefix, inputs, 6, (), sampling=sampling)
+    assert generate(llama, prefix, inputs, 6, (), sampling=sampling) == together
+    for i in range(0, 100, 25):
+        assert generate(llama, prefix, [inputs[i]], 6, (), sampling=Sampling([i], 1.5, 0.9))[0] == together[i]
+    others = generate(llama, prefix, inputs, 6, (), sampling=Sampling(range(100, 200), 1.5, 0.9))
+    assert sum(a == b for a, b in zip(together, others, strict=True)) < 10
+
+
+def test_draws_follow_the_models_chances() -> None:
+    logits = torch.tensor([2.0, 0.0, 1.0, -1.0])
+    numbers = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000  # evenly over [0, 1)
+    drawn = Sampling((), temperature=2.0).draw(logits.expand(4000, 4), numbers)
+    expected = (logits.double() / 2).softmax(-1)
+    assert torch.allclose(drawn.bincount(minlength=4) / 4000, expected.float(), atol=1e-3)
+    likely = Sampling((), temperature=2.0, top_p=0.6).draw(logits.expand(4000, 4), numbers)  # the two likeliest hold .45 + .28
+    assert torch.allclose(
+        likely.bincount(minlength=4) / 4000, (expected * torch.tensor([1, 0, 1, 0]) / expected[[0, 2]].sum()).float(), atol=1e-3
+    )
+    assert (Sampling((), temperature=1.0, top_p=1e-9).draw(logits.expand(4000, 4), numbers) == 0).all()
 
 
 def test_it_generates_without_a_prompt_and_from_no_inputs(llama: Backbone) -> None:

@@ -127,9 +127,9 @@ def test_a_missing_field_of_a_section_is_named(tmp_path: Path) -> None:
         ({"tune": {"learning_rate": float("nan")}}, "tune.learning_rate: Input should be "),
         ({"gate": {"min_gain": float("inf")}}, "gate.min_gain: Input should be a finite number (found inf)"),
         ({"data": "returns.csv"}, "data: Input should be a valid dictionary or instance of DataSpec (found 'returns.csv')"),
-        ({"data": {"path": "", "target": "label"}}, "data.path: String should have at least 1 character (found '')"),
-        ({"objective": "clasify"}, "objective: Input should be 'classify' or 'generate' (found 'clasify')"),
-        ({"prompt": {"kind": "hard"}}, "prompt.kind: Input should be 'soft' or 'deep' (found 'hard')"),
+        ({"prompt": {"kind": "hard"}}, "prompt.kind: Input should be 'soft', 'deep' or 'auto' (found 'hard')"),
+        ({"objective": "clasify"}, "objective: Input should be 'classify', 'generate', 'extract' or 'distill' (found 'clasify')"),
+        ({"data": {"path": "", "target": "label"}}, "data.path: is missing"),
         ({"template": 5}, "template"),
         ({"template": ""}, "template: the template is empty or a message has not exactly one role; write `- user: ...`"),
         ({"template": []}, "template: the template is empty"),
@@ -171,6 +171,21 @@ def test_metrics_that_do_not_fit_are_refused(tmp_path: Path, changed: dict[str, 
     assert finding in refused(write(tmp_path, **changed))
 
 
+@pytest.mark.parametrize(
+    ("changed", "finding"),
+    [
+        ({"tune": {"head": "means"}}, "head: means follows loss: pairs or supervised_contrastive; with label_set there is none"),
+        ({"tune": {"loss": "pairs", "label_smoothing": 0.1}}, "label_smoothing does not apply to loss: pairs; drop one"),
+        ({"tune": {"loss": "supervised_contrastive", "batch_examples": 3}}, "batch_examples 3 leaves loss: supervised_contrastive too few"),
+        ({"objective": "generate", "tune": {"loss": "vocabulary"}}, "tune.loss: vocabulary is for objective 'classify'"),
+        ({"objective": "generate", "tune": {"calibrate": True}}, "tune.calibrate is for objective 'classify', this task's is 'generate'"),
+        ({"tune": {"loss": "triplets"}}, "Input should be 'label_set', 'vocabulary', 'pairs' or 'supervised_contrastive'"),
+    ],
+)
+def test_a_loss_that_does_not_fit_is_refused(tmp_path: Path, changed: dict[str, Any], finding: str) -> None:
+    assert finding in refused(write(tmp_path, **changed))
+
+
 def test_the_schema_is_json_and_describes_every_section() -> None:
     schema = json.loads(json.dumps(TaskSpec.model_json_schema()))
     assert schema["type"] == "object" and schema["additionalProperties"] is False
@@ -207,3 +222,68 @@ def test_any_bytes_give_a_task_or_one_line(tmp_path_factory: pytest.TempPathFact
     path.write_bytes(content)
     with pytest.raises(PromptmillError, match=re.escape(str(path))):
         load_task(path)
+
+
+def test_an_extraction_task_has_its_own_metrics_and_reads_its_schema_from_beside_it(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path, objective="extract"))
+    assert (task.metrics, task.writes, task.tags, task.record_schema) == (("entity_f1", "exact_match"), False, True, None)
+    schema = {"type": "object", "properties": {"z": {}, "a": {"type": "integer"}}}
+    (tmp_path / "order.json").write_text(json.dumps(schema))
+    named, inline = (load_task(write(tmp_path, objective="extract", extract={"schema": given})) for given in ("order.json", schema))
+    assert named.record_schema == inline.record_schema == schema and list(named.record_schema["properties"]) == ["z", "a"]
+    assert (named.metrics, named.writes, named.tags) == (("entity_f1", "exact_match", "valid_json"), True, False)
+    assert named.folder == tmp_path
+    content = named.without_places("m")
+    assert content["extract"] == {"schema": schema}
+    assert parse_task(content, "again", tmp_path).record_schema == schema
+
+
+@pytest.mark.parametrize(
+    ("changed", "finding"),
+    [
+        ({"extract": {"schema": {"type": "objekt"}}}, "extract.schema: is not a JSON schema ($.type: 'objekt' is not valid"),
+        ({"extract": {"schema": 3}}, "extract.schema: holds int, not the fields of a JSON schema"),
+        ({"extract": {"schma": {}}}, 'extract.schma: unknown field. Did you mean "schema"?'),
+        ({"extract": {"schema": "no.json"}}, 'extract.schema: there is no file "{folder}/no.json"'),
+        ({"extract": {"schema": {}}, "objective": "classify"}, "extract.schema is for objective: extract; this one is classify"),
+        (
+            {"evaluate": {"metrics": ["accuracy"]}},
+            "metric 'accuracy' does not fit objective 'extract'; it has entity_f1, exact_match, valid_json",
+        ),
+    ],
+)
+def test_a_mistake_in_an_extraction_task_is_one_clear_line(tmp_path: Path, changed: dict[str, Any], finding: str) -> None:
+    assert finding.replace("{folder}", str(tmp_path)) in refused(write(tmp_path, **{"objective": "extract", **changed}))
+
+
+DISTILL = {"objective": "distill", "distill": {"context": "policy.md"}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "finding"),
+    [
+        ({"objective": "distill"}, "distill: is missing"),
+        ({"objective": "distill", "distill": {}}, "distill: there is nothing to distil; give context, a text file, or demonstrations"),
+        ({**DISTILL, "data": {}}, "the inputs come from data.path or are asked by the model itself, distill.questions; neither is given"),
+        ({**DISTILL, "distill": {"context": "p.md", "questions": 9}}, "distill.questions; both are given"),
+        ({**DISTILL, "distill": {"demonstrations": 4}, "data": {"path": "x.csv"}}, "data.target: is missing"),
+        ({**DISTILL, "distill": {"demonstrations": 4, "questions": 9}}, "distill: questions are asked about a context"),
+        ({**DISTILL, "distill": {"context": "p.md", "answers": 3}}, "distill: 3 answers at temperature 0 are one answer"),
+        ({"distill": {"context": "p.md"}}, "the part distill is for objective: distill, which this is not (classify)"),
+        ({"prompt": {"start": "context"}}, "start: context is for objective: distill"),
+        ({"evaluate": {"metrics": ["agreement"]}}, "metric 'agreement' does not fit objective 'classify'"),
+        ({"data": {}}, "data: is missing"),
+    ],
+)
+def test_a_distillation_task_that_does_not_fit_together_is_refused(tmp_path: Path, changed: dict[str, Any], finding: str) -> None:
+    assert finding in refused(write(tmp_path, **changed))
+
+
+def test_a_distillation_task_needs_no_labels(tmp_path: Path) -> None:
+    task = load_task(write(tmp_path, **DISTILL, data={"path": "x.csv"}))
+    assert task.metrics == ("agreement",)
+    assert load_task(write(tmp_path, **DISTILL, data={"path": "x.csv", "target": "y"})).metrics == ("agreement", "chrf", "rouge_l")
+    asked = load_task(write(tmp_path, objective="distill", data={}, distill={"context": "policy.md", "questions": 50}))
+    assert parse_task(asked.without_places("minilm"), "again", tmp_path) is not None
+    assert parse_task(asked.model_dump(mode="json"), "again", tmp_path) == asked
+    assert asked.without_places("minilm")["distill"]["context"] == "-"

@@ -113,3 +113,18 @@ def test_soft_without_a_number_is_refused(source: str) -> None:
 def test_a_field_cannot_be_called_soft() -> None:
     with pytest.raises(PromptmillError, match="soft stands alone; it is not a field"):
         template("{{ soft }} {{ x }}")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("A {{ x }} b {{ y }}{{ soft(2) }}", True),
+        ("{{ x | upper }}", False),
+        ("{{ x[0] }}", False),
+        ("{% if x %}{{ x }}{% endif %}", False),
+        ("{% for c in x %}{{ c }}{% endfor %}", False),
+        ("{% set z = x %}{{ z }}", False),
+    ],
+)
+def test_a_plain_template_computes_nothing(source: str, expected: bool) -> None:
+    assert template(source).is_plain == expected

@@ -3,5 +3,6 @@
 from .api import prefix_attention
 from .decode import decode_attention
 from .forest import PromptForest
+from .standing import StandingForest
 
-__all__ = ["PromptForest", "decode_attention", "prefix_attention"]
+__all__ = ["PromptForest", "StandingForest", "decode_attention", "prefix_attention"]

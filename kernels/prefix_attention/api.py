@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .cpu import weights_to_keep
 from .forest import PromptForest
 from .operator import attention, triton_complaint
 from .reference import dense_attention
@@ -51,7 +52,10 @@ def prefix_attention(
     backend = _chosen_backend(backend, q)
     if backend == "reference":
         return dense_attention(q, k, v, forest, prefix_k, prefix_v, scale, window, softcap, sinks).to(q.dtype)
-    out: Tensor = attention(q, k, v, forest.layout, prefix_k, prefix_v, sinks, scale, window, softcap, backend)[0]
+    kept = 0  # in compiled code too: how many there are belongs to a batch
+    if backend == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        kept = weights_to_keep(q, k, v, forest, prefix_k, prefix_v, window, softcap)
+    out: Tensor = attention(q, k, v, forest.layout, prefix_k, prefix_v, sinks, scale, window, softcap, backend, kept)[0]
     if not torch.compiler.is_compiling() and out.grad_fn is not None:
         # The backward pass finds what was planned for the forest only while it lives, and the caller may drop it before.
         out.grad_fn.metadata["forest"] = forest  # type: ignore[index]

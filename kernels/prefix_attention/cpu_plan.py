@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,7 @@ class Product:
     real_keys: Tensor  # bool [B, K]
     bias: Tensor | None  # see `Plan.bias`; None: not kept
     group_rows: Tensor  # [B * Hq * L] from the stage's packed rows, single heads
+    padding: Tensor  # which of these are padding
     group_keys: Tensor  # [B * Hkv * K] from [prefix keys | token keys], single heads
 
 
@@ -47,6 +49,7 @@ class Stage:
 
     rows: slice
     products: list[Product]
+    scores: list[int]  # how many each product has, over all heads
     group_rows: Tensor  # from the stage's packed rows; n * Hq, which does not exist, where the row is padding
     places: Tensor  # of packed rows among the grouped ones
     key_ids: Tensor | None  # the keys that the stage meets, ascending; None: all
@@ -81,6 +84,11 @@ class Plan:
                 self._stages[number] = stage
             yield stage
 
+    @cached_property
+    def scores(self) -> int:
+        """Of all products and heads, padding included."""
+        return sum(sum(stage.scores) for stage in self)
+
     def bias(self, product: Product) -> Tensor:
         """[B or 1, 1, W, 1, L], added to the scores of the last W keys. With a window it is too large to keep."""
         return self._mask(product.rows, product.keys, product.real_keys) if product.bias is None else product.bias
@@ -100,6 +108,7 @@ class Plan:
         return Stage(
             rows=slice(first, last),
             products=products,
+            scores=[len(x.group_rows) * x.keys.shape[1] for x in products],
             group_rows=group_rows,
             places=group_rows.argsort(stable=True)[:beyond],
             key_ids=key_ids,
@@ -114,7 +123,7 @@ class Plan:
         at = torch.minimum(key, counts - 1)
         copied = self._context_keys[tiles.context[:, None] + torch.minimum(at, contexts)]
         keys = torch.where(at < contexts, copied, tiles.key[:, None] + at - contexts)
-        real_keys = key < counts
+        real_rows, real_keys = row < tiles.rows[:, None], key < counts
         bias = None
         if self.window is None:
             clear = (self._first[keys] <= rows[:, :1]) & (self._last[keys] > rows[:, -1:]) & real_keys
@@ -126,10 +135,11 @@ class Plan:
             kv_heads=len(self._kv_heads),
             rows=rows,
             keys=keys,
-            real_rows=row < tiles.rows[:, None],
+            real_rows=real_rows,
             real_keys=real_keys,
             bias=bias,
             group_rows=_by_head(rows - first_row, self._heads),
+            padding=(~_spread(real_rows, self._heads)).nonzero().flatten(),
             group_keys=_by_head(keys, self._kv_heads),
         )
 

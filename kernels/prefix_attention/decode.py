@@ -38,7 +38,7 @@ def decode_attention(
     visible = slot < lengths[:, None]
     if window is not None:
         visible &= slot >= lengths[:, None] - window
-    by_row = q.view(batch * kv_heads, group, dim)
+    by_row = q.reshape(batch * kv_heads, group, dim)
     parts = [torch.bmm(by_row, cache_k.reshape(batch * kv_heads, slots, dim).transpose(1, 2)).view(batch, heads, slots)]
     masks = [visible]
     prefix = 0 if prefix_k is None else len(prefix_k)

@@ -73,6 +73,12 @@ class PromptForest:
         return len(self.prefix_first)
 
     @property
+    def longest_path(self) -> int:
+        """Tokens of the longest path, an external prefix included where it takes positions; no batch of this layout has more."""
+        positions = self.host.position_ids
+        return int(positions.max()) + 1 if len(positions) else 0
+
+    @property
     def host(self) -> PromptForest:
         """This forest with its index tensors on the CPU, where plans are made; no device is waited for."""
         return self._host or self
@@ -86,11 +92,11 @@ class PromptForest:
         """The same forest with its index tensors on ``device``; itself if they are there already."""
         if torch.empty(0, device=device).device == self.device:
             return self
-        moved = {name: getattr(self, name).to(device) for name in _INDEX_TENSORS}
+        moved = {name: getattr(self, name).to(device) for name in INDEX_TENSORS}
         layout = self.layout.clone()
-        layout[0] = handle = next(_HANDLES)
+        layout[0] = next(_HANDLES)
         forest = PromptForest(self.num_tokens, self.bidirectional, **moved, segments=self.segments, layout=layout, _host=self.host)
-        _ALIVE[handle] = forest
+        keep_track(forest)
         return forest
 
     def plan(self, key: Any, build: Callable[[], Any]) -> Any:
@@ -100,7 +106,7 @@ class PromptForest:
         return self._plans[key]
 
 
-_INDEX_TENSORS = ("position_ids", "first", "last", "prefix_first", "prefix_last", "prefix_position_ids", "starts")
+INDEX_TENSORS = ("position_ids", "first", "last", "prefix_first", "prefix_last", "prefix_position_ids", "starts")
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +180,11 @@ class Segments:
         )
 
 
+def keep_track(forest: PromptForest) -> None:
+    """From here on `forest_of` finds this forest by the handle in its layout, as long as it lives."""
+    _ALIVE[int(forest.layout[0])] = forest
+
+
 def forest_of(layout: Tensor, device: torch.device) -> PromptForest:
     """The forest that ``layout`` describes: the living one where there is one, else rebuilt from the description."""
     handle, bidirectional, count, num_prefixes = layout[:4].tolist()
@@ -210,7 +221,7 @@ def _lay_out(segments: Segments, bidirectional: bool, handle: int) -> PromptFore
         segments=segments,
         layout=torch.cat([header, segments.lengths, segments.parents, segments.prefixes, prefix_sizes]),
     )
-    _ALIVE[handle] = forest
+    keep_track(forest)
     return forest
 
 

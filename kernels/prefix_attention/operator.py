@@ -52,11 +52,18 @@ def attention(
     window: int | None,
     softcap: float | None,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    """out [S, Hq, D] of q's dtype and lse [S, Hq], float32 (float64 for float64); arguments as in `prefix_attention`."""
+    kept: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out [S, Hq, D] of q's dtype, lse [S, Hq], float32 (float64 for float64), and what backward need not compute again.
+
+    Arguments as in `prefix_attention`. kept: `cpu.weights_to_keep`, or 0: softmax weights, in an order that only the
+    backend knows.
+    """
     forest = forest_of(layout, q.device)
-    out, lse = _backend(backend).forward(q, k, v, forest, prefix_k, prefix_v, scale, window, softcap, sinks)
-    return out, lse
+    weights = q.new_empty(kept, dtype=cpu.dtypes(q)[0])
+    own = (weights,) if kept else ()
+    out, lse = _backend(backend).forward(q, k, v, forest, prefix_k, prefix_v, scale, window, softcap, sinks, *own)
+    return out, lse, weights
 
 
 @attention.register_fake
@@ -72,9 +79,10 @@ def _(
     window: int | None,
     softcap: float | None,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=wide)
+    kept: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    narrow, wide = cpu.dtypes(q)
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=wide), q.new_empty(kept, dtype=narrow)
 
 
 @torch.library.custom_op("prefix_attention::attention_backward", mutates_args=())
@@ -85,6 +93,7 @@ def attention_backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    weights: Tensor,
     layout: Tensor,
     prefix_k: Tensor | None,
     prefix_v: Tensor | None,
@@ -97,7 +106,8 @@ def attention_backward(
 ) -> list[Tensor]:
     """Gradients of q, k, v, prefix_k, prefix_v, sinks; an empty tensor where `needs` is False."""
     forest = forest_of(layout, q.device)
-    grads = _backend(backend).backward(grad, q, k, v, out, lse, forest, prefix_k, prefix_v, scale, window, softcap, sinks, needs)
+    own = (weights,) if len(weights) else ()
+    grads = _backend(backend).backward(grad, q, k, v, out, lse, forest, prefix_k, prefix_v, scale, window, softcap, sinks, needs, *own)
     return [q.new_empty(0) if grad is None else grad for grad in grads]
 
 
@@ -109,6 +119,7 @@ def _(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    weights: Tensor,
     layout: Tensor,
     prefix_k: Tensor | None,
     prefix_v: Tensor | None,
@@ -123,19 +134,19 @@ def _(
     return [x.new_empty(x.shape) if needed and x is not None else q.new_empty(0) for x, needed in zip(inputs, needs, strict=True)]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, layout, prefix_k, prefix_v, sinks, *ctx.options = inputs
-    out, lse = output
-    ctx.mark_non_differentiable(lse)
-    ctx.save_for_backward(q, k, v, out, lse, layout, prefix_k, prefix_v, sinks)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    q, k, v, layout, prefix_k, prefix_v, sinks, *ctx.options, _ = inputs
+    out, lse, weights = output
+    ctx.mark_non_differentiable(lse, weights)
+    ctx.save_for_backward(q, k, v, out, lse, weights, layout, prefix_k, prefix_v, sinks)
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad
     needs = [*wanted[:3], *wanted[4:7]]
     grads = attention_backward(grad, *ctx.saved_tensors, *ctx.options, needs)
     q, k, v, prefix_k, prefix_v, sinks = (g if need else None for g, need in zip(grads, needs, strict=True))
-    return q, k, v, None, prefix_k, prefix_v, sinks, None, None, None, None
+    return q, k, v, None, prefix_k, prefix_v, sinks, None, None, None, None, None
 
 
 attention.register_autograd(_backward, setup_context=_save)

@@ -17,7 +17,7 @@ from prompt_core.task import parse_task
 class TuneConfig(dg.Config):
     """Knobs for one run. What is left out is as the task file says; lasting changes belong there."""
 
-    kind: str | None = Field(None, description="soft: input embeddings; deep: keys and values in every layer")
+    kind: str | None = Field(None, description="soft: input embeddings; deep: keys and values in every layer; auto: chosen by a search")
     tokens: int | None = Field(None, description="length of the prompt")
     steps: int | None = Field(None, description="optimizer steps at most")
     batch_examples: int | None = Field(None, description="examples per step")
@@ -34,9 +34,9 @@ class TuneConfig(dg.Config):
         """
         given = self.model_dump(exclude_none=True)
         prompt = {knob: given.pop(knob) for knob in ("kind", "tokens") if knob in given}
-        content = task.model_dump(mode="json")
-        content["prompt"] |= prompt
-        content["tune"] |= given
+        content = task.model_dump(mode="json", exclude_unset=True)  # what the file leaves open stays open to a search
+        content["prompt"] = content.get("prompt", {}) | prompt
+        content["tune"] = content.get("tune", {}) | given
         return parse_task(content, f"run config of tuned_prompt[{task.name}]", task.folder)
 
 
@@ -52,12 +52,14 @@ class TuneConfig(dg.Config):
 def tuned_prompt(
     context: dg.AssetExecutionContext, config: TuneConfig, tasks: TaskFolder, progress: RunLog, checkpoints: Checkpoints, splits: Splits
 ):
-    """The prompt of the frozen model, tuned on the train rows and chosen on the validation rows. The test rows are left alone."""
+    """The prompt of the frozen model, tuned on the train rows and chosen on the validation rows. The test rows are left alone.
+    Where the task file asks for a search, its settings are chosen first, on train and validation rows together."""
     from prompt_core import tune  # torch loads here, not with the code location
 
     task = config.applied_to(tasks.load(context.partition_key))
     began = time.monotonic()
     with progress.follow(context) as shown:
-        prompt = tune(task, splits.train, splits.validation, on_step=shown.step, checkpoints=Path(checkpoints.folder))
+        callbacks = {"on_step": shown.step, "on_search": shown.search}
+        prompt = tune(task, splits.train, splits.validation, **callbacks, checkpoints=Path(checkpoints.folder))
     seconds = time.monotonic() - began
     return dg.MaterializeResult(value=prompt, data_version=dg.DataVersion(prompt.digest), metadata=tuning_metadata(prompt, seconds))

@@ -30,7 +30,12 @@ def layer_of(module: torch.nn.Module) -> int:
 
 
 class AttentionPass(Protocol):
-    """What an attention layer asks for during one forward."""
+    """What the layers ask for during one forward."""
+
+    @property
+    def rows(self) -> Tensor | None:
+        """The rows whose last hidden states are asked for, ascending, int64 [n]; None for all."""
+        ...
 
     @property
     def device(self) -> torch.device:
@@ -50,12 +55,14 @@ class ForestPass:
         forest: the layout, shared by all layers.
         keys, values: the external prefixes of all layers, each [L, sum(prefix_lengths), Hkv, D], or None.
         captured: given a list, every layer appends its own (k, v), each [S, Hkv, D].
+        rows: see `AttentionPass`.
     """
 
     forest: PromptForest
     keys: Tensor | None = None
     values: Tensor | None = None
     captured: list[tuple[Tensor, Tensor]] | None = None
+    rows: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -87,6 +94,7 @@ class DecodePass:
     lengths: Tensor
     keys: Tensor
     values: Tensor
+    rows: None = field(init=False, default=None)
     _rows: Tensor = field(init=False)
 
     def __post_init__(self) -> None:

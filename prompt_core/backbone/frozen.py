@@ -83,7 +83,7 @@ class Norm:
         return groups if x.dtype == self._scale.dtype else _scratch.like("wide", groups, self._scale.dtype).copy_(groups)
 
     def _groups(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], -1, self._width)
+        return x.reshape(x.shape[0], x.shape[1] // self._width, self._width)  # no -1: there may be no rows
 
 
 class Gate(ABC):
@@ -130,7 +130,7 @@ GATES = (Silu(), Gelu("tanh"), Gelu("none"))
 class FrozenLayer:
     """A decoder layer: attention and a gated MLP, each with a norm before or after it, or both.
 
-    Of the last layer of a model, only the rows that a loss looks at have a gradient: the others are left out there.
+    Of the last layer of a model, only the rows that somebody looks at are completed.
     """
 
     query: Product
@@ -155,9 +155,12 @@ class FrozenLayer:
         q, k, v = _Projected.apply(hidden, cos, sin, self)  # type: ignore[no-untyped-call]
         return q, k, v
 
-    def completed(self, attended: Tensor, hidden: Tensor) -> Tensor:
-        """The rest of the layer. attended [S, Hq, D], hidden (the layer's input) [S, H] -> the layer's output [S, H]."""
-        out: Tensor = _Completed.apply(attended, hidden, self)  # type: ignore[no-untyped-call]
+    def completed(self, attended: Tensor, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The rest of the layer. attended [S, Hq, D], hidden (the layer's input) [S, H] -> the layer's output [S, H].
+
+        rows: those that are asked for, each once, int64 [n]; the output is theirs, [n, H].
+        """
+        out: Tensor = _Completed.apply(attended, hidden, rows, self)  # type: ignore[no-untyped-call]
         return out
 
 
@@ -194,7 +197,10 @@ class _Projected(torch.autograd.Function):
 
 class _Completed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, attended: Tensor, hidden: Tensor, layer: FrozenLayer) -> Tensor:
+    def forward(ctx: Any, attended: Tensor, hidden: Tensor, rows: Tensor | None, layer: FrozenLayer) -> Tensor:
+        ctx.layer, ctx.heads = layer, attended.shape
+        if rows is not None:
+            attended, hidden = attended[rows], hidden[rows]
         projected = layer.output(attended.flatten(1))
         middle, projected_inverse = _normed(layer.after_attention, projected)
         middle = middle.add_(hidden)
@@ -202,8 +208,8 @@ class _Completed(torch.autograd.Function):
         gate, up = layer.gate(x), layer.up(x)
         lowered = layer.down(layer.activation(gate, out=_scratch.like("activated", gate)).mul_(up))
         out, lowered_inverse = _normed(layer.after_mlp, lowered)
-        ctx.layer, ctx.heads = layer, attended.shape
         ctx.save_for_backward(
+            rows,
             gate,
             up,
             *_kept(layer.after_attention, projected, projected_inverse),
@@ -214,16 +220,12 @@ class _Completed(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        layer: FrozenLayer = ctx.layer
-        saved: Sequence[Any] = ctx.saved_tensors
-        reached = (grad != 0).any(-1).nonzero().flatten() if layer.last else None
-        if reached is None or len(reached) in (0, len(grad)):
-            attended, hidden = _completed_back(layer, grad, saved)
-            return attended.view(ctx.heads), hidden, None
-        parts = _completed_back(layer, grad[reached], [None if x is None else x[reached] for x in saved])
-        attended, hidden = (part.new_zeros(len(grad), part.shape[1]).index_copy_(0, reached, part) for part in parts)
-        return attended.view(ctx.heads), hidden, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        rows, *saved = ctx.saved_tensors
+        attended, hidden = _completed_back(ctx.layer, grad, saved)
+        if rows is not None:
+            attended, hidden = (x.new_zeros(ctx.heads[0], x.shape[1]).index_copy_(0, rows, x) for x in (attended, hidden))
+        return attended.view(ctx.heads), hidden, None, None
 
 
 def _completed_back(layer: FrozenLayer, grad: Tensor, saved: Sequence[Any]) -> tuple[Tensor, Tensor]:

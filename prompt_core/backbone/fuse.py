@@ -81,7 +81,7 @@ class _FusedForward(nn.Module):
         frozen, hidden = self.fusion.frozen, hidden_states.squeeze(0)
         q, k, v = frozen.projected(hidden, *_turns(position_embeddings, frozen.head_dim, hidden.dtype))
         attended = prompt_pass.attend(self.self_attn, q, k, v, **self.fusion.scores)
-        return frozen.completed(attended, hidden).unsqueeze(0)
+        return frozen.completed(attended, hidden, prompt_pass.rows if frozen.last else None).unsqueeze(0)
 
 
 class _ListeningPass(ForestPass):

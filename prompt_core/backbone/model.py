@@ -80,21 +80,43 @@ class Backbone:
             return weight
         return self.embed(torch.arange(len(weight), device=self.device))
 
+    @property
+    def embedding_scale(self) -> float:
+        """What the model's embedding table is multiplied with to give the rows of `embed`: Gemma's square root of its width, else 1."""
+        return float(getattr(self._embed, "scalar_embed_scale", 1.0))
+
+    @property
+    def embedding_name(self) -> str:
+        """The embedding table's name among the model's weights."""
+        names: dict[int, str] = {id(weight): name for name, weight in self._model.named_parameters()}
+        return names[id(self._embed.weight)]
+
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings, scaled where the model scales them. ids int64 [S] -> [S, H]."""
         embedded: Tensor = self._embed(ids)
         return embedded
 
-    def hidden_states(self, embeddings: Tensor, position_ids: Tensor, prompt_pass: AttentionPass) -> Tensor:
-        """Last hidden states of one packed row. embeddings [S, H], position_ids int64 [S], counted from 0 -> [S, H]."""
+    def hidden_states(self, embeddings: Tensor, position_ids: Tensor, prompt_pass: AttentionPass, compiled: bool = False) -> Tensor:
+        """Last hidden states of one packed row. embeddings [S, H], position_ids int64 [S], counted from 0 -> [S, H].
+
+        If the pass asks for certain `rows`, these alone are given, [n, H]. `compiled` pays where rows come in one size, for
+        torch.compile then takes the model once.
+        """
+        base = self._compiled if compiled else self._base
         with self._as_current_device():
-            output: Tensor = self._base(
+            output: Tensor = base(
                 inputs_embeds=embeddings[None],
                 position_ids=position_ids[None] + self._position_offset,
                 use_cache=False,
                 prompt_pass=prompt_pass,
             ).last_hidden_state
-        return output[0]
+        states, rows = output[0], prompt_pass.rows
+        # A last layer that is fused leaves the others out by itself.
+        return states if rows is None or len(states) == len(rows) else states[rows]
+
+    @cached_property
+    def _compiled(self) -> Any:
+        return torch.compile(self._base, dynamic=False)
 
     def recomputing(self) -> AbstractContextManager[None]:
         """Within it a backward pass computes each layer again: about a third more time, a fraction of the memory."""

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from prompt_core.data.clean import CleaningReport, clean
 from prompt_core.data.leakage import Leakage, find_leakage, remove_leakage
-from prompt_core.data.read import read_examples
+from prompt_core.data.read import read_examples, read_unlabelled
 from prompt_core.data.split import Splits, prepare, split
 
-__all__ = ["CleaningReport", "Leakage", "Splits", "clean", "find_leakage", "prepare", "read_examples", "remove_leakage", "split"]
+__all__ = [
+    "CleaningReport",
+    "Leakage",
+    "Splits",
+    "clean",
+    "find_leakage",
+    "prepare",
+    "read_examples",
+    "read_unlabelled",
+    "remove_leakage",
+    "split",
+]

@@ -15,6 +15,7 @@ import polars as pl
 from prompt_core.data.read import needed_columns
 from prompt_core.data.similar import SimilarTexts, example_texts
 from prompt_core.errors import PromptmillError
+from prompt_core.extraction.targets import canonical_targets
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
 
@@ -50,7 +51,9 @@ class CleaningReport:
 def clean(frame: pl.DataFrame, task: TaskSpec) -> tuple[pl.DataFrame, CleaningReport]:
     """The usable rows of a task's examples, in file order.
 
-    Removes rows with an empty field or target, texts with several labels (classify), equal texts with an equal target, and
+    The targets of `extract` are written in their canonical form.
+
+    Removes rows with an empty field or target, texts with several labels (classify) or extractions, equal texts with an equal target, and
     near-duplicates (the earlier row stays). For other objectives a text may stand several times, with different targets.
 
     Args:
@@ -60,7 +63,8 @@ def clean(frame: pl.DataFrame, task: TaskSpec) -> tuple[pl.DataFrame, CleaningRe
         The frame with `_id` in front, its texts in Unicode NFC without outer whitespace; and what was removed.
 
     Raises:
-        PromptmillError: a column is empty in all rows, nothing is left, or labels are too few to learn and test (classify).
+        PromptmillError: a column is empty in all rows, a target cannot be read (extract), nothing is left, or labels are too
+            few to learn and test (classify).
     """
     frame, report = remove_unusable(frame, task)
     check_labels(frame, task)
@@ -75,11 +79,15 @@ def example_id(values: Sequence[str]) -> str:
 
 def remove_unusable(frame: pl.DataFrame, task: TaskSpec) -> tuple[pl.DataFrame, CleaningReport]:
     """`clean` without the check of the labels, which does not apply to a test file."""
-    fields, target = Template(task).fields, task.data.target
+    fields = Template(task).fields
+    # A text to distil on needs no target: a row may have one, and is then fit to be a demonstration.
+    answered = () if task.objective == "distill" else (task.data.target,)
+    target = task.data.target
     columns = list(needed_columns(task))
     rows_read = len(frame)
+    frame = canonical_targets(frame, task) if task.objective == "extract" else frame
     frame = frame.select(pl.Series(name, [_plain(value) for value in frame[name]], dtype=pl.String) for name in columns)
-    for name in (*fields, target):
+    for name in (*fields, *answered):
         if (frame[name] == "").all():
             raise PromptmillError(
                 f"task {task.name}: {needed_columns(task)[name]}", f'column "{name}" is empty in all {rows_read} rows', "Fill it in."
@@ -88,10 +96,11 @@ def remove_unusable(frame: pl.DataFrame, task: TaskSpec) -> tuple[pl.DataFrame, 
     frame = frame.select(ids, pl.all()).with_row_index("_row", offset=1)
     removed: dict[str, pl.DataFrame] = {}
 
-    frame, removed["empty"] = _divide(frame, pl.any_horizontal(pl.col(*fields, target) == ""))
-    if task.objective == "classify":
-        frame, removed["conflicting"] = _divide(frame, pl.col(target).n_unique().over("_id") > 1)
-    frame, removed["duplicates"] = _divide(frame, ~pl.struct("_id", target).is_first_distinct())
+    frame, removed["empty"] = _divide(frame, pl.any_horizontal(pl.col(*fields, *answered) == ""))
+    if task.objective in ("classify", "extract"):
+        same = ["_id", *(fields if task.tags else ())]  # offsets count white space, an id does not
+        frame, removed["conflicting"] = _divide(frame, pl.col(target).n_unique().over(same) > 1)
+    frame, removed["duplicates"] = _divide(frame, ~pl.struct("_id", *([target] if target else [])).is_first_distinct())
     twins = _near_duplicates(frame, fields, task.data.near_duplicate)
     frame, removed["near_duplicates"] = _divide(frame, pl.col("_id").is_in(list(twins)))
     if frame.is_empty():
@@ -166,4 +175,4 @@ def _near_duplicates(frame: pl.DataFrame, fields: tuple[str, ...], threshold: fl
 def _described(row: dict[str, Any], fields: tuple[str, ...], target: str, twins: dict[str, int]) -> str:
     text = " / ".join(str(row[name]) for name in fields)
     twin = f", like row {twins[row['_id']]}" if row["_id"] in twins else ""
-    return f"row {row['_row']}{twin}: {text[:120]!r} -> {row[target][:60]!r}"
+    return f"row {row['_row']}{twin}: {text[:120]!r}" + (f" -> {row[target][:60]!r}" if target else "")

@@ -27,15 +27,44 @@ def read_examples(task: TaskSpec, path: str | None = None) -> pl.DataFrame:
         path: a local path or any URL that polars scans; default `data.path`, from the task file's folder.
 
     Returns:
-        One row per example in file order; the columns above in that order, all String. An absent value is null.
+        One row per example in file order; the columns above in that order, all String. An absent value is null. Without
+        a path, the questions that the model asks itself (`distill.questions`).
 
     Raises:
         PromptmillError: the file is missing, empty, malformed, not UTF-8 or of an unknown kind, or lacks a column.
     """
+    if path is None and not task.data.path:
+        from prompt_core.selfstudy import own_questions  # torch loads where a model is needed
+
+        return own_questions(task)
     source = task.locate(task.data.path) if path is None else path
     test_source = task.locate(task.data.test_path) if task.data.test_path else None
     where = f"task {task.name}: {'data.test_path' if path is not None and path == test_source else 'data.path'}"
-    needed = needed_columns(task)
+    return _read(task, source, where, needed_columns(task))
+
+
+def read_unlabelled(task: TaskSpec) -> pl.DataFrame:
+    """The inputs of `data.unlabelled`, those with an empty field left out.
+
+    Returns:
+        One row per input in file order, the template's fields as String columns; no row where the task names no file.
+
+    Raises:
+        PromptmillError: as `read_examples`, and where no input is left.
+    """
+    fields = dict.fromkeys(Template(task).fields, "template")
+    if task.data.unlabelled is None:
+        return pl.DataFrame(schema=dict.fromkeys(fields, pl.String))
+    where = f"task {task.name}: data.unlabelled"
+    frame = _read(task, task.locate(task.data.unlabelled), where, fields)
+    frame = frame.filter(pl.all_horizontal(pl.all().str.strip_chars().fill_null("") != ""))
+    if frame.is_empty():
+        raise PromptmillError(where, "every row has an empty field", "Fill them in.")
+    return frame
+
+
+def _read(task: TaskSpec, source: str, where: str, needed: dict[str, str]) -> pl.DataFrame:
+    """The needed columns of a file; `where` names it in errors, and each column comes with the field that asks for it."""
     local = _local_file(source, where)
     suffix = Path(urlsplit(source).path if local is None else local).suffix.lower()
     if suffix not in SUFFIXES:
@@ -56,6 +85,8 @@ def read_examples(task: TaskSpec, path: str | None = None) -> pl.DataFrame:
             raise _unknown_column(task, field, column, source, known)
     if frame.is_empty():
         raise PromptmillError(where, f'"{source}" has no rows', "Put one example in each row, below a line of column names.")
+    if task.objective == "extract" and frame.schema[task.data.target].is_nested():
+        frame = _with_json(frame, task.data.target)
     return _as_strings(frame.select(list(needed)), source)
 
 
@@ -75,7 +106,8 @@ def needed_columns(task: TaskSpec) -> dict[str, str]:
     needed = dict.fromkeys(fields, "template")
     if task.evaluate.must_contain:
         needed.setdefault(task.evaluate.must_contain, "evaluate.must_contain")
-    needed.setdefault(task.data.target, "data.target")
+    if task.data.target:
+        needed.setdefault(task.data.target, "data.target")
     if "_id" in needed:
         raise PromptmillError(f"task {task.name}: {needed['_id']}", 'the column name "_id" is reserved', "Rename the column.")
     return needed
@@ -181,6 +213,12 @@ def _unknown_column(task: TaskSpec, field: str, column: str, source: str, known:
     if len(known) == 1 and (mark := next((mark for mark in ";\t|" if mark in known[0]), None)):
         fix = f"Its columns look separated by {mark!r}; Promptmill reads commas."
     return PromptmillError(f"task {task.name}: {field}", f'column "{column}" is not in {source} (columns: {", ".join(known)})', fix)
+
+
+def _with_json(frame: pl.DataFrame, column: str) -> pl.DataFrame:
+    """The frame with a column of lists or structs as JSON texts, like JSONL files are read."""
+    values = [None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in frame[column].to_list()]
+    return frame.with_columns(pl.Series(column, values, dtype=pl.String))
 
 
 def _as_strings(frame: pl.DataFrame, source: str) -> pl.DataFrame:

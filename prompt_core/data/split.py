@@ -17,6 +17,7 @@ from prompt_core.data.clean import CleaningReport, check_labels, clean, named, r
 from prompt_core.data.leakage import remove_leakage
 from prompt_core.data.read import read_examples
 from prompt_core.errors import PromptmillError
+from prompt_core.extraction.spans import entity_labels
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
 
@@ -83,7 +84,7 @@ def split(frame: pl.DataFrame, task: TaskSpec, test_frame: pl.DataFrame | None =
         test_frame: rows of a test file; then they are the test side and `frame` becomes train and validation alone.
 
     Raises:
-        PromptmillError: a side that should have rows has none, or a held-out label has no training example (classify).
+        PromptmillError: a side that should have rows has none, or a held-out label has no training example.
     """
     where = f"task {task.name}: data"
     test_share = task.data.test if test_frame is None else 0.0
@@ -133,10 +134,11 @@ def _ordered(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _check_coverage(splits: Splits, task: TaskSpec) -> None:
-    if task.objective != "classify":
+    if task.writes:
         return
     target = task.data.target
-    untaught = sorted({*splits.validation[target], *splits.test[target]} - {*splits.train[target]})
+    labels = entity_labels if task.tags else set[str]
+    untaught = sorted({*labels(splits.validation[target]), *labels(splits.test[target])} - labels(splits.train[target]))
     if untaught:
         what = f'column "{target}" has labels without a training example: {named(untaught)}'
         raise PromptmillError(f"task {task.name}: data.target", what, "Add examples for them or lower data.test and data.validation.")

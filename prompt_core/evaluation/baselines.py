@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import polars as pl
 import torch
 
 from prompt_core.backbone import Backbone
+from prompt_core.data import read_unlabelled
 from prompt_core.data.packing import pack
 from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.evaluation.gate import Contender
-from prompt_core.prediction import classify, generate_texts
-from prompt_core.prompts import PromptState
+from prompt_core.evaluation.taggers import entity_baselines
+from prompt_core.prediction import best_labels, classify, generate_texts, label_scores
+from prompt_core.prompts import PromptState, lower
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.build import answer, build_classifier
+from prompt_core.tuning.calibration import mean_log_chances
 from prompt_core.tuning.objective import embed_texts
 
 OnContender = Callable[[str, int, int], None]
@@ -33,8 +37,9 @@ def baselines(
     """Predictions of every baseline that fits the task.
 
     A model that generates: `zero_shot` (the template as it is) and `few_shot` (with demonstrations from the training rows).
+    A causal classifier also: `zero_shot_calibrated` (its label words calibrated on the seen rows and `data.unlabelled`).
     An encoder: `label_names` (nearest label description) and `linear_probe` (logistic regression on frozen features,
-    C = 10, the setting that did best in the peers' comparison).
+    C = 10, the setting that did best in the peers' comparison); one that finds entities: see `entity_baselines`.
 
     Args:
         seen: the rows that the tuned prompt has seen, train and validation; few-shot and probe may use them all.
@@ -43,6 +48,8 @@ def baselines(
         on_progress: called with (contender, finished rows, all rows).
     """
     encoding = TaskEncoding(task, backbone, soft=False)
+    if task.tags:
+        return entity_baselines(task, seen, rows, encoding, backbone, on_progress)
     inputs = [encoding.encode(row) for row in rows]
     if not backbone.generates:
         return _encoder_baselines(task, seen, inputs, encoding, backbone, on_progress)
@@ -50,13 +57,21 @@ def baselines(
     contenders = []
     for name, root in _untuned_roots(task, seen, encoding).items():
         prompt = PromptState.of(backbone, root=root)
-        if task.objective == "generate":
-            assert max_new_tokens is not None  # recorded by the tuning of every generation task
+        if task.writes:
+            assert max_new_tokens is not None  # recorded by the tuning of every task that writes
             texts = generate_texts(backbone, encoding, prompt, inputs, max_new_tokens, _named(on_progress, name))
         else:
+            tokens = task.tune.batch_tokens
             classifier = build_classifier(task, encoding, backbone, labels)
-            texts = classify(backbone, classifier, prompt, inputs, labels, task.tune.batch_tokens, _named(on_progress, name))
+            scores = label_scores(backbone, classifier, prompt, inputs, len(labels), tokens, _named(on_progress, name))
+            texts = best_labels(scores, labels)
         contenders.append(Contender(name=name, kind="untuned", predictions=texts))
+        if task.objective == "classify" and name == "zero_shot":
+            rows_seen = chain(seen.iter_rows(named=True), read_unlabelled(task).iter_rows(named=True))
+            behind = partial(classifier.scores_behind, lower(backbone, prompt))
+            bias = mean_log_chances(behind, [encoding.encode(row) for row in rows_seen], classifier.scoring_tokens, tokens)
+            texts = best_labels(scores - bias.cpu(), labels)
+            contenders.append(Contender(name="zero_shot_calibrated", kind="untuned", predictions=texts))
     return contenders
 
 

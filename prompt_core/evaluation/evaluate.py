@@ -10,6 +10,7 @@ from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.data import Splits
 from prompt_core.evaluation.baselines import OnContender, baselines
+from prompt_core.evaluation.distilled import distilled_contenders
 from prompt_core.evaluation.gate import Contender, Evaluation, evaluate_contenders
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
@@ -38,16 +39,21 @@ def evaluate(
     """
     backbone = backbone or load_backbone(task.backbone, task.folder)
     rows = list(splits.test.iter_rows(named=True))
+    fields = Template(task).fields
+    shown = [{name: str(row[name]) for name in fields} for row in rows]
+    facts = splits.test[task.evaluate.must_contain].to_list() if task.evaluate.must_contain else None
+    production = None if production is None or production.digest == prompt.digest else production
+    if task.objective == "distill":
+        contenders, taught, saved = distilled_contenders(task, prompt, splits, backbone, production, on_progress)
+        targets = splits.test[task.data.target].to_list() if task.data.target else taught
+        return evaluate_contenders(task, shown, targets, facts, contenders, prompt.digest, saved)
     seen = pl.concat([splits.train, splits.validation])
     contenders = baselines(task, seen, rows, backbone, prompt.manifest.max_new_tokens, on_progress)
 
     def run(name: str, version: TunedPrompt) -> list[str]:
         return version.predict(rows, backbone, partial(on_progress, name) if on_progress else None)
 
-    if production is not None and production.digest != prompt.digest:
+    if production is not None:
         contenders.append(Contender("production", "production", run("production", production)))
     contenders.append(Contender("tuned", "tuned", run("tuned", prompt)))
-    facts = splits.test[task.evaluate.must_contain].to_list() if task.evaluate.must_contain else None
-    fields = Template(task).fields
-    shown = [{name: str(row[name]) for name in fields} for row in rows]
     return evaluate_contenders(task, shown, splits.test[task.data.target].to_list(), facts, contenders, prompt.digest)

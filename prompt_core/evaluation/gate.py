@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from prompt_core.errors import PromptmillError
-from prompt_core.evaluation.metrics import Pooled, Texts, pooled
+from prompt_core.evaluation.extracted import as_judged
+from prompt_core.evaluation.metrics import Floats, Pooled, Texts, from_scores, pooled
 from prompt_core.evaluation.paired import Comparison, Record, compare_pooled, interval, smallest_gain
 from prompt_core.task import Metric, TaskSpec
 
-Kind: TypeAlias = Literal["untuned", "rival", "production", "tuned"]
+Kind: TypeAlias = Literal["untuned", "rival", "production", "tuned", "teacher"]
 
 _SAMPLES = 8
 
@@ -22,13 +23,16 @@ class Contender:
 
     Attributes:
         name: such as `zero_shot`, `linear_probe` or `tuned`.
-        kind: `untuned` must be beaten; `rival` and `production` must not be better; `tuned` is what is judged.
+        kind: `untuned` must be beaten; `rival` and `production` must not be better; `teacher` is shown, no more; `tuned`
+            is what is judged.
         predictions: one output per test row, in order.
+        scores: points per test row, float64 [N], of metrics that do not follow from the outputs.
     """
 
     name: str
     kind: Kind
     predictions: Sequence[str]
+    scores: Mapping[Metric, Floats] = field(default_factory=dict)
 
 
 class Measured(Record):
@@ -62,6 +66,22 @@ class Sample(Record):
     outputs: dict[str, str]
 
 
+class Distilled(Record):
+    """What distillation saved, and what it cost.
+
+    Attributes:
+        tokens_before, tokens_after: in front of every input.
+        cache_bytes_before, cache_bytes_after: of their keys and values in the model's dtype.
+        divergence: of each contender from the teacher, mean nats per token of its answers.
+    """
+
+    tokens_before: int
+    tokens_after: int
+    cache_bytes_before: int
+    cache_bytes_after: int
+    divergence: dict[str, float]
+
+
 class Evaluation(Record):
     """All that was measured on the test rows of a task. Depends on its inputs alone.
 
@@ -75,6 +95,7 @@ class Evaluation(Record):
         contenders: results, in the order given.
         comparisons: the tuned prompt against each other contender, by name and metric.
         samples: up to 8 test rows at even distances, not chosen by result.
+        distilled: of a distilled prompt.
     """
 
     task: str
@@ -88,6 +109,7 @@ class Evaluation(Record):
     comparisons: dict[str, dict[Metric, Comparison]]
     verdict: Verdict
     samples: tuple[Sample, ...]
+    distilled: Distilled | None = None
 
     @property
     def tuned(self) -> Result:
@@ -100,13 +122,23 @@ class Evaluation(Record):
         widths = [max(map(len, column)) for column in zip(*values, *gains, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (*values, *gains)]
         lines.insert(len(values), "")
-        return "\n".join([self._title(), "", *lines, "", self._outcome(), *(f"  - {reason}" for reason in self.verdict.reasons)])
+        return "\n".join(
+            [self._title(), "", *lines, "", *self._savings(), self._outcome(), *(f"  - {reason}" for reason in self.verdict.reasons)]
+        )
 
     def markdown(self) -> str:
         """The same as `table`, in Markdown."""
         values, gains = self._cells()
         outcome = [f"**{self._outcome()}**", "", *(f"- {reason}" for reason in self.verdict.reasons)]
-        return "\n".join([self._title(), "", *_markdown_table(values), "", *_markdown_table(gains), "", *outcome])
+        return "\n".join([self._title(), "", *_markdown_table(values), "", *_markdown_table(gains), "", *self._savings(), *outcome])
+
+    def _savings(self) -> list[str]:
+        if (found := self.distilled) is None:
+            return []
+        nats = ", ".join(f"{name} {value:.3f}" for name, value in found.divergence.items())
+        tokens = f"{found.tokens_before} tokens became {found.tokens_after}"
+        memory = f"{found.cache_bytes_before / 2**20:.1f} MiB of keys and values {found.cache_bytes_after / 2**20:.1f}"
+        return [f"{tokens}, {memory}; divergence from the teacher in nats per token: {nats}", ""]
 
     def _cells(self) -> tuple[list[list[str]], list[list[str]]]:
         """Two grids with the same columns, each with its header: values by contender, and gains over each other one."""
@@ -129,6 +161,7 @@ def evaluate_contenders(
     facts: Texts | None,
     contenders: Sequence[Contender],
     prompt_digest: str,
+    distilled: Distilled | None = None,
 ) -> Evaluation:
     """Measure every contender on the test rows and judge the tuned one.
 
@@ -140,6 +173,7 @@ def evaluate_contenders(
         targets: the right label or text of each row.
         facts: `key: value` lines of each row, where a metric needs them.
         contenders: exactly one is tuned; names differ.
+        distilled: of a distilled prompt; passed on.
 
     Raises:
         PromptmillError: there are no test rows.
@@ -148,7 +182,8 @@ def evaluate_contenders(
     if not targets:
         raise PromptmillError(f"task {task.name}: data.test", "there are no test rows to evaluate on", "Add examples or raise data.test.")
     tuned = _the_tuned(contenders, inputs, targets)
-    measured = {c.name: {metric: pooled(metric, c.predictions, targets, facts) for metric in task.metrics} for c in contenders}
+    judged = {c.name: as_judged(task, c.predictions) if task.objective == "extract" else c.predictions for c in contenders}
+    measured = {c.name: {metric: _measured(c, judged[c.name], metric, targets, facts) for metric in task.metrics} for c in contenders}
     results = {c.name: Result(name=c.name, kind=c.kind, metrics=_values(measured[c.name])) for c in contenders}
     comparisons = {
         c.name: {metric: compare_pooled(measured[tuned.name][metric], theirs) for metric, theirs in measured[c.name].items()}
@@ -168,7 +203,14 @@ def evaluate_contenders(
         comparisons=comparisons,
         verdict=_judge(task, results, comparisons, sayable),
         samples=_samples(inputs, targets, contenders),
+        distilled=distilled,
     )
+
+
+def _measured(contender: Contender, outputs: Texts, metric: Metric, targets: Texts, facts: Texts | None) -> Pooled:
+    if metric in contender.scores:
+        return from_scores(metric, contender.scores[metric])
+    return pooled(metric, outputs, targets, facts)
 
 
 def _the_tuned(contenders: Sequence[Contender], inputs: Sequence[Mapping[str, str]], targets: Texts) -> Contender:
@@ -193,6 +235,8 @@ def _judge(
     """Each requirement as (met, sentence); passed when there was an untuned contender to beat and all are met."""
     required: list[tuple[bool, str]] = []
     for name, by_metric in comparisons.items():
+        if results[name].kind == "teacher":
+            continue
         rule = _beats if results[name].kind == "untuned" else _is_not_worse
         required.append(rule(task, name, by_metric[task.gate_metric]))
     if not any(result.kind == "untuned" for result in results.values()):

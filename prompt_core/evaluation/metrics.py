@@ -14,6 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from prompt_core.evaluation.extracted import entity_counts, entity_f1_of_counts
 from prompt_core.task import Metric
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -73,7 +74,11 @@ def pooled(metric: Metric, predictions: Texts, targets: Texts, facts: Texts | No
     counts = METRICS[metric].counts
     if counts:
         return Pooled(metric, *counts(predictions, targets))
-    scores = score(metric, predictions, targets, facts)
+    return from_scores(metric, score(metric, predictions, targets, facts))
+
+
+def from_scores(metric: Metric, scores: Floats) -> Pooled:
+    """A metric that was measured elsewhere, from its points per row, float64 [N]."""
     return Pooled(metric, np.stack([scores, np.ones_like(scores)], axis=1), lambda sums: sums[..., 0] / sums[..., 1])
 
 
@@ -85,6 +90,11 @@ def accuracy(predictions: Texts, targets: Texts, facts: Texts | None = None) -> 
 def exact_match(predictions: Texts, targets: Texts, facts: Texts | None = None) -> Floats:
     """100 where the text is the target, whitespace aside."""
     return np.array([100.0 * (p.split() == t.split()) for p, t in zip(predictions, targets, strict=True)])
+
+
+def valid_json(predictions: Texts, targets: Texts, facts: Texts | None = None) -> Floats:
+    """100 where the output is what the task can read; `as_judged` has left nothing of others."""
+    return np.array([100.0 * bool(p) for p in predictions])
 
 
 def chrf(predictions: Texts, targets: Texts, facts: Texts | None = None) -> Floats:
@@ -230,9 +240,12 @@ class Definition:
 METRICS: dict[Metric, Definition] = {
     "accuracy": Definition(accuracy, binary=True),
     "exact_match": Definition(exact_match, binary=True),
+    "valid_json": Definition(valid_json, binary=True),
     "macro_f1": Definition(None, _label_counts),
+    "entity_f1": Definition(None, lambda predictions, targets: (entity_counts(predictions, targets), entity_f1_of_counts)),
     "chrf": Definition(chrf),
     "rouge_l": Definition(rouge_l),
     "bleu": Definition(sentence_bleu, _bleu_counts),
     "facts_kept": Definition(_kept),
+    "agreement": Definition(None),  # of two models' next tokens, not of texts: measured where the models are
 }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.encoding import TaskEncoding
-from prompt_core.prediction import backbone_of, classify, generate_texts
+from prompt_core.prediction import backbone_of, classify, find_entities, generate_texts, restore_tagger
 from prompt_core.prompts import PromptState
 from prompt_core.tuning.build import build_classifier
 
@@ -20,12 +20,13 @@ def side_by_side(prompt: TunedPrompt, fields: Mapping[str, str], backbone: Backb
     """
     backbone = backbone or backbone_of(prompt)
     task, encoding = prompt.task, TaskEncoding(prompt.task, backbone, soft=False)
-    encoded = [encoding.encode(fields)]
     untuned = PromptState.of(backbone, root=encoding.root if backbone.generates else ())
-    if task.objective == "generate":
-        assert prompt.manifest.max_new_tokens is not None  # recorded by the tuning of every generation task
-        without = generate_texts(backbone, encoding, untuned, encoded, prompt.manifest.max_new_tokens)
+    if task.tags:  # the tagger alone, in front of which the tuned prompt stands
+        without = find_entities(restore_tagger(prompt, backbone), untuned, [encoding.locate(fields)], task.tune.batch_tokens)
+    elif task.writes:
+        assert prompt.manifest.max_new_tokens is not None  # recorded by the tuning of every task that writes
+        without = generate_texts(backbone, encoding, untuned, [encoding.encode(fields)], prompt.manifest.max_new_tokens)
     else:
-        labels = prompt.manifest.labels
+        labels, encoded = prompt.manifest.labels, [encoding.encode(fields)]
         without = classify(backbone, build_classifier(task, encoding, backbone, labels), untuned, encoded, labels, task.tune.batch_tokens)
     return {"without": without[0], "with": prompt.predict([fields], backbone)[0]}

@@ -1,1 +1,6 @@
-"""Exports: a published prompt in the form that another stack reads."""
+"""Exports: published prompts in the form that another stack reads."""
+
+from prompt_core.export.export import export
+from prompt_core.export.package import Published
+
+__all__ = ["Published", "export"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from prompt_core.artifact import TunedPrompt, folder_beside
+from prompt_core.artifact import folder_beside
+from prompt_core.export.package import Published, facts, write_json
 
 
-def export_folder(prompt: TunedPrompt, version: int, folder: Path) -> None:
+def export_folder(published: Published, folder: Path) -> None:
     """Write a prompt where another machine can take it from; all of it or nothing.
 
     Raises:
@@ -16,23 +17,19 @@ def export_folder(prompt: TunedPrompt, version: int, folder: Path) -> None:
     """
     beside = folder_beside(folder)
     try:
-        prompt.save(beside / "prompt")
-        (beside / "prompt" / "README.md").write_text(_readme(prompt, version), encoding="utf-8")
+        published.prompt.save(beside / "prompt")
+        (beside / "prompt" / "README.md").write_text(_readme(published), encoding="utf-8")
+        write_json(beside / "prompt" / "evaluation.json", published.evaluation)
         (beside / "prompt").rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _readme(prompt: TunedPrompt, version: int) -> str:
-    manifest = prompt.manifest
-    shape = ", ".join(f"`{name}` {list(tensor.shape)}" for name, tensor in sorted(prompt.tensors.items()))
-    return f"""# {prompt.name}@{version}
+def _readme(published: Published) -> str:
+    shape = ", ".join(f"`{name}` {list(tensor.shape)}" for name, tensor in sorted(published.prompt.tensors.items()))
+    return f"""# {published.title}
 
-{prompt.task.description}
-
-A tuned prompt of kind `{manifest.kind}` ({manifest.tokens} tokens, {manifest.parameters:,} numbers) for the frozen model
-`{manifest.backbone.name}` ({manifest.backbone.architecture}). Digest `{prompt.digest}`.
-
+{facts(published)}
 ```python
 from prompt_core import TunedPrompt
 prompt = TunedPrompt.load(".")          # checks the digest

@@ -18,6 +18,8 @@ from prompt_core.prompts.tree import Tree, input_rows
 def hidden_states(backbone: Backbone, trees: Sequence[Tree], captured: list[tuple[Tensor, Tensor]] | None = None) -> list[Tensor]:
     """Last hidden states of each tree's segments in order, each [tokens, H], as if every path were a sequence of its own.
 
+    A tree that names `rows` gets those alone, which saves all others the rest of the last layer.
+
     The prompts may differ in kind and length. The pass costs as many rows as there are tokens in roots and segments; on
     an encoder-decoder it is `padded_states`.
 
@@ -45,9 +47,22 @@ def hidden_states(backbone: Backbone, trees: Sequence[Tree], captured: list[tupl
     ).to(backbone.device)
     # One cast for all layers: a layer then takes a view.
     keys, values = (torch.cat(parts, dim=1).to(backbone.dtype) for parts in ([p.keys for p in prompts], [p.values for p in prompts]))
-    hidden = backbone.hidden_states(input_rows(backbone, trees), forest.position_ids, ForestPass(forest, keys, values, captured))
-    blocks = [size for tree in trees for size in (len(tree.prompt.root), sum(map(len, tree.segments)))]
-    return list(torch.split(hidden, blocks)[1::2])
+    wanted = _wanted(trees)
+    rows = torch.tensor([row for own in wanted for row in own], dtype=torch.int64, device=backbone.device)
+    forest_pass = ForestPass(forest, keys, values, captured, rows)
+    hidden = backbone.hidden_states(input_rows(backbone, trees), forest.position_ids, forest_pass)
+    return list(torch.split(hidden, [len(own) for own in wanted]))
+
+
+def _wanted(trees: Sequence[Tree]) -> list[Sequence[int]]:
+    """The rows of the packed row that each tree wants."""
+    wanted: list[Sequence[int]] = []
+    end = 0
+    for tree in trees:
+        first = end + len(tree.prompt.root)
+        end = first + sum(map(len, tree.segments))
+        wanted.append(range(first, end) if tree.rows is None else [first + row for row in tree.rows])
+    return wanted
 
 
 @torch.no_grad()

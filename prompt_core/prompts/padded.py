@@ -69,7 +69,8 @@ def padded_states(backbone: EncoderDecoder, trees: Sequence[Tree], captured: lis
     for tree, own in zip(trees, sources, strict=True):
         place = {segment: first + number for number, segment in enumerate(own)}
         parts = [encoded[place[i]] if parent < 0 else decoded[place[parent]] for i, parent in enumerate(_parents(tree))]
-        results.append(torch.cat(parts) if parts else encoded[first])
+        states = torch.cat(parts) if parts else encoded[first]
+        results.append(states if tree.rows is None else states[torch.tensor(tree.rows, device=states.device)])
         first += len(own) or 1
     return results
 

@@ -20,6 +20,7 @@ from prompt_core.prompts.soft import SoftPrompt
 from prompt_core.task import TaskSpec
 
 _DEFAULT_TOKENS = 16
+_CONTEXT_TOKENS = 128  # of what is distilled
 _ENCODER_DEVIATION = 0.5
 _SAMPLE = 512  # vocabulary tokens that the scale of a random deep prefix is measured on
 
@@ -32,15 +33,16 @@ def starting_prompt(
     labels: Sequence[str] = (),
     demonstrations: Sequence[tuple[Mapping[str, Any], str]] = (),
     source: TunedPrompt | None = None,
+    context: Sequence[int] = (),
 ) -> Prompt:
     """The untuned prompt of a task.
 
-    A start is a text (the root, a given one, the labels' words, solved examples, words drawn from the vocabulary), whose
-    embeddings a soft prompt takes and whose keys and values a deep one; or numbers at the model's own scale; or another
-    tuned prompt. Where another length is asked for, it is repeated to that and its last tokens stay: they lead over to
-    the example. A random start for an encoder is small keys and values, which leave its embeddings as good as they are:
-    those of 16 vocabulary tokens cost 9 points of nearest-class-mean accuracy before the first step (Banking77,
-    all-MiniLM-L6-v2).
+    A start is a text (the root, a given one, the labels' words, solved examples, words drawn from the vocabulary, the
+    first tokens of a context), whose embeddings a soft prompt takes and whose keys and values a deep one; or numbers at
+    the model's own scale; or another tuned prompt. Where another length is asked for, it is repeated to that and its
+    last tokens stay: they lead over to the example. A random start for an encoder is small keys and values, which leave
+    its embeddings as good as they are: those of 16 vocabulary tokens cost 9 points of nearest-class-mean accuracy before
+    the first step (Banking77, all-MiniLM-L6-v2).
 
     Args:
         task: `prompt` says kind, length, start and network.
@@ -50,11 +52,12 @@ def starting_prompt(
         labels: their descriptions, for `labels`.
         demonstrations: fields and answer of training examples, for `demonstrations`.
         source: the tuned prompt, for `prompt`; of the same backbone.
+        context: token ids that a teacher reads, for `context`.
 
     Raises:
         PromptmillError: the start, the kind, the template and the backbone do not fit each other.
     """
-    start = _Start(task, encoding, backbone, generator, labels, demonstrations, source)
+    start = _Start(task, encoding, backbone, generator, labels, demonstrations, source, context)
     prompt = start.soft() if task.prompt.kind == "soft" else start.deep()
     network = task.prompt.network
     return prompt if network == "none" else Reparameterised(prompt, network, task.prompt.hidden, generator)
@@ -70,12 +73,14 @@ class _Start:
         labels: Sequence[str],
         demonstrations: Sequence[tuple[Mapping[str, Any], str]],
         source: TunedPrompt | None,
+        context: Sequence[int],
     ) -> None:
         self.task, self.encoding, self.backbone, self.generator = task, encoding, backbone, generator
         self.labels, self.demonstrations, self.source = labels, demonstrations, source
+        self.context = context
         # In a template with soft(n) the text before the first field stays text; it starts nothing.
         root = encoding.root and not encoding.soft_tokens
-        self.kind = task.prompt.start or ("root" if root else "vocabulary" if backbone.generates else "random")
+        self.kind = task.prompt.start or ("context" if context else "root" if root else "vocabulary" if backbone.generates else "random")
         if task.prompt.tokens and encoding.soft_tokens:
             raise self._refused("tokens", f"{task.prompt.tokens}, but the template says soft(n)", "Remove one of the two.")
         if self.kind == "root" and not root:
@@ -146,6 +151,11 @@ class _Start:
     def _ids(self, tokens: int | None) -> Sequence[int]:
         if self.kind == "root":
             return self.encoding.root
+        if self.kind == "context":
+            tokens = tokens or _CONTEXT_TOKENS
+            if tokens > len(self.context):
+                raise self._refused("tokens", f"{tokens}, but what is distilled has {len(self.context)}", "Lower prompt.tokens.")
+            return self.encoding.cut_root(self.context, tokens)
         if self.kind == "vocabulary":
             return self._vocabulary(tokens or _DEFAULT_TOKENS)
         if self.kind == "demonstrations":

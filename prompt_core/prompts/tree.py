@@ -23,11 +23,13 @@ class Tree:
         segments: token ids of each segment in depth-first order; -1 - j is the prompt's soft token j.
         parents: index of each segment's parent among the segments, -1 (the default) for directly behind the prompt. On an
             encoder-decoder these are its encoder's, and each may be the parent of one that its decoder reads.
+        rows: which of the segments' tokens, counted through, somebody wants the last hidden states of, ascending; None for all.
     """
 
     prompt: PromptState
     segments: Sequence[Sequence[int]]
     parents: Sequence[int] | None = None
+    rows: Sequence[int] | None = None
 
 
 def input_rows(backbone: Backbone, trees: Sequence[Tree]) -> Tensor:

@@ -19,9 +19,9 @@ import openai
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from prompt_core.errors import PromptmillError
-from prompt_core.task import EndpointSpec
 from prompt_core.text.budget import Budget
 from prompt_core.text.journal import Journal
+from prompt_core.text.spec import EndpointSpec
 
 Messages = Sequence[dict[str, str]]
 

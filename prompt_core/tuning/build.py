@@ -3,38 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.encoding import Encoded, TaskEncoding
+from prompt_core.errors import PromptmillError
 from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec
+from prompt_core.tuning.contrastive import Contrastive, pairs_loss, supervised_contrastive_loss
+from prompt_core.tuning.distillation import Distillation
 from prompt_core.tuning.objective import Classification, Generation, LabelAnchors, LabelWords, Objective, Transduction, embed_texts
+from prompt_core.tuning.tags import TokenTags
+from prompt_core.tuning.vocabulary import VocabularyWords
+
+_LOSSES = {True: ("label_set", "vocabulary"), False: ("label_set", "pairs", "supervised_contrastive")}  # by whether the model is causal
 
 
 def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> Objective:
-    """The objective of a task: generation for `generate`, else `build_classifier`."""
-    if task.objective == "generate":
-        smoothing = task.tune.label_smoothing
+    """The objective of a task: a teacher's distributions for `distill`, generation where it writes, tags for the tokens of an
+    encoder, else that of `tune.loss`.
+
+    Raises:
+        PromptmillError: a loss that is not the backbone's.
+    """
+    if task.objective == "distill":
+        return Distillation(backbone)
+    smoothing = task.tune.label_smoothing
+    if task.tags:
+        return TokenTags(backbone, labels, smoothing)
+    if task.writes:
         return Transduction(backbone, smoothing) if isinstance(backbone, EncoderDecoder) else Generation(backbone, smoothing)
+    spec, fitting = task.tune, _LOSSES[backbone.causal]
+    if spec.loss not in fitting:
+        what = f"{spec.loss} is not for {backbone.identity.name}, {'a causal model' if backbone.causal else 'an encoder'}"
+        raise PromptmillError(f"task {task.name}: tune.loss", what, f"It has {', '.join(fitting)}.")
+    if spec.loss == "vocabulary":
+        return VocabularyWords(backbone, _words(task, encoding, labels), spec.label_score == "mean", spec.label_smoothing)
+    if spec.contrastive:
+        compare = pairs_loss if spec.loss == "pairs" else partial(supervised_contrastive_loss, scale=spec.anchor_scale)
+        head, tokens = spec.head or "means", spec.batch_tokens
+        return Contrastive(backbone, len(labels), compare, head=head, scale=spec.anchor_scale, c=spec.head_c, batch_tokens=tokens)
     return build_classifier(task, encoding, backbone, labels)
 
 
 @torch.no_grad()
 def build_classifier(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> Classification:
     """Label words for a causal model; for an encoder label anchors that start at the descriptions' embeddings."""
-    descriptions, spec = [describe(task, label) for label in labels], task.tune
+    spec = task.tune
     if backbone.causal:
-        words = [encoding.encode_target(description) for description in descriptions]
-        return LabelWords(backbone, words, spec.label_score == "mean", spec.label_smoothing)
-    anchors = embed_texts(backbone, PromptState.of(backbone), [encoding.encode_text(description) for description in descriptions])
+        return LabelWords(backbone, _words(task, encoding, labels), spec.label_score == "mean", spec.label_smoothing)
+    anchors = embed_texts(backbone, PromptState.of(backbone), [encoding.encode_text(describe(task, label)) for label in labels])
     return LabelAnchors(backbone, anchors, spec.anchor_scale, spec.label_smoothing)
+
+
+def _words(task: TaskSpec, encoding: TaskEncoding, labels: Sequence[str]) -> list[list[int]]:
+    return [encoding.encode_target(describe(task, label)) for label in labels]
 
 
 def label_examples(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> list[Encoded]:
     """The labels' descriptions as examples of themselves, for an encoder: with few examples per label one more that costs nothing."""
-    if backbone.causal:
+    if backbone.causal or task.tags:
         return []
     texts = [encoding.encode_text(describe(task, label)) for label in labels]
     return [Encoded(tuple(ids), (number,), truncated=False) for number, ids in enumerate(texts)]

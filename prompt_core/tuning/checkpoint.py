@@ -29,17 +29,29 @@ def save_checkpoint(path: Path, snapshots: Sequence[Snapshot], facts: dict[str, 
     """Write the fleet's state. A disk that is full costs a warning and this checkpoint, not the run nor the one before."""
     tensors = {f"{number}/{name}": tensor.contiguous().cpu() for number, s in enumerate(snapshots) for name, tensor in s.tensors.items()}
     metadata = {"promptmill": json.dumps({"fleet": facts, "members": [s.facts for s in snapshots]})}
+    try:
+        write_whole(path, safetensors.torch.save(tensors, metadata))
+    except OSError as error:
+        _log.warning("checkpoint %s: cannot be written (%s). Tuning goes on without it.", path, error.strerror)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside and rename it: whoever reads it finds all of it, or what was there before.
+
+    Raises:
+        OSError: it cannot be written; what was there before stays.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
-            file.write(safetensors.torch.save(tensors, metadata))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-    except OSError as error:
+    except OSError:
         beside.unlink(missing_ok=True)
-        _log.warning("checkpoint %s: cannot be written (%s). Tuning goes on without it.", path, error.strerror)
+        raise
 
 
 def load_checkpoint(path: Path) -> tuple[list[Snapshot], dict[str, Any]] | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from prompt_core.artifact import TuningRecord
 from prompt_core.backbone import Backbone
@@ -19,6 +20,7 @@ from prompt_core.encoding import Encoded
 from prompt_core.errors import PromptmillError
 from prompt_core.prompts import PromptState, Tree, hidden_states
 from prompt_core.tuning.checkpoint import load_checkpoint, save_checkpoint
+from prompt_core.tuning.joint import Cached, Joint, is_divided, look_ahead
 from prompt_core.tuning.member import Member, Part
 from prompt_core.tuning.parallel import add_up, is_writer, share
 from prompt_core.tuning.run import Run
@@ -30,17 +32,7 @@ Work = Sequence[tuple[Part, Sequence[Encoded]]]
 
 
 def optimise(backbone: Backbone, members: Sequence[Member], checkpoint: Path | None = None) -> list[TuningRecord | PromptmillError]:
-    """Tune the prompts of a fleet side by side; what becomes of one does not depend on the others, but for rounding.
-
-    Every pass through the backbone holds the trees of as many prompts as the largest `batch_tokens` among them admits,
-    half of it after every time that the memory did not suffice. In a torch.distributed group each process takes its
-    share of every batch.
-
-    Args:
-        backbone: the frozen model.
-        members: what is tuned, in place.
-        checkpoint: a file that is written every `checkpoint_every` steps, from which an interrupted run goes on with
-            the same bits, and that is removed at the end. It must belong to these very members.
+    """Tune the prompts of a fleet side by side to the end, see `Fleet`.
 
     Returns:
         For each member how its tuning went, or the error that took it out of the fleet.
@@ -48,32 +40,105 @@ def optimise(backbone: Backbone, members: Sequence[Member], checkpoint: Path | N
     Raises:
         PromptmillError: the memory does not suffice for the smallest pass.
     """
-    runs = [Run(member) for member in members]
-    recompute = any(member.spec.gradient_checkpointing for member in members)
-    passes = _Passes(backbone, max(member.spec.batch_tokens for member in members), recompute)
-    every = min(member.spec.checkpoint_every for member in members)
-    if found := load_checkpoint(checkpoint) if checkpoint else None:
-        for run, snapshot in zip(runs, found[0], strict=True):
-            run.restore(snapshot)
-        passes.budget = found[1]["budget"]
-    while going := [run for run in runs if run.goes_on]:
-        with_gradients = passes.losses([pair for run in going for pair in run.begin_step()], backward=True)
+    fleet = Fleet(backbone, members, checkpoint)
+    fleet.advance()
+    return fleet.finish()
+
+
+class Fleet:
+    """Prompts that are tuned side by side, in place; what becomes of one does not depend on the others, but for rounding.
+
+    Every pass through the backbone holds the trees of as many prompts as the largest `batch_tokens` among them admits,
+    half of it after every time that the memory did not suffice. In a torch.distributed group each process takes its
+    share of every batch.
+
+    Args:
+        backbone: the frozen model.
+        members: what is tuned.
+        checkpoint: a file that is written every `checkpoint_every` steps, from which an interrupted fleet goes on with
+            the same bits, and that `finish` or `close` removes. It must belong to these very members.
+
+    Attributes:
+        budget: tokens that a pass may take.
+        prompt_steps: steps so far, of all members together.
+        tokens: what these steps took through the backbone, without prompts and looks at the validation loss.
+    """
+
+    def __init__(self, backbone: Backbone, members: Sequence[Member], checkpoint: Path | None = None) -> None:
+        self._runs = {member: Run(member) for member in members}
+        recompute = any(member.spec.gradient_checkpointing for member in members)
+        self._passes = _Passes(backbone, max(member.spec.batch_tokens for member in members), recompute)
+        self._every = min(member.spec.checkpoint_every for member in members)
+        self._numbers = {member: number for number, member in enumerate(members)}
+        self._checkpoint = checkpoint
+        self.prompt_steps = self.tokens = 0
+        if found := load_checkpoint(checkpoint) if checkpoint else None:
+            snapshots, facts = found
+            self.drop([member for member in members if self._numbers[member] not in facts["members"]])
+            for run, snapshot in zip(self._runs.values(), snapshots, strict=True):
+                run.restore(snapshot)
+            self._passes.budget = facts["budget"]
+            self.prompt_steps, self.tokens = facts["prompt_steps"], facts["tokens"]
+
+    @property
+    def budget(self) -> int:
+        return self._passes.budget
+
+    def advance(self, until: int | None = None) -> None:
+        """Take every member on to `until` steps, or to its end.
+
+        Raises:
+            PromptmillError: the memory does not suffice for the smallest pass.
+        """
+        while going := [run for run in self._runs.values() if run.goes_on and (until is None or run.done < until)]:
+            self._step(going)
+
+    def drop(self, members: Iterable[Member]) -> None:
+        """Let members go as they are; `finish` says nothing about them."""
+        for member in members:
+            self._runs.pop(member, None)
+
+    def place(self, member: Member) -> None:
+        """Put a member's running average in place, to be looked at; its next step goes on from where it was.
+
+        Raises:
+            PromptmillError: what ended this member's tuning.
+        """
+        run = self._runs[member]
+        if run.error:
+            raise run.error
+        run.show_average()
+
+    def finish(self) -> list[TuningRecord | PromptmillError]:
+        """Put in place what is kept of each member that was not dropped, and give its history or its error."""
+        results = [run.finish() for run in self._runs.values()]
+        self.close()
+        return results
+
+    def close(self) -> None:
+        """Remove the checkpoint: nothing is to go on from it."""
+        if self._checkpoint and is_writer():
+            self._checkpoint.unlink(missing_ok=True)
+
+    def _step(self, going: Sequence[Run]) -> None:
+        work = [pair for run in going for pair in run.begin_step()]
+        with_gradients = self._passes.losses(work, backward=True)
+        self.prompt_steps += len(going)
+        self.tokens += sum(part.objective.tokens(example) for part, batch in work for example in batch)
         for run in going:
             run.end_step(with_gradients)
         if looking := [run for run in going if run.looks_now]:
             for run in looking:
                 run.show_average()
-            held_out = passes.losses([(part, part.validation) for run in looking for part in run.looks_at], backward=False)
+            held_out = self._passes.losses([(part, part.validation) for run in looking for part in run.looks_at], backward=False)
             for run in looking:
                 run.look(held_out)
         for run in going:
             run.report()
-        if checkpoint and is_writer() and max(run.done for run in going) % every == 0:
-            save_checkpoint(checkpoint, [run.snapshot() for run in runs], {"budget": passes.budget})
-    results = [run.finish() for run in runs]
-    if checkpoint and is_writer():
-        checkpoint.unlink(missing_ok=True)
-    return results
+        if self._checkpoint and is_writer() and max(run.done for run in going) % self._every == 0:
+            facts = {"members": [self._numbers[member] for member in self._runs], "budget": self.budget}
+            facts |= {"prompt_steps": self.prompt_steps, "tokens": self.tokens}
+            save_checkpoint(self._checkpoint, [run.snapshot() for run in self._runs.values()], facts)
 
 
 class _Passes:
@@ -94,13 +159,14 @@ class _Passes:
 
     def _within_memory(self, work: Work, backward: bool) -> tuple[dict[Part, float], list[torch.nn.Parameter]]:
         """Sums over this process's share of the examples, with a smaller budget each time that the memory does not suffice."""
+        cached: dict[Part, Cached] = {}  # outlives a retry: what processes exchange is exchanged once
         modules = [module for part, _ in work for module in (part.prompt, part.objective)]
         everything = dict.fromkeys(parameter for module in modules for parameter in module.parameters())
         parameters = [parameter for parameter in everything if parameter.requires_grad] if backward else []
         while True:
             try:
                 with torch.set_grad_enabled(backward), self._backbone.recomputing() if self._recompute and backward else nullcontext():
-                    return self._sums(work, backward), parameters
+                    return self._sums(work, backward, cached), parameters
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
@@ -114,23 +180,30 @@ class _Passes:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _sums(self, work: Work, backward: bool) -> dict[Part, float]:
+    def _sums(self, work: Work, backward: bool, cached: dict[Part, Cached]) -> dict[Part, float]:
         """A part whose loss is not finite stays out of the passes that follow, and out of the gradients of the one it spoils."""
         weights = {part: sum(map(part.objective.weight, examples)) for part, examples in work}
         states = {part: _Leaves(part.prompt.state(), backward) for part, _ in work}
         totals = dict.fromkeys(weights, 0.0)
-        items = share([(part, example) for part, examples in work for example in examples])
-        for packed in pack(items, lambda item: item[0].objective.tokens(item[1]), self.budget):
-            batches = {part: [example for _, example in group] for part, group in groupby(packed, key=lambda item: item[0])}
+        self._look_ahead(work, states, weights, totals, backward, cached)
+        items = [(part, number) for part, examples in work if backward or part not in cached for number in range(len(examples))]
+        examples_of = dict(work)
+        for packed in self._pack(share(items), examples_of, cached):
+            numbers = {part: [number for _, number in group] for part, group in groupby(packed, key=lambda item: item[0])}
+            batches = {part: [examples_of[part][number] for number in own] for part, own in numbers.items()}
             while batches := {part: batch for part, batch in batches.items() if math.isfinite(totals[part])}:
                 trees = [Tree(states[part].state, *part.objective.segments(batch)) for part, batch in batches.items()]
                 hidden = hidden_states(self._backbone, trees)
                 losses = torch.stack(
-                    [part.objective.loss(own, batch) / weights[part] for (part, batch), own in zip(batches.items(), hidden, strict=True)]
+                    [
+                        _loss(part, own, batch, numbers[part], cached) / weights[part]
+                        for (part, batch), own in zip(batches.items(), hidden, strict=True)
+                    ]
                 )
                 spoiled = not torch.isfinite(losses).all()
                 for part, value in zip(batches, losses.tolist(), strict=True):
-                    totals[part] += value if not spoiled or not math.isfinite(value) else 0.0
+                    if not math.isfinite(value) or not (spoiled or part in cached):  # a cached one's loss is known
+                        totals[part] += value
                 if not spoiled:
                     if backward:
                         losses.sum().backward()  # type: ignore[no-untyped-call]
@@ -138,6 +211,45 @@ class _Passes:
         for leaves in states.values():
             leaves.pass_on()
         return totals
+
+    def _look_ahead(
+        self,
+        work: Work,
+        states: Mapping[Part, _Leaves],
+        weights: Mapping[Part, int],
+        totals: dict[Part, float],
+        backward: bool,
+        cached: dict[Part, Cached],
+    ) -> None:
+        """The losses of the batches that have to be seen as a whole and take several passes or processes."""
+        for part, examples in work:
+            if isinstance(objective := part.objective, Joint) and (part in cached or is_divided(objective, examples, self.budget)):
+                if part not in cached:
+                    cached[part] = look_ahead(self._backbone, objective, states[part].state, examples, self.budget, backward)
+                loss = cached[part].loss / weights[part]
+                totals[part] = loss if is_writer() or not math.isfinite(loss) else 0.0
+
+    def _pack(
+        self, items: Sequence[tuple[Part, int]], examples: Mapping[Part, Sequence[Encoded]], cached: Container[Part]
+    ) -> Iterator[list[tuple[Part, int]]]:
+        """Passes of (part, example number); what has to be seen as a whole and is not `cached` stays together."""
+
+        def tokens(bundle: Sequence[tuple[Part, int]]) -> int:
+            return sum(part.objective.tokens(examples[part][number]) for part, number in bundle)
+
+        bundles: list[list[tuple[Part, int]]] = []
+        for part, group in groupby(items, key=lambda item: item[0]):
+            own = list(group)
+            whole = isinstance(part.objective, Joint) and part not in cached
+            bundles += [own] if whole else [[item] for item in own]
+        for packed in pack(bundles, tokens, self.budget):
+            yield [item for bundle in packed for item in bundle]
+
+
+def _loss(part: Part, states: Tensor, examples: Sequence[Encoded], numbers: Sequence[int], cached: Mapping[Part, Cached]) -> Tensor:
+    if isinstance(part.objective, Joint) and part in cached:
+        return cached[part].stand_in(part.objective.outputs(states, examples), numbers)
+    return part.objective.loss(states, examples)
 
 
 class _Leaves:

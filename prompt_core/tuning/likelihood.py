@@ -14,7 +14,7 @@ _ROWS = 512  # of one product with the vocabulary
 _CACHED = 16  # rows of logits, float32, that stay in the cache while the softmax passes over them
 
 
-def next_token_losses(backbone: Backbone, states: Tensor, row_of: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+def next_token_losses(backbone: Backbone, states: Tensor, row_of: Tensor | None, targets: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of target tokens, each given a row of hidden states.
 
     The head is frozen, so the only gradient is that of the states, and it is finished in the forward pass while a
@@ -24,7 +24,8 @@ def next_token_losses(backbone: Backbone, states: Tensor, row_of: Tensor, target
     Args:
         backbone: a model that generates; its head and softcap.
         states: last hidden states, [n, H].
-        row_of: the row that predicts each target, int64 [m]; a row may predict several.
+        row_of: the row that predicts each target, int64 [m]; a row may predict several. None: each row predicts one, in
+            order; then a GPU is never waited for.
         targets: token ids, int64 [m].
         smoothing: share of the target distribution that is spread over the vocabulary.
 
@@ -39,19 +40,27 @@ def next_token_losses(backbone: Backbone, states: Tensor, row_of: Tensor, target
 
 class _NextTokenLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, head: Product, cap: float | None, row_of: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        order = row_of.argsort(stable=True)
-        bounds = torch.searchsorted(row_of[order], torch.arange(0, len(states) + _CACHED, _CACHED, device=row_of.device)).tolist()
+    def forward(
+        ctx: Any, states: Tensor, head: Product, cap: float | None, row_of: Tensor | None, targets: Tensor, smoothing: float
+    ) -> Tensor:
+        cached = _CACHED if states.is_cpu else _ROWS  # a GPU wants few large kernels
+        tops = torch.arange(0, len(states) + cached, cached)
+        if row_of is None:
+            order = row_of = torch.arange(len(states), device=states.device)
+            bounds = tops.clamp(max=len(states)).tolist()
+        else:
+            order = row_of.argsort(stable=True)
+            bounds = torch.searchsorted(row_of[order], tops.to(row_of.device)).tolist()
         losses = torch.empty(len(targets), device=states.device)
         slopes = torch.empty(len(targets), device=states.device)
         common = torch.empty_like(states) if states.requires_grad else None  # each row's gradient but for its targets' part
         for start in range(0, len(states), _ROWS):
             logits = head(states[start : start + _ROWS])
-            for top in range(0, len(logits), _CACHED):
-                block = logits[top : top + _CACHED].float()
+            for top in range(0, len(logits), cached):
+                block = logits[top : top + cached].float()
                 if cap is not None:
                     block = block.div_(cap).tanh_().mul_(cap)
-                at = order[slice(*bounds[(start + top) // _CACHED :][:2])]
+                at = order[slice(*bounds[(start + top) // cached :][:2])]
                 row, target = row_of[at] - (start + top), targets[at]
                 total = block.logsumexp(-1)
                 chosen = block[row, target]
@@ -64,7 +73,7 @@ class _NextTokenLosses(torch.autograd.Function):
                     chances = block.sub_(total[:, None]).exp_()
                     if smoothing:
                         chances -= smoothing / chances.shape[-1]
-                    logits[top : top + _CACHED] = chances if slope is None else chances.mul_(slope)
+                    logits[top : top + cached] = chances if slope is None else chances.mul_(slope)
             if common is not None:
                 common[start : start + _ROWS] = head.back(logits)
         ctx.head = head

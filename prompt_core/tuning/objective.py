@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,12 @@ from torch import Tensor, nn
 
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.encoding import Encoded
-from prompt_core.prompts import PromptState, Tree, hidden_states
+from prompt_core.prompts import PromptState, Tree, hidden_states, lower
+from prompt_core.tuning.calibration import Calibration, mean_log_chances
 from prompt_core.tuning.likelihood import next_token_losses
+
+# Segments and parents of a `Tree`, and its rows where the loss needs some only.
+Segments = tuple[list[Sequence[int]], list[int] | None] | tuple[list[Sequence[int]], list[int] | None, list[int]]
 
 
 class Objective(nn.Module, ABC):
@@ -31,12 +36,25 @@ class Objective(nn.Module, ABC):
         return len(example.input) + len(example.target)
 
     @abstractmethod
-    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int] | None]:
-        """Segments and parents of a `Tree` over the examples."""
+    def segments(self, examples: Sequence[Encoded]) -> Segments:
+        """A `Tree` over the examples."""
 
     @abstractmethod
     def loss(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
-        """Summed loss, a float32 scalar, of the segments' last hidden states [tokens, H]; smoothed in training mode."""
+        """Summed loss, a float32 scalar, of the last hidden states [n, H] of `segments` or its rows; smoothed in training mode."""
+
+    def order(self, examples: Sequence[Encoded], size: int, generator: torch.Generator) -> list[int]:
+        """Indices of one round of examples, in the order in which batches of `size` take them; drawn anew for every round."""
+        drawn: list[int] = torch.randperm(len(examples), generator=generator).tolist()
+        return drawn
+
+    def settle(self, prompt: PromptState, examples: Sequence[Encoded]) -> None:
+        """Fit what follows the tuning: called once when it ends, with the kept parameters in place.
+
+        Args:
+            prompt: the kept prompt.
+            examples: those that it was tuned on.
+        """
 
     def tensors(self) -> dict[str, Tensor]:
         """What the artifact keeps beside the prompt, float32 on the CPU."""
@@ -57,20 +75,21 @@ class Generation(Objective):
     def weight(self, example: Encoded) -> int:
         return len(example.target)
 
-    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int] | None]:
-        return [e.input + e.target[:-1] for e in examples], None
+    def segments(self, examples: Sequence[Encoded]) -> Segments:
+        return [e.input + e.target[:-1] for e in examples], None, self._rows(examples)
 
     def loss(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
-        # The head is the widest matrix product of a small model: only the rows that predict a target token pass it.
+        targets = torch.tensor([token for e in examples for token in e.target], device=states.device)
+        return next_token_losses(self._backbone, states, None, targets, self._smoothing if self.training else 0.0).sum()
+
+    def _rows(self, examples: Sequence[Encoded]) -> list[int]:
+        """Those that predict a target token: no other passes the head, the widest matrix product of a small model."""
         rows: list[int] = []
         end = 0
         for example in examples:
             end += self._states(example)
             rows += range(end - len(example.target), end)
-        targets = torch.tensor([token for e in examples for token in e.target], device=states.device)
-        chosen = states[torch.tensor(rows, device=states.device)]
-        each = torch.arange(len(rows), device=states.device)
-        return next_token_losses(self._backbone, chosen, each, targets, self._smoothing if self.training else 0.0).sum()
+        return rows
 
     def _states(self, example: Encoded) -> int:
         """Hidden states of an example; the last ones predict its target."""
@@ -84,9 +103,10 @@ class Transduction(Generation):
         super().__init__(backbone, smoothing)
         self._start = backbone.decoder_start
 
-    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int]]:
+    def segments(self, examples: Sequence[Encoded]) -> Segments:
         pairs = [(e.input, (self._start, *e.target[:-1])) for e in examples]
-        return [ids for pair in pairs for ids in pair], [parent for i in range(len(pairs)) for parent in (-1, 2 * i)]
+        parents = [parent for i in range(len(pairs)) for parent in (-1, 2 * i)]
+        return [ids for pair in pairs for ids in pair], parents, self._rows(examples)
 
     def _states(self, example: Encoded) -> int:
         return len(example.input) + len(example.target)
@@ -97,11 +117,17 @@ class Classification(Objective):
 
     Args:
         smoothing: label smoothing while training.
+
+    Attributes:
+        label_bias: what `scores_behind` subtracts from the labels' scores, float32 [labels]; None for nothing.
+        calibration: given one, `settle` measures that bias on the training inputs and these.
     """
 
     def __init__(self, backbone: Backbone, smoothing: float) -> None:
         super().__init__()
         self._backbone, self._smoothing = backbone, smoothing
+        self.label_bias: Tensor | None = None
+        self.calibration: Calibration | None = None
 
     @abstractmethod
     def scores(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
@@ -112,13 +138,43 @@ class Classification(Objective):
         smoothing = self._smoothing if self.training else 0.0
         return F.cross_entropy(self.scores(states, examples), targets, reduction="sum", label_smoothing=smoothing)
 
+    def scoring_tokens(self, example: Encoded) -> int:
+        """`tokens` of an example in a pass that scores."""
+        return self.tokens(example)
+
+    def scoring_segments(self, examples: Sequence[Encoded]) -> Segments:
+        """`segments` of a pass that scores, whose states `scores` takes."""
+        return self.segments(examples)
+
     def scores_behind(self, prompt: PromptState, examples: Sequence[Encoded]) -> Tensor:
-        """`scores` of examples behind one prompt."""
-        (states,) = hidden_states(self._backbone, [Tree(prompt, *self.segments(examples))])
-        return self.scores(states, examples)
+        """Final scores of examples behind one prompt, float32 [examples, labels]; after `settle` those of the artifact."""
+        (states,) = hidden_states(self._backbone, [Tree(prompt, *self.scoring_segments(examples))])
+        scores = self.scores(states, examples)
+        return scores if self.label_bias is None else scores - self.label_bias
+
+    def settle(self, prompt: PromptState, examples: Sequence[Encoded]) -> None:
+        if self.calibration is None:
+            return
+        self.label_bias, scores = None, partial(self.scores_behind, lower(self._backbone, prompt))
+        inputs, budget = [*examples, *self.calibration.inputs], self.calibration.batch_tokens
+        self.label_bias = mean_log_chances(scores, inputs, self.scoring_tokens, budget)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return super().tensors() | ({} if self.label_bias is None else {"label_bias": self.label_bias.cpu()})
 
 
-class LabelAnchors(Classification):
+class PooledClassification(Classification):
+    """Base of the classifiers that score an encoder's pooled state of the input."""
+
+    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], None]:
+        return [e.input for e in examples], None
+
+    def outputs(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
+        """The inputs' embeddings, of unit length, float32 [examples, H]."""
+        return F.normalize(self._backbone.pool(states, [len(e.input) for e in examples]).float(), dim=-1)
+
+
+class LabelAnchors(PooledClassification):
     """Classification with an encoder: cosine of the input's pooled state and one trainable anchor per label.
 
     Args:
@@ -132,12 +188,8 @@ class LabelAnchors(Classification):
         self._scale = scale
         self.anchors = nn.Parameter(F.normalize(anchors.detach().float(), dim=-1))
 
-    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], None]:
-        return [e.input for e in examples], None
-
     def scores(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
-        pooled = self._backbone.pool(states, [len(e.input) for e in examples])
-        return self._scale * F.normalize(pooled.float(), dim=-1) @ F.normalize(self.anchors, dim=-1).T
+        return self._scale * self.outputs(states, examples) @ F.normalize(self.anchors, dim=-1).T
 
 
 class LabelWords(Classification):
@@ -160,25 +212,27 @@ class LabelWords(Classification):
     def tokens(self, example: Encoded) -> int:
         return len(example.input) + self._branches.num_tokens
 
-    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int]]:
+    def segments(self, examples: Sequence[Encoded]) -> Segments:
         branches = self._branches
         segments: list[Sequence[int]] = []
         parents: list[int] = []
+        rows: list[int] = []
+        end = 0
         for example in examples:
             root = len(segments)
             segments += [example.input, *branches.segments]
             parents += [-1, *(root + 1 + parent for parent in branches.parents)]
-        return segments, parents
+            # The input's last row predicts each label's first word, a label's own rows predict the words after.
+            start, end = end + len(example.input) - 1, end + len(example.input) + branches.num_tokens
+            rows += range(start, end)
+        return segments, parents, rows
 
     def scores(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
         branches, device = self._branches, states.device
-        lengths = torch.tensor([len(e.input) for e in examples], device=device)
-        last = lengths.cumsum(0) + torch.arange(len(examples), device=device) * branches.num_tokens - 1
-        # The input's last row predicts each label's first word, a label's own rows predict the words after.
-        rows = last[:, None] + torch.arange(branches.num_tokens + 1, device=device)
-        row_of = rows.new_tensor(branches.row_of) + torch.arange(len(examples), device=device)[:, None] * rows.shape[1]
-        targets = rows.new_tensor(branches.targets).expand(len(examples), -1)
-        losses = next_token_losses(self._backbone, states[rows.flatten()], row_of.flatten(), targets.flatten()).view(targets.shape)
+        number = torch.arange(len(examples), device=device)[:, None]
+        row_of = torch.tensor(branches.row_of, device=device) + number * (branches.num_tokens + 1)
+        targets = row_of.new_tensor(branches.targets).expand(len(examples), -1)
+        losses = next_token_losses(self._backbone, states, row_of.flatten(), targets.flatten()).view(targets.shape)
         member = torch.tensor(branches.members, device=device)
         totals = losses.new_zeros(len(examples), len(self._per_token)).index_add(1, member[:, 1], losses[:, member[:, 0]])
         return -totals * self._per_token

@@ -44,3 +44,12 @@ def add_up(tensors: Sequence[Tensor]) -> None:
     if dist.is_initialized():
         for tensor in tensors:
             dist.all_reduce(tensor)
+
+
+def agreed(decision: bool) -> bool:
+    """What the first process of the group decided: clocks differ, and all have to do the same."""
+    if not dist.is_initialized():
+        return decision
+    shared = torch.tensor([decision], dtype=torch.int32, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.broadcast(shared, 0)
+    return bool(shared.item())

@@ -13,16 +13,23 @@ import polars as pl
 import torch
 
 import prompt_core
-from prompt_core.artifact import DataRecord, Manifest, TunedPrompt, TuningRecord
+from prompt_core.artifact import DataRecord, DistillRecord, EntityRecord, Manifest, TunedPrompt, TuningRecord
 from prompt_core.backbone import Backbone, EncoderDecoder
-from prompt_core.data import prepare
+from prompt_core.data import prepare, read_unlabelled
 from prompt_core.data.digest import frame_digest
 from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.errors import PromptmillError
+from prompt_core.extraction.spans import entity_labels
 from prompt_core.prompts import starting_prompt
 from prompt_core.task import TaskSpec
+from prompt_core.teacher import Teacher
+from prompt_core.trials import SearchRecord
 from prompt_core.tuning.build import answer, build_objective, describe, label_examples
+from prompt_core.tuning.calibration import Calibration
+from prompt_core.tuning.contrastive import check_pairs
 from prompt_core.tuning.member import Part
+from prompt_core.tuning.objective import Classification
+from prompt_core.tuning.tags import Tagged, tagged
 
 Sides = tuple[pl.DataFrame, pl.DataFrame | None]
 
@@ -34,6 +41,7 @@ class Prepared:
         task: what to tune and how.
         sides: (train, validation) frames; None for the task's own data.
         backbone: the loaded frozen model.
+        search: what chose the task's settings, for the manifest.
 
     Attributes:
         prompt: where tuning starts; may be exchanged for one of the same kind before `part` is asked for.
@@ -42,18 +50,23 @@ class Prepared:
         PromptmillError: the task, its data and its backbone do not fit each other.
     """
 
-    def __init__(self, task: TaskSpec, sides: Sides | None, backbone: Backbone) -> None:
-        if sides is None:
-            splits, _ = prepare(task)
-            sides = splits.train, splits.validation
-        self.task, self._backbone = task, backbone
+    def __init__(self, task: TaskSpec, sides: Sides | None, backbone: Backbone, search: SearchRecord | None = None) -> None:
+        sides = sides or own_sides(task)
+        self.task, self._backbone, self._search = task, backbone, search
         self._train, self._validation = sides[0], sides[0].clear() if sides[1] is None else sides[1]
         if self._train.is_empty():
             raise PromptmillError(f"task {task.name}: data", "there is no training example", "Add rows.")
         encoding = TaskEncoding(task, backbone)
-        self._labels = tuple(sorted(self._train[task.data.target].unique())) if task.objective == "classify" else ()
-        self._examples = encode_frame(task, encoding, self._train, self._labels)
-        self._held_out = encode_frame(task, encoding, self._validation, self._labels)
+        self._labels = _labels(task, self._train)
+        self._teacher = Teacher(task, backbone, self._train) if task.objective == "distill" else None
+        self._examples: Sequence[Encoded]
+        self._held_out: Sequence[Encoded]
+        if self._teacher:
+            self._examples = self._teacher.lessons(self._train, encoding, training=True)
+            self._held_out = self._teacher.lessons(self._validation, encoding)
+        else:
+            self._examples = encode_frame(task, encoding, self._train, self._labels)
+            self._held_out = encode_frame(task, encoding, self._validation, self._labels)
         self._named = label_examples(task, encoding, backbone, self._labels)
         self.generator = torch.Generator().manual_seed(task.tune.seed)
         self._source = _source(task, backbone)
@@ -63,10 +76,17 @@ class Prepared:
             backbone,
             self.generator,
             labels=[describe(task, label) for label in self._labels],
-            demonstrations=_demonstrations(task, self._train),
+            demonstrations=_demonstrations(task, self._train) if task.data.target else (),
             source=self._source,
+            context=self._teacher.root if self._teacher else (),
         )
         self._objective = build_objective(task, encoding, backbone, self._labels)
+        if task.tune.contrastive:
+            check_pairs(task, [*self._examples, *self._named], self._held_out)
+        self._unlabelled = read_unlabelled(task) if task.tune.calibrate else self._train.clear()
+        if isinstance(self._objective, Classification) and task.tune.calibrate:
+            inputs = [encoding.encode(row) for row in self._unlabelled.iter_rows(named=True)]
+            self._objective.calibration = Calibration(inputs, task.tune.batch_tokens)
         self._check_length()
 
     def _check_length(self) -> None:
@@ -97,21 +117,26 @@ class Prepared:
         task, backbone, prompt = self.task, self._backbone, self.prompt.tensors()
         return Manifest(
             name=task.name,
-            kind=task.prompt.kind,
+            kind="soft" if task.prompt.kind == "soft" else "deep",
             tokens=prompt["keys"].shape[1] if task.prompt.kind == "deep" else len(prompt["embeddings"]),
             parameters=sum(tensor.numel() for tensor in (prompt | self._objective.tensors()).values()),
             task=task.without_places(backbone.identity.name),
             labels=self._labels,
             max_new_tokens=_longest_answer(task, self._examples),
             backbone=backbone.identity,
+            distilled=DistillRecord(tokens=len(self._teacher.root), teacher=self._teacher.digest) if self._teacher else None,
             started_from=self._source.digest if self._source else None,
+            search=self._search,
             tuning=record,
+            entities=_entities((*self._examples, *self._held_out)),
             truncated_rows=sum(example.truncated for example in (*self._examples, *self._held_out)),
             data=DataRecord(
                 train_rows=len(self._train),
                 train=frame_digest(self._train),
                 validation_rows=len(self._validation),
                 validation=frame_digest(self._validation),
+                unlabelled_rows=len(self._unlabelled),
+                unlabelled=frame_digest(self._unlabelled) if len(self._unlabelled) else None,
             ),
             versions={
                 "promptmill": prompt_core.__version__,
@@ -120,6 +145,12 @@ class Prepared:
             },
             device=backbone.device.type,
         )
+
+
+def own_sides(task: TaskSpec) -> Sides:
+    """The (train, validation) frames of a task's own data; its test rows stay where they are."""
+    splits, _ = prepare(task)
+    return splits.train, splits.validation
 
 
 def _source(task: TaskSpec, backbone: Backbone) -> TunedPrompt | None:
@@ -142,10 +173,12 @@ def encode_frame(task: TaskSpec, encoding: TaskEncoding, frame: pl.DataFrame, la
     Raises:
         PromptmillError: a label that is not among `labels`.
     """
-    rows = []
+    rows: list[Encoded] = []
     for fields in frame.iter_rows(named=True):
         target = fields[task.data.target]
-        if task.objective == "generate":
+        if task.tags:
+            rows.append(tagged(encoding.locate(fields), target, labels, f"task {task.name}: data.target"))
+        elif task.writes:
             rows.append(encoding.encode(fields, target))
         elif target in labels:
             rows.append(dataclasses.replace(encoding.encode(fields), target=(labels.index(target),)))
@@ -154,7 +187,30 @@ def encode_frame(task: TaskSpec, encoding: TaskEncoding, frame: pl.DataFrame, la
     return rows
 
 
-def _longest_answer(task: TaskSpec, train: Sequence[Encoded]) -> int | None:
-    if task.objective != "generate":
+def _labels(task: TaskSpec, train: pl.DataFrame) -> tuple[str, ...]:
+    if task.writes:
+        return ()
+    targets, where = train[task.data.target], f"task {task.name}: data.target"
+    try:
+        labels = tuple(sorted(entity_labels(targets) if task.tags else targets.unique()))
+    except (ValueError, TypeError, LookupError):
+        raise PromptmillError(where, "has a row that is no list of entities", "Give frames as `prompt_core.data.prepare` does.") from None
+    if not labels:
+        raise PromptmillError(where, "has no entity in any training row", "Add examples that have some.")
+    return labels
+
+
+def _entities(examples: Sequence[Encoded]) -> EntityRecord | None:
+    tagged = [example for example in examples if isinstance(example, Tagged)]
+    if not tagged:
         return None
+    found, rounded, lost = (sum(getattr(example, name) for example in tagged) for name in ("entities", "rounded", "lost"))
+    return EntityRecord(found=found, rounded=rounded, lost=lost)
+
+
+def _longest_answer(task: TaskSpec, train: Sequence[Encoded]) -> int | None:
+    if not task.writes:
+        return None
+    if task.distill:
+        return task.evaluate.max_new_tokens or task.distill.answer_tokens
     return task.evaluate.max_new_tokens or -(-5 * max(len(example.target) for example in train) // 4)

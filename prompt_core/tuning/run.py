@@ -59,6 +59,11 @@ class Run:
         return len(self._losses)
 
     @property
+    def error(self) -> PromptmillError | None:
+        """What ended the tuning, if something did."""
+        return self._error
+
+    @property
     def goes_on(self) -> bool:
         """Whether there is a next step: neither failed, nor through, nor out of patience."""
         waited = self.done - self._best[1] if self._best else 0
@@ -120,11 +125,13 @@ class Run:
             self.member.on_step(Step(self.done, self.spec.steps, self._loss, self._validation_loss, self._rate, speed, eta))
 
     def finish(self) -> TuningRecord | PromptmillError:
-        """Put what is kept in place and give the history, or the error."""
+        """Put what is kept in place, let the objectives settle behind it, and give the history, or the error."""
         if self._error:
             return self._error
         kept_step, kept = self._best[1:] if self._best else (self.done, self._average)
         self._place(kept, training=False)
+        for part in self.member.parts:
+            part.objective.settle(part.prompt.state(), part.train)
         return TuningRecord(
             steps=self.done,
             kept_step=kept_step,
@@ -191,10 +198,10 @@ class Run:
         self._rollbacks = rollbacks
 
     def _batch(self, number: int, part: Part) -> list[Encoded]:
-        """The next examples of a part, in a random order that is drawn anew for every pass over them."""
+        """The next examples of a part, in the random order that its objective draws round by round."""
         waiting, size = self._waiting[number], self.spec.batch_examples
         while len(waiting) < min(size, len(part.train)):
-            waiting += torch.randperm(len(part.train), generator=self.member.generator).tolist()
+            waiting += part.objective.order(part.train, size, self.member.generator)
         taken, self._waiting[number] = waiting[:size], waiting[size:]
         return [part.train[i] for i in taken]
 

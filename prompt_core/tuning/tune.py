@@ -17,7 +17,8 @@ from prompt_core.prompts import MultitaskPrompt, SoftPrompt
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.gradient import optimise
 from prompt_core.tuning.member import Member, OnStep, Step
-from prompt_core.tuning.prepared import Prepared, Sides
+from prompt_core.tuning.prepared import Prepared, Sides, own_sides
+from prompt_core.tuning.search import OnSearch, Search
 
 OnFleetStep = Callable[[int, Step], None]
 
@@ -29,9 +30,12 @@ def tune(
     backbone: Backbone | None = None,
     *,
     on_step: OnStep | None = None,
+    on_search: OnSearch | None = None,
     checkpoints: Path | None = None,
 ) -> TunedPrompt:
     """Tune the prompt of a task. Same task, data, backbone, versions and device: same digest.
+
+    Where the task file asks for a search, that chooses the settings first; only its time can make a rerun differ.
 
     Args:
         task: what to tune and how.
@@ -39,6 +43,7 @@ def tune(
             are left alone.
         backbone: the loaded frozen model; by default the task's own is loaded, once per process.
         on_step: called after every step with its loss, rate, speed and ETA.
+        on_search: called after every step of a search.
         checkpoints: a folder for the states that an interrupted tuning goes on from when it is started again; the
             result is the same, to the bit.
 
@@ -50,6 +55,7 @@ def tune(
         None if train is None else [(train, validation)],
         backbone,
         on_step=None if on_step is None else lambda _, step: on_step(step),
+        on_search=on_search,
         checkpoints=checkpoints,
     )
     if isinstance(result, PromptmillError):
@@ -63,18 +69,21 @@ def tune_fleet(
     backbone: Backbone | None = None,
     *,
     on_step: OnFleetStep | None = None,
+    on_search: OnSearch | None = None,
     checkpoints: Path | None = None,
 ) -> list[TunedPrompt | PromptmillError]:
     """Tune the prompts of many tasks (or seeds, or settings of one) side by side on one frozen model.
 
     Each prompt is what `tune` makes of its task alone, to rounding: it keeps its own optimizer, schedule, early stopping
-    and random stream. One that is through, or that fails, leaves, and the others go on.
+    and random stream. One that is through, or that fails, leaves, and the others go on. Tasks that ask for a search are
+    searched before, one after another, each a fleet of its own; with the settings chosen they join the common one.
 
     Args:
         tasks: what to tune and how; all name the same backbone.
         examples: (train, validation) frames of each task; by default each task's own data.
         backbone: the loaded frozen model; by default the tasks' own.
         on_step: called with the index of a task after each of its steps.
+        on_search: called after every step of a search.
         checkpoints: as for `tune`; the states are those of the fleet as a whole.
 
     Returns:
@@ -86,9 +95,20 @@ def tune_fleet(
     backbone = _common_backbone(tasks, backbone)
     prepared: dict[int, Prepared] = {}
     results: dict[int, TunedPrompt | PromptmillError] = {}
+    searches: list[Search] = []
     for number, task in enumerate(tasks):
         try:
-            prepared[number] = Prepared(task, examples[number] if examples else None, backbone)
+            sides = examples[number] if examples else own_sides(task)
+            if not task.search:
+                prepared[number] = Prepared(task, sides, backbone)
+                continue
+            search = Search(task, sides, backbone, on_search, checkpoints)
+            searches.append(search)
+            ready = search.finalist(search.run())
+            if task.search.final == "average":
+                results[number] = search.averaged(ready)
+            else:
+                prepared[number] = ready
         except PromptmillError as error:
             results[number] = error
     members = [
@@ -98,6 +118,8 @@ def tune_fleet(
     records = optimise(backbone, members, _checkpoint(checkpoints, list(prepared.values()))) if members else []
     for (number, ready), record in zip(prepared.items(), records, strict=True):
         results[number] = record if isinstance(record, PromptmillError) else ready.artifact(record)
+    for search in searches:
+        search.close()
     return [results[number] for number in range(len(tasks))]
 
 
@@ -123,6 +145,9 @@ def tune_multitask(
         PromptmillError: a task cannot be used, or does not fit the first.
     """
     backbone = _common_backbone(tasks, backbone)
+    if searching := [task.name for task in tasks if task.search]:
+        what = "asks for a search, which several tasks with one prompt cannot have"
+        raise PromptmillError(f"task {searching[0]}: tune.search", what, "Leave it out.")
     prepared = [Prepared(task, examples[number] if examples else None, backbone) for number, task in enumerate(tasks)]
     shared = nn.Parameter(prepared[0].prompt.state().rows.detach().clone())
     for ready in prepared:

@@ -11,9 +11,13 @@ from helpers import a_task, backbone_at, examples
 
 from prompt_core.backbone import Backbone
 from prompt_core.data import Splits
+from prompt_core.encoding import TaskEncoding
+from prompt_core.evaluation.baselines import baselines
 from prompt_core.evaluation.evaluate import evaluate
+from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec
 from prompt_core.tuning import tune
+from prompt_core.tuning.build import build_classifier
 
 ROWS = [
     (f"The {thing} is {state}", kind)
@@ -39,7 +43,23 @@ def test_an_encoder_is_compared_with_label_names_and_a_linear_probe(bert: Backbo
 @pytest.mark.parametrize("template", ["Say a or b. {{ text }}\nIt is", "{{ text }}\nIt is"])
 def test_a_causal_classifier_is_compared_with_and_without_demonstrations(llama: Backbone, template: str) -> None:
     task = a_task(llama.identity.name, template=template, tune={"steps": 2, "max_tokens": 64})
-    assert contenders_of(task, llama)[0] == [("zero_shot", "untuned"), ("few_shot", "untuned"), ("tuned", "tuned")]
+    untuned = [(name, "untuned") for name in ("zero_shot", "zero_shot_calibrated", "few_shot")]
+    assert contenders_of(task, llama)[0] == [*untuned, ("tuned", "tuned")]
+
+
+def test_a_calibrated_zero_shot_answers_as_label_words_less_their_mean_log_probability(llama: Backbone) -> None:
+    task = a_task(
+        llama.identity.name, template="Say a or b. {{ text }}\nIt is", evaluate={"few_shot": 0}, labels={"a": "the first", "b": "no"}
+    )
+    encoding = TaskEncoding(task, llama)
+    seen, inputs = ([encoding.encode({"text": text}) for text in side["text"]] for side in (SPLITS.train, SPLITS.test))
+    classifier, prompt = build_classifier(task, encoding, llama, ["a", "b"]), PromptState.of(llama, root=encoding.root)
+    with torch.no_grad():
+        known, asked = (classifier.scores_behind(prompt, side) for side in (seen, inputs))
+    best = (asked - known.log_softmax(-1).mean(0)).argmax(-1).tolist()
+    rows = list(SPLITS.test.iter_rows(named=True))
+    found = {contender.name: list(contender.predictions) for contender in baselines(task, SPLITS.train, rows, llama, None)}
+    assert found["zero_shot_calibrated"] == ["ab"[i] for i in best] != found["zero_shot"]
 
 
 def test_an_encoder_decoder_is_compared_with_itself_untuned(tmp_path: Path) -> None:
@@ -66,7 +86,8 @@ def test_what_runs_today_is_a_contender_unless_it_is_the_same_prompt(llama: Back
     prompt = tune(task, SPLITS.train, None, llama)
     other = tune(task.model_copy(update={"tune": task.tune.model_copy(update={"seed": 1})}), SPLITS.train, None, llama)
     names = [[c.name for c in evaluate(task, prompt, SPLITS, llama, production=live).contenders] for live in (None, prompt, other)]
-    assert names == [["zero_shot", "tuned"], ["zero_shot", "tuned"], ["zero_shot", "production", "tuned"]]
+    untuned = ["zero_shot", "zero_shot_calibrated"]
+    assert names == [[*untuned, "tuned"], [*untuned, "tuned"], [*untuned, "production", "tuned"]]
 
 
 def test_an_evaluation_changes_neither_the_prompt_nor_the_random_stream(llama: Backbone) -> None:

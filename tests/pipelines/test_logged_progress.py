@@ -1,6 +1,8 @@
 """Progress in the run log: few lines, the last one always."""
 
 from pipelines.progress import LoggedProgress
+from prompt_core.trials import Measured
+from prompt_core.tuning import SearchStep
 
 
 def test_a_contender_is_logged_when_it_is_done_and_at_most_every_few_seconds_before() -> None:
@@ -16,3 +18,16 @@ def test_each_line_has_an_eta() -> None:
     progress = LoggedProgress(lines.append, every_seconds=0)
     progress.contender("few_shot", 1, 3)
     assert lines[0].startswith("few_shot: 1 of 3 rows, ETA ")
+
+
+def test_a_search_is_logged_at_every_rung_with_the_best_so_far() -> None:
+    lines: list[str] = []
+    progress = LoggedProgress(lines.append, every_seconds=1000)
+    best = Measured(steps=20, score=0.4321, accuracy=0.812)
+    for step in range(1, 41):
+        found = best if step > 20 else None
+        progress.search(SearchStep("desk", 1, 3, step, 20 if step <= 20 else 40, 8 if step <= 20 else 4, 32 * step, 4000, found, 90.0))
+    assert lines == [
+        "search: wave 1 of 3, 8 trials until step 20, 32 of 4000 prompt-steps, ETA 90 s",
+        "search: wave 1 of 3, 4 trials until step 40, 672 of 4000 prompt-steps, best 0.4321, accuracy 81.2 %, ETA 90 s",
+    ]

@@ -138,3 +138,17 @@ def test_a_plain_job_does_the_same(published: Published, tmp_path: Path, monkeyp
     monkeypatch.setattr(sys, "argv", ["batch_job.py", "--store", published.settings.store_url, "--name", TASK, str(messages), str(out)])
     example_module("batch_job").main()
     assert len(pl.read_csv(out)) == 12
+
+
+def test_a_search_shows_its_candidates_and_what_they_cost(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path / "d")
+    search = {"trials": 4, "together": 4, "folds": 2, "space": {"tune.learning_rate": [0.001, 0.05], "prompt.tokens": [2, 4]}}
+    write_task(settings, TASK, prompt={"kind": "auto"}, tune={"steps": 4, "batch_examples": 8, "search": search})
+    with dg.DagsterInstance.ephemeral() as instance:
+        found = Published(settings, instance, run_retune(settings, instance, TASK, batch_examples=4))
+        metadata = found.metadata("tuned_prompt")
+    assert str(metadata["candidates"]).startswith("| trial | `prompt.kind` | `prompt.tokens` | `tune.learning_rate` | steps | log loss |")
+    assert metadata["search prompt-steps"] == 2 * (4 * 1 + 2 * 1 + 1 * 2) and metadata["search ended by"] == "trials"
+    assert str(metadata["settings chosen"]).startswith("kind deep, tokens ")
+    prompt = found.result.output_for_node("tuned_prompt")
+    assert prompt.manifest.kind == "deep" and prompt.task.tune.batch_examples == 4

@@ -4,7 +4,7 @@ import pytest
 import torch
 from attention_cases import assert_within_the_error_rule, cases, make_case
 from hypothesis import given, settings
-from prefix_attention import PromptForest, prefix_attention
+from prefix_attention import PromptForest, StandingForest, prefix_attention
 from prefix_attention.fused import launch
 from prefix_attention.fused.configs import Config
 from prefix_attention.fused.plan import key_plan
@@ -86,3 +86,15 @@ def test_tiles_of_other_shapes_agree(monkeypatch):
     for tiling in (Config(16, 64, 1, 1), Config(64, 16, 1, 1)):
         monkeypatch.setattr(launch, "config", lambda *_, tiling=tiling: tiling)
         assert_within_the_error_rule(case, "triton", torch.float32)
+
+
+@pytest.mark.parametrize("forest", [name for name in FORESTS if "encoder" not in name])
+def test_a_standing_forest_runs_on_what_was_loaded_last(monkeypatch, forest):
+    monkeypatch.setattr("prefix_attention.fused.plan._MIN_CHUNK", 32)
+    monkeypatch.setattr("prefix_attention.fused.plan._ITEMS", 8)
+    segments = FORESTS[forest].segments
+    standing = StandingForest.of(200, 16, prefix_lengths=segments.prefix_starts.diff().tolist())
+    before = make_case(standing, 1, 2, 16, sinks=True).to(torch.float32)
+    before.results(of_triton)  # plans are made for padding alone
+    standing.load(segments.lengths.tolist(), segments.parents.tolist())
+    assert_within_the_error_rule(make_case(standing, 1, 2, 16, sinks=True), "triton", torch.float32)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from attention_cases import assert_within_the_error_rule, cases, make_case
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from prefix_attention import PromptForest, cpu, cpu_plan, prefix_attention
 from prefix_attention.reference import dense_attention
 
@@ -27,10 +28,12 @@ def of_cpu(**arguments):
     return prefix_attention(**arguments, backend="cpu")
 
 
-@settings(deadline=None, max_examples=60)
-@given(cases())
-def test_random_forests_in_float64(case):
-    assert_within_the_error_rule(case, "cpu", torch.float64)
+@settings(deadline=None, max_examples=100)
+@given(cases(), st.sampled_from([0, cpu._WEIGHTS]))
+def test_random_forests_in_float64_with_weights_kept_or_computed_again(case, kept):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "_WEIGHTS", kept)
+        assert_within_the_error_rule(case, "cpu", torch.float64)
 
 
 @settings(deadline=None, max_examples=25)
@@ -95,6 +98,33 @@ def test_indices_that_are_made_anew_give_the_same_bits(monkeypatch, forest):
     monkeypatch.setattr(cpu_plan, "_KEPT", 0)
     again = make_case(FORESTS[forest](), 3, 3, 16).to(torch.float32).results(of_cpu)
     assert all(torch.equal(again[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("forest", FORESTS)
+def test_weights_that_were_kept_are_those_that_backward_would_compute(monkeypatch, forest, dtype):
+    case = make_case(FORESTS[forest](), 3, 3, 16).to(dtype)
+    kept = case.results(of_cpu)
+    monkeypatch.setattr(cpu, "_WEIGHTS", 0)
+    again = case.results(of_cpu)
+    assert torch.equal(kept["out"], again["out"])
+    rounding = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    for name, gradient in again.items():
+        assert (kept[name] - gradient).norm() <= rounding * gradient.norm(), name
+
+
+def test_weights_are_kept_for_a_backward_of_few_scores_only():
+    def kept(forest, **options):
+        case = make_case(forest, 2, 4, 16).to(torch.float32)
+        out = of_cpu(forest=forest, **case.inputs, **options)
+        return len(out.grad_fn.saved_tensors[5])
+
+    short = PromptForest.from_segments([30] * 32, [-1] * 32, prefix_lengths=[100])
+    assert 32 * 30 * 115 * 8 <= kept(short) <= cpu._WEIGHTS // 4
+    assert kept(short, softcap=3.0) == 0  # whose slope needs the scores
+    assert kept(PromptForest.from_segments([30] * 256, [-1] * 256, prefix_lengths=[100])) == 0
+    without_gradients = [x.detach() for x in make_case(short, 2, 4, 16).inputs.values()]
+    assert cpu.weights_to_keep(*without_gradients[:3], short, *without_gradients[3:], None, None) == 0
 
 
 def test_threads_do_not_disturb_each_other():

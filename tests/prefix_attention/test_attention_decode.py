@@ -46,6 +46,15 @@ def test_a_row_without_keys_gives_zeros():
     torch.testing.assert_close(out[1], torch.ones(2, 4))
 
 
+def test_queries_may_lie_in_memory_as_they_like():
+    packed, cache = torch.randn(3, 2, 4, 8), torch.randn(2, 3, 2, 5, 8)
+    q = packed.transpose(1, 2)[:, :, 0]  # every other row of what a fused projection gives
+    assert not q.is_contiguous()
+    torch.testing.assert_close(
+        decode_attention(q, *cache, torch.tensor([1, 5, 3])), decode_attention(q.contiguous(), *cache, torch.tensor([1, 5, 3]))
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

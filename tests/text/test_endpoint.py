@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.text.faulty_server import serving
 
 from prompt_core.errors import PromptmillError
-from prompt_core.task import EndpointSpec
 from prompt_core.text.budget import Budget
 from prompt_core.text.endpoint import Endpoint
 from prompt_core.text.journal import Journal
 from prompt_core.text.reflection import wordings_in
+from prompt_core.text.spec import EndpointSpec
+from tests.text.faulty_server import serving
 
 _ASKED = ([{"role": "user", "content": "Improve it."}], 7)
 

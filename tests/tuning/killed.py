@@ -1,4 +1,7 @@
-"""Kills a tuning process at random moments and resumes it: MODEL FOLDER TIMES. A process forks for each, so that torch loads once."""
+"""Kills a tuning process at random moments and resumes it: MODEL FOLDER TIMES [search].
+
+A process forks for each, so that torch loads once.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,9 @@ VALIDATION = examples(("My box is late", "late"), ("My box is broken", "broken")
 
 def tuned(backbone: Backbone, checkpoints: Path | None) -> str:
     tune_settings = {"steps": 60, "batch_examples": 4, "validate_every": 5, "checkpoint_every": 3, "patience": 100}
+    if "search" in sys.argv:
+        rates = {"low": 1e-4, "high": 0.1, "log": True}
+        tune_settings["search"] = {"trials": 6, "together": 3, "folds": 2, "space": {"tune.steps": [4, 10], "tune.learning_rate": rates}}
     task = a_task(backbone.identity.name, template="Sort this: {{ text }}\nKind:", prompt={"kind": "soft"}, tune=tune_settings)
     return tune(task, TRAIN, VALIDATION, backbone, checkpoints=checkpoints).digest
 

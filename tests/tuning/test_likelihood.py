@@ -48,3 +48,13 @@ def test_no_rows_and_no_gradient_are_fine(llama: Backbone, tmp_path: Path) -> No
     assert len(next_token_losses(llama, torch.empty(0, llama.hidden_size), nothing, nothing)) == 0
     states = torch.randn(3, llama.hidden_size)
     assert not next_token_losses(llama, states, torch.arange(3), torch.arange(3)).requires_grad
+
+
+def test_one_target_per_row_needs_no_word_of_which_row(llama: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihood, "_ROWS", 8)
+    monkeypatch.setattr(likelihood, "_CACHED", 4)
+    states = torch.randn(11, llama.hidden_size, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    targets = torch.arange(11)
+    losses = [next_token_losses(llama, states, row_of, targets) for row_of in (None, torch.arange(11))]
+    assert torch.equal(*losses)
+    assert torch.equal(*(torch.autograd.grad(loss.sum(), states)[0] for loss in losses))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..forest import PromptForest
+from ..standing import StandingForest
 
 _MIN_CHUNK = 512  # rows: an item of the backward's work list is not cut below this
 _ITEMS = 256  # nor are blocks cut into many more items than this; both follow from the shape, so reruns agree bit by bit
@@ -68,8 +69,7 @@ class _Blocks:
 
 def active_window(forest: PromptForest, window: int | None) -> int | None:
     """The window, or None where no path is long enough for it to hide anything."""
-    positions = forest.host.position_ids
-    return None if window is None or not len(positions) or window > int(positions.max()) else window
+    return None if window is None or window >= forest.longest_path else window
 
 
 def query_plan(forest: PromptForest, rows: int, keys: int, window: int | None) -> QueryPlan:
@@ -107,6 +107,9 @@ def _query_plan(forest: PromptForest, rows: int, keys: int, window: int | None) 
         _compressed(tile[full], block[full], tiles),
         _compressed(tile[~full], block[~full], tiles),
     ]
+    if isinstance(forest, StandingForest):
+        met = _most_visits(forest, rows, keys)
+        lists = [(begin, _filled(visits, room)) for (begin, visits), room in zip(lists, (tiles * len(prefix_table), met, met), strict=True)]
     cost = sum((begin.diff() for begin, _ in lists), torch.zeros(tiles, dtype=torch.int64))
     begins, visits = zip(*lists, strict=True)
     moved = [_moved(x, device) for x in (cost.argsort(descending=True, stable=True), *begins, *visits, prefix_table)]
@@ -122,7 +125,33 @@ def _key_plan(forest: PromptForest, rows: int, keys: int, window: int | None) ->
     visits = sum(int((blocks.tiles[:, 1] - blocks.tiles[:, 0]).sum()) for blocks in (tokens, prefixes))
     chunk = max(_MIN_CHUNK // rows, -(-visits // _ITEMS), 1)
     nothing = torch.zeros(len(tokens.keys), 3, dtype=torch.int64)
-    return KeyPlan(_key_work(tokens, nothing, chunk, forest.device), _key_work(prefixes, table[:, 2:], chunk, forest.device))
+    works = (_key_work(tokens, nothing, chunk, forest.device), _key_work(prefixes, table[:, 2:], chunk, forest.device))
+    if isinstance(forest, StandingForest):
+        works = (_of_fixed_size(works[0], len(tokens.keys)), _of_fixed_size(works[1], len(table)))
+    return KeyPlan(*works)
+
+
+def _most_visits(forest: PromptForest, rows: int, keys: int) -> int:
+    """Pairs of a tile and a block of token keys that meet in the worst forest of this many tokens."""
+    ends = torch.arange(rows, forest.num_tokens + rows, rows).clamp(max=forest.num_tokens)
+    seen = torch.full_like(ends, forest.num_tokens) if forest.bidirectional else ends
+    return int((-(-seen // keys)).sum())
+
+
+def _filled(x: Tensor, room: int) -> Tensor:
+    """x with zeros behind it, which no kernel looks at."""
+    return torch.cat([x, x.new_zeros(room - len(x), *x.shape[1:])])
+
+
+def _of_fixed_size(work: KeyWork, blocks: int) -> KeyWork:
+    """The work with empty items and sums behind it. No forest has more: a block has one item, and one more per chunk.
+
+    A chunk is at least a share 1 / _ITEMS of all visits; a block that is split has at least as many cuts as halves of its slots.
+    """
+    cuts = _ITEMS if blocks else 0
+    items = _filled(work.work, blocks + cuts)
+    items[work.items :, 6] = -1  # writes no slot, and has no key to write
+    return KeyWork(len(items), items, 2 * cuts, _filled(work.split, cuts))
 
 
 def _key_work(blocks: _Blocks, extra: Tensor, chunk: int, device: torch.device) -> KeyWork:

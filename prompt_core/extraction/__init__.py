@@ -1,0 +1,1 @@
+"""Extraction: entities as character spans and BIO tags, and JSON records that fit a schema."""

@@ -1,0 +1,45 @@
+"""YAML from people as plain data, and nothing that a file could do beyond that."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+import yaml
+
+_MOST_MERGED = 1000
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict, self.maxlist, self.maxtuple = 2, 4, 4, 4
+        self.maxstring, self.maxother = 80, 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to write a number of many thousand digits."""
+        return super().repr_int(x, level) if x.bit_length() < 128 else f"a number of {x.bit_length()} bits"
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, in which merged mappings (`<<`) cannot grow without end: each level may double what is below."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST_MERGED:
+            raise yaml.constructor.ConstructorError(None, None, f"more than {_MOST_MERGED} keys in one mapping", node.start_mark)
+
+
+def read_yaml(text: str) -> Any:
+    """The document in a text.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, or asks for more than plain data.
+        ValueError, RecursionError: a date that is none, a number without end, or mappings nested without end.
+    """
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  # it is a SafeLoader
+
+
+def shown(value: Any) -> str:
+    """A value as an error names it: short, on one line, whatever it holds."""
+    return _Short().repr(value)

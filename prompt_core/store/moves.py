@@ -1,0 +1,79 @@
+"""The rules by which an alias moves from one version to another."""
+
+from __future__ import annotations
+
+from prompt_core.errors import PromptmillError
+from prompt_core.store.records import Change, Moved, State, is_plain_name
+
+PRODUCTION = "production"
+
+
+def promoted(state: State, where: str, alias: str, number: int, force: bool) -> tuple[Change, State] | None:
+    """The move of an alias to a version; None where it stands for that version already.
+
+    Args:
+        where: names prompt and alias in errors.
+        force: set the rules aside; the move says so where one was.
+
+    Raises:
+        PromptmillError: the alias is `production` and the version did not pass, or the version is older than the live one.
+    """
+    trail = state.aliases.get(alias, ())
+    live = trail[-1] if trail else None
+    if number == live:
+        return None
+    broken = _broken_rule(state, alias, number, live)
+    if broken and not force:
+        raise PromptmillError(where, *broken)
+    # A move back to the version before counts as taking the last one off.
+    after = trail[:-1] if trail[-2:-1] == (number,) else (*trail, number)
+    return _moved(state, alias, after, forced=bool(broken))
+
+
+def rolled_back(state: State, where: str, alias: str) -> tuple[Change, State]:
+    """The move of an alias to the version it had before.
+
+    Raises:
+        PromptmillError: there is none.
+    """
+    trail = state.aliases[alias]
+    if len(trail) == 1:
+        raise PromptmillError(where, f"there is no version before {trail[-1]} to go back to", "Promote another version.")
+    # What went into production by force once comes back so.
+    forced = alias == PRODUCTION and not state.versions[trail[-2]].passed
+    return _moved(state, alias, trail[:-1], forced)
+
+
+def check_reason(where: str, why: str) -> None:
+    """Refuse to set a rule aside without a reason."""
+    if not why.strip():
+        raise PromptmillError(where, "is forced without a reason", "Say why; the reason is kept.")
+
+
+def check_alias(alias: str) -> None:
+    """Refuse what cannot name an alias."""
+    check_name(alias, "alias")
+    if alias.isdecimal():
+        raise PromptmillError(f"alias {alias}", "is a number, which stands for a version", "Name it with a letter.")
+
+
+def check_name(name: str, kind: str) -> None:
+    """Refuse what is not a plain name; `kind` says what it should name."""
+    if not is_plain_name(name):
+        fix = "Use letters, digits, _ and - (at most 100), starting with a letter or digit."
+        raise PromptmillError(f"{kind} {name[:200]!r}", "is not a plain name", fix)
+
+
+def _broken_rule(state: State, alias: str, number: int, live: int | None) -> tuple[str, str] | None:
+    """What speaks against a move, and the way out."""
+    if alias == PRODUCTION and not state.versions[number].passed:
+        return f"version {number} did not pass its evaluation", "Promote one that did, or force it with a reason."
+    if live is not None and number < live:
+        return f"version {number} is older than {live}, which is live", "Roll back, or force it with a reason."
+    return None
+
+
+def _moved(state: State, alias: str, trail: tuple[int, ...], forced: bool) -> tuple[Change, State]:
+    before = state.aliases[alias][-1] if alias in state.aliases else None
+    after = state.model_copy(update={"aliases": {**state.aliases, alias: trail}})
+    return Moved(alias=alias, before=before, version=trail[-1], forced=forced), after

@@ -1,0 +1,47 @@
+"""How a text prompt is searched: the part `text` of a task file."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from prompt_core.parts import Part
+
+
+class EndpointSpec(Part):
+    """A language model behind an OpenAI-compatible address, which proposes wordings."""
+
+    url: str = Field(min_length=1, description="its base, such as http://127.0.0.1:8000/v1")
+    model: str = Field(min_length=1, description="as the server names it")
+    key_variable: str | None = Field(default=None, description="environment variable with the key; left out: the server asks for none")
+    temperature: float = Field(default=1.0, ge=0.0, le=2.0)
+    max_tokens: int = Field(default=256, ge=1, le=16384, description="of an answer")
+    concurrency: int = Field(default=4, ge=1, le=256, description="requests at a time")
+    timeout: float = Field(default=60.0, gt=0.0, description="seconds for one request")
+    attempts: int = Field(default=5, ge=1, le=100, description="of one question, with growing pauses between them")
+    wait: float = Field(default=1.0, ge=0.0, description="seconds of the first pause")
+    dollars: float | None = Field(default=None, ge=0.0, description="money at most, asked for before each request")
+    dollars_per_million_read: float = Field(default=0.0, ge=0.0, description="price of a million tokens of questions")
+    dollars_per_million_written: float = Field(default=0.0, ge=0.0, description="price of a million tokens of answers")
+
+    @model_validator(mode="after")
+    def _cap_needs_prices(self) -> EndpointSpec:
+        if self.dollars is not None and not (self.dollars_per_million_read or self.dollars_per_million_written):
+            raise ValueError("dollars needs dollars_per_million_read and dollars_per_million_written, else nothing is counted")
+        return self
+
+
+class TextSpec(Part):
+    """How a text prompt is searched, for prompt.kind: text."""
+
+    wordings: tuple[str, ...] = Field(default=(), description="instructions to begin with, beside the template's own")
+    label_words: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="per label, what the model may say for it")
+    demonstrations: int = Field(default=8, ge=0, le=32, description="solved examples in front of an input, at most")
+    rounds: int = Field(default=8, ge=1, le=1000, description="rounds of candidates at most")
+    together: int = Field(default=16, ge=2, le=1024, description="candidates per round")
+    patience: int = Field(default=3, ge=1, description="rounds without a better prompt before the search ends")
+    block: int = Field(default=16, ge=2, description="examples between two looks at who leaves the race")
+    keep: int = Field(default=4, ge=1, description="candidates of a round that meet every example, whatever the tests say")
+    length_penalty: float = Field(default=1e-4, ge=0.0, description="what a token of the prompt costs, in shares of right answers")
+    endpoint: EndpointSpec | None = Field(default=None, description="a language model that proposes wordings")
+    max_tokens: int | None = Field(default=None, ge=1, description="tokens through the frozen model at most")
+    minutes: float | None = Field(default=None, gt=0.0, description="time at most; a search that it ends is not reproducible")

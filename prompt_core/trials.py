@@ -1,0 +1,117 @@
+"""What a search over settings tried, measured and chose: its part of a prompt's manifest."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from prompt_core.space import Setting
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Measured(_Record):
+    """A trial on its held-out examples after some steps.
+
+    Attributes:
+        steps: optimizer steps of each fold's prompt.
+        score: less is better, see `SearchRecord.score`.
+        accuracy: share of the held-out examples that are right, for a classifier.
+    """
+
+    steps: int
+    score: float
+    accuracy: float | None = None
+
+
+class Trial(_Record):
+    """One set of settings.
+
+    Attributes:
+        settings: value by path in the task file.
+        rungs: what was measured, by steps.
+        outcome: `complete` after all rungs; `dropped` because others of its wave were better; `failed` for `reason`;
+            `stopped` by the time; None while it runs.
+    """
+
+    settings: dict[str, Setting]
+    rungs: tuple[Measured, ...] = ()
+    outcome: Literal["complete", "dropped", "failed", "stopped"] | None = None
+    reason: str | None = None
+
+    @property
+    def best(self) -> Measured | None:
+        """The rung with the least score, the earlier of equal ones; none of a trial that failed."""
+        return None if self.outcome == "failed" else min(self.rungs, key=lambda rung: rung.score, default=None)
+
+
+class SearchRecord(_Record):
+    """A whole search.
+
+    Attributes:
+        spec: the search as the task file asks for it, with the space that it came to.
+        score: what was measured: a classifier's log loss at the best temperature, else the loss per target token.
+        chosen: number of the trial, from 0, whose settings and best rung were taken.
+        ended: what ended it: the number of trials, the time, or a space in which everything was tried.
+        rows: examples that were held out once in each trial.
+        prompt_steps: steps of all prompts of all folds.
+        tokens: what tuning and measuring took through the frozen model, without prompts.
+        optuna: version of the sampler.
+    """
+
+    spec: dict[str, Any]
+    score: Literal["log loss", "loss per target token"]
+    trials: tuple[Trial, ...]
+    chosen: int
+    ended: Literal["trials", "time", "space"]
+    rows: int
+    prompt_steps: int
+    tokens: int
+    optuna: str
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """The settings chosen, `tune.steps` among them."""
+        return {**self.trials[self.chosen].settings, "tune.steps": self.best.steps}
+
+    @property
+    def best(self) -> Measured:
+        """What the chosen settings gave on held-out examples."""
+        best = self.trials[self.chosen].best
+        assert best is not None  # it was chosen by it
+        return best
+
+    def summary(self) -> str:
+        """One line: what was chosen, from how much."""
+        chosen = ", ".join(f"{path.partition('.')[2]} {_shown(value)}" for path, value in self.settings.items())
+        return f"{chosen} ({self.score} {shown_score(self.best)}; {len(self.trials)} trials, {self.prompt_steps:,} prompt-steps)"
+
+    def markdown(self) -> str:
+        """All trials as a Markdown table, the best first."""
+        paths = list(dict.fromkeys(path for trial in self.trials for path in trial.settings))
+        order = sorted(range(len(self.trials)), key=lambda number: (_value(self.trials[number]), number))
+        lines = [["trial", *(f"`{path}`" for path in paths), "steps", self.score, "accuracy", "outcome"]]
+        lines.append(["---"] * len(lines[0]))
+        for number in order:
+            trial = self.trials[number]
+            best = trial.best
+            outcome = "**chosen**" if number == self.chosen else trial.reason or trial.outcome or ""
+            measured = [str(best.steps), f"{best.score:.4f}", "" if best.accuracy is None else f"{best.accuracy:.1%}"] if best else [""] * 3
+            lines.append([str(number + 1), *(_shown(trial.settings.get(path)) for path in paths), *measured, outcome])
+        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def shown_score(measured: Measured) -> str:
+    """A score for people: `0.412, accuracy 81.2 %`."""
+    return f"{measured.score:.4f}" + ("" if measured.accuracy is None else f", accuracy {100 * measured.accuracy:.1f} %")
+
+
+def _value(trial: Trial) -> float:
+    return trial.best.score if trial.best else float("inf")
+
+
+def _shown(value: Setting) -> str:
+    return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,120 @@
+"""A trial of a search made ready for the fleet: the task with its settings, and a prompt for each fold."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import polars as pl
+import torch
+from torch import nn
+
+from prompt_core.artifact import TuningRecord
+from prompt_core.backbone import Backbone
+from prompt_core.encoding import Encoded
+from prompt_core.space import Setting
+from prompt_core.task import TaskSpec, parse_task
+from prompt_core.tuning.folds import not_held_out
+from prompt_core.tuning.member import Member, Part
+from prompt_core.tuning.prepared import Prepared
+from prompt_core.tuning.score import Fold
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def with_settings(task: TaskSpec, settings: Mapping[str, Setting], steps: int, first_rung: int) -> TaskSpec:
+    """The task with these settings and without a search, to be tuned for `steps` steps.
+
+    The rate rises over a share `tune.warmup` of the first rung and then stays: a prompt after n steps is then the same
+    whatever number of steps was planned, so that one run is measured at every rung, and the final tuning repeats
+    exactly what was measured. The running average does what a falling rate would.
+
+    Raises:
+        PromptmillError: the settings do not fit each other.
+    """
+    content = task.model_dump(mode="json", exclude_unset=True)
+    for part in ("prompt", "tune"):
+        content[part] = {name: value for name, value in content.get(part, {}).items() if name != "search"}
+    for path, value in settings.items():
+        part, _, name = path.partition(".")
+        content[part][name] = value
+    rising = max(1, round(content["tune"].get("warmup", task.tune.warmup) * first_rung))
+    content["tune"] |= {"steps": steps, "decay": "constant", "warmup": min(1.0, rising / steps)}
+    return parse_task(content, f"task {task.name}", task.folder)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A trial's prompts, all with the same start.
+
+    Attributes:
+        members: one per fold, tuned on the other folds' examples.
+        held_out: the examples of each fold.
+    """
+
+    backbone: Backbone
+    members: list[Member]
+    held_out: list[list[Encoded]]
+
+    @classmethod
+    def of(cls, task: TaskSpec, rows: pl.DataFrame, folds: Sequence[Sequence[int]], backbone: Backbone) -> Candidate:
+        """Prompts for each fold of a task without a search.
+
+        Raises:
+            PromptmillError: as `Prepared`.
+        """
+        ready = Prepared(task, (rows, None), backbone)
+        whole = ready.part
+        examples, more = whole.train[: len(rows)], whole.train[len(rows) :]  # more: what is learned from beside the rows
+        members = []
+        for held_out in folds:
+            train = [*(examples[number] for number in not_held_out(held_out, len(rows))), *more]
+            part = Part(_twin(whole.prompt, backbone), _twin(whole.objective, backbone), train, ())
+            generator = torch.Generator()
+            generator.set_state(ready.generator.get_state())
+            members.append(Member([part], task.tune, generator))
+        return cls(backbone, members, [[examples[number] for number in numbers] for numbers in folds])
+
+    @torch.no_grad()
+    def settled_folds(self) -> list[Fold]:
+        """Each fold's prompt as it stands, its objective settled on what it was tuned on, and what it holds out."""
+        folds: list[Fold] = []
+        for member, held_out in zip(self.members, self.held_out, strict=True):
+            (part,) = member.parts
+            state, objective = part.prompt.state(), _twin(part.objective, self.backbone)  # the tuning goes on with the other
+            objective.eval()
+            objective.settle(state, part.train)
+            folds.append((state, objective, held_out))
+        return folds
+
+    def held_out_tokens(self) -> int:
+        """Tokens that a look at all held-out examples takes through the backbone."""
+        pairs = zip(self.members, self.held_out, strict=True)
+        return sum(member.parts[0].objective.tokens(example) for member, held_out in pairs for example in held_out)
+
+    @torch.no_grad()
+    def average_into(self, ready: Prepared, records: Sequence[TuningRecord]) -> TuningRecord:
+        """Set the parameters of a prompt and its objective to the mean of the folds', and give the mean of their histories."""
+        whole, parts = ready.part, [member.parts[0] for member in self.members]
+        _set_to_mean(whole.prompt, [part.prompt for part in parts])
+        _set_to_mean(whole.objective, [part.objective for part in parts])
+        whole.objective.eval()
+        whole.objective.settle(whole.prompt.state(), whole.train)
+        losses = [sum(step) / len(records) for step in zip(*(record.train_loss for record in records), strict=True)]
+        rollbacks = tuple(step for record in records for step in record.rollbacks)
+        rounded = tuple(round(loss, 6) for loss in losses)
+        return TuningRecord(steps=len(losses), kept_step=len(losses), train_loss=rounded, validation=(), rollbacks=rollbacks)
+
+
+def _set_to_mean(module: nn.Module, others: Sequence[nn.Module]) -> None:
+    """What is fitted at the end of each fold, and not there yet in the module, stays out of it."""
+    found = [dict(other.named_parameters()) for other in others]
+    for name, parameter in module.named_parameters():
+        parameter.copy_(torch.stack([parameters[name] for parameters in found]).mean(0))
+
+
+def _twin(module: Module, backbone: Backbone) -> Module:
+    """A copy with parameters of its own, on the same backbone."""
+    return copy.deepcopy(module, {id(backbone): backbone})

@@ -1,0 +1,150 @@
+"""Which settings a search tries next: the space it chooses from, and Optuna's sampler over it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from prompt_core.backbone import Backbone, EncoderDecoder
+from prompt_core.encoding import TaskEncoding
+from prompt_core.space import Range, SearchSpec, Setting, Values, is_whole
+from prompt_core.task import TaskSpec
+from prompt_core.trials import Trial
+
+_STEPS = "tune.steps"
+_ATTEMPTS = 20  # at settings that were not tried yet, for each that is wanted
+
+
+def space_of(task: TaskSpec, spec: SearchSpec, backbone: Backbone) -> dict[str, Values]:
+    """The space of a search: the one given, or what the task file leaves open of what usually matters.
+
+    `tune.steps` in it says where the rungs are.
+    """
+    kinds: dict[str, Values] = {"prompt.kind": ("deep", "soft") if backbone.generates else ("deep",)}
+    wanted = kinds if task.prompt.kind == "auto" else {}
+    if spec.space:
+        return wanted | spec.space
+    given = {f"{part}.{name}" for part in ("prompt", "tune") for name in getattr(task, part).model_fields_set}
+    return wanted | {path: values for path, values in _usual_space(task, backbone).items() if path not in given}
+
+
+def _usual_space(task: TaskSpec, backbone: Backbone) -> dict[str, Values]:
+    space: dict[str, Values] = {
+        "tune.learning_rate": Range(low=1e-3, high=5e-2, log=True),
+        "tune.average": (0.9, 0.97),
+        _STEPS: Range(low=20, high=160),
+    }
+    soft = TaskEncoding(task, backbone).soft_tokens  # a template with soft(n) says length and start itself
+    if not backbone.generates:
+        space["prompt.tokens"] = (8, 16, 32)
+        if task.objective == "classify":
+            return space | {"tune.loss": ("label_set", "pairs"), "tune.anchor_scale": Range(low=5, high=40, log=True)}
+        return space | {"tune.label_smoothing": (0.0, 0.1)}
+    space["tune.label_smoothing"] = (0.0, 0.1)
+    if not soft:
+        space |= {"prompt.tokens": (None, 32), "prompt.start": (None, "demonstrations")}
+    if isinstance(backbone, EncoderDecoder):
+        space.pop("prompt.start", None)
+    classes: dict[str, Values] = {"tune.label_score": ("mean", "sum"), "tune.loss": ("label_set", "vocabulary")}
+    return space | (classes if task.objective == "classify" else {})
+
+
+def rungs_of(task: TaskSpec, space: Mapping[str, Values], eta: int) -> list[int]:
+    """After how many steps trials are measured, rising; the last one is the most that a tuning takes."""
+    values = space.get(_STEPS)
+    if values is None:
+        return sorted({max(1, task.tune.steps // eta**power) for power in range(3)})
+    if not isinstance(values, Range):
+        return sorted({int(value) for value in values if value is not None})
+    rungs, step = [], values.low
+    while step < values.high:
+        rungs.append(int(step))
+        step *= eta
+    return [*rungs, int(values.high)]
+
+
+def propose(task: TaskSpec, space: Mapping[str, Values], finished: Sequence[Trial], count: int, startup: int) -> list[dict[str, Setting]]:
+    """Settings to try together, none of them tried before; fewer than `count` where the space has no more.
+
+    They depend on the task's seed and on what is finished alone, so that a search goes on as if nothing had interrupted
+    it: every wave has a study of its own, told all that is known. The first trial is what the task file says.
+
+    Args:
+        space: values by path; `tune.steps` is no part of what is proposed.
+        finished: all trials so far, with their outcomes.
+        startup: trials before the sampler makes something of the results.
+    """
+    logging.getLogger("optuna").setLevel(logging.WARNING)
+    distributions = {path: _distribution(task, path, values) for path, values in space.items() if path != _STEPS}
+    seed = int(hashlib.sha256(f"{task.tune.seed}/{len(finished)}".encode()).hexdigest()[:8], 16)
+    sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=startup)
+    study = optuna.create_study(direction="minimize", sampler=sampler)
+    study.add_trials([_told(trial, distributions) for trial in finished])
+    if not finished:
+        study.enqueue_trial(_as_the_file_says(task, distributions))
+    known = {_key(trial.settings) for trial in finished}
+    found: list[dict[str, Setting]] = []
+    for _ in range(_ATTEMPTS * count):
+        asked = study.ask(distributions).params  # one that is known stays open, which drives the sampler away from it
+        settings = {path: _rounded(asked[path], distributions[path]) for path in distributions}
+        if _key(settings) not in known:
+            known.add(_key(settings))
+            found.append(settings)
+        if len(found) == count:
+            break
+    return found
+
+
+def _distribution(task: TaskSpec, path: str, values: Values) -> BaseDistribution:
+    if not isinstance(values, Range):
+        return CategoricalDistribution(values)
+    part, _, name = path.partition(".")
+    if is_whole(type(getattr(task, part)).model_fields[name].annotation):
+        return IntDistribution(int(values.low), int(values.high), log=values.log)
+    return FloatDistribution(values.low, values.high, log=values.log)
+
+
+def _told(trial: Trial, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
+    """A finished trial as Optuna knows it. What failed is pruned before anything was measured: the worst that there is,
+    where a failed trial would teach nothing and settings that do not fit each other would be tried again and again."""
+    complete = trial.outcome == "complete"
+    return create_trial(
+        state=TrialState.COMPLETE if complete else TrialState.PRUNED,
+        value=trial.best.score if trial.best and complete else None,
+        params=dict(trial.settings),
+        distributions=distributions,
+        intermediate_values={} if trial.outcome == "failed" else {rung.steps: rung.score for rung in trial.rungs},
+    )
+
+
+def _as_the_file_says(task: TaskSpec, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """The task's own settings, those of them that are in the space."""
+    content = task.model_dump(mode="json")
+    content["prompt"]["kind"] = "soft" if task.prompt.kind == "soft" else "deep"
+    own = {path: content[path.partition(".")[0]][path.partition(".")[2]] for path in distributions}
+    return {path: value for path, value in own.items() if _contains(distributions[path], value)}
+
+
+def _contains(distribution: BaseDistribution, value: Setting) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    assert isinstance(distribution, (FloatDistribution, IntDistribution))
+    return isinstance(value, (int, float)) and distribution.low <= value <= distribution.high
+
+
+def _rounded(value: Setting, distribution: BaseDistribution) -> Setting:
+    """Three digits of a number say all there is to say about a rate."""
+    if not isinstance(distribution, FloatDistribution):
+        return value
+    return min(max(float(f"{value:.3g}"), distribution.low), distribution.high)
+
+
+def _key(settings: Mapping[str, Setting]) -> str:
+    return json.dumps(settings, sort_keys=True)

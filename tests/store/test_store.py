@@ -1,0 +1,276 @@
+"""What a store promises, on every kind of file system."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+import fsspec
+import pytest
+from store_builders import FAILED, PASSED, SmallPrompt, a_store, a_tuned_prompt, assert_whole, files, text_of
+
+from prompt_core.errors import PromptmillError
+from prompt_core.store import PromptStore
+
+
+class BrokenPrompt(SmallPrompt):
+    """One whose save stops half-way."""
+
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        raise KeyboardInterrupt
+
+
+def test_a_published_version_can_be_found_with_its_record(address: str) -> None:
+    store = a_store(address)
+    prompt = SmallPrompt("reply", "be kind")
+    assert store.publish(prompt, PASSED, who="ann", why="first") == 1
+    record = PromptStore(address).record("reply", 1)
+    assert (record.name, record.version, record.digest, record.who, record.why) == ("reply", 1, prompt.digest, "ann", "first")
+    assert (record.evaluation, record.forced, sorted(record.files)) == (PASSED, False, ["more/again", "text"])
+    offset = datetime.fromisoformat(record.published).utcoffset()
+    assert offset is not None and not offset
+    assert text_of(store, "1") == "be kind"
+    assert_whole(store)
+
+
+def test_publishing_moves_no_alias(address: str) -> None:
+    (summary,) = a_store(address, versions=2, live=False).list()
+    assert (summary.name, summary.versions, summary.aliases) == ("reply", (1, 2), {})
+
+
+def test_the_same_content_is_published_once_per_name(tmp_path: Path) -> None:
+    store = a_store(tmp_path / "store", versions=2)
+    before = files(tmp_path)
+    assert store.publish(SmallPrompt("reply", "text 1"), {**PASSED, "scores": {}}, why="again") == 1
+    assert files(tmp_path) == before
+    assert store.publish(SmallPrompt("other", "text 1"), PASSED) == 1
+
+
+@pytest.mark.parametrize("evaluation", [{}, {"verdict": None}, {"verdict": {"passed": False}}, {"verdict": {"passed": "yes"}}])
+def test_only_a_prompt_that_passed_is_published(tmp_path: Path, evaluation: dict[str, Any]) -> None:
+    store = a_store(tmp_path / "store")
+    with pytest.raises(PromptmillError, match=r"prompt reply: did not pass its evaluation \(verdict: .*\). Only a prompt that passed"):
+        store.publish(SmallPrompt("reply", "x"), evaluation)
+    with pytest.raises(PromptmillError, match=r"prompt reply: is forced without a reason. Say why"):
+        store.publish(SmallPrompt("reply", "x"), evaluation, force=True, why=" ")
+    assert not (tmp_path / "store").exists()
+
+
+def test_production_takes_what_did_not_pass_by_force_alone_and_says_so(address: str) -> None:
+    store = a_store(address, versions=1)
+    assert store.publish(SmallPrompt("reply", "risky"), FAILED, why="for the demo", force=True) == 2
+    record = store.record("reply", 2)
+    assert (record.forced, record.why) == (True, "for the demo")
+    store.promote("reply", 2, "candidate")
+    with pytest.raises(PromptmillError, match=r"alias production: version 2 did not pass its evaluation. Promote one that did, or force"):
+        store.promote("reply", 2, why="please")
+    with pytest.raises(PromptmillError, match=r"alias production: is forced without a reason"):
+        store.promote("reply", 2, force=True)
+    assert store.resolve("reply", "production") == 1
+    store.promote("reply", 2, who="bob", why="the fair is today", force=True)
+    move = store.history("reply", "production")[-1]
+    assert (move.before, move.version, move.who, move.why, move.forced) == (1, 2, "bob", "the fair is today", True)
+    assert [move.forced for move in store.history("reply", "candidate")] == [False]
+
+
+def test_what_did_not_pass_and_now_does_is_published_anew(address: str) -> None:
+    store = a_store(address)
+    prompt = SmallPrompt("reply", "better than thought")
+    assert store.publish(prompt, FAILED, why="a look", force=True) == 1
+    assert store.publish(prompt, FAILED, why="a second look", force=True) == 1
+    assert store.publish(prompt, PASSED) == 2
+    assert store.publish(prompt, FAILED, why="a third look", force=True) == 2
+    store.promote("reply", 2)
+
+
+def test_a_forced_version_comes_back_from_a_rollback_as_forced(address: str) -> None:
+    store = a_store(address)
+    store.publish(SmallPrompt("reply", "risky"), FAILED, why="demo", force=True)
+    store.promote("reply", 1, why="demo", force=True)
+    store.publish(SmallPrompt("reply", "good"), PASSED)
+    store.promote("reply", 2)
+    assert store.rollback("reply") == 1
+    assert [move.forced for move in store.history("reply")] == [True, False, True]
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "../up", "", ".hidden", "a b", "a\n", "x" * 101])
+def test_names_that_are_no_plain_names_are_refused(tmp_path: Path, name: str) -> None:
+    store = a_store(tmp_path / "store", versions=1)
+    before = files(tmp_path)
+    for attempt in (
+        lambda: store.publish(SmallPrompt(name, "x"), PASSED),
+        lambda: store.record(name, 1),
+        lambda: store.get(name),
+        lambda: store.live(name),
+        lambda: store.history(name),
+        lambda: store.verify(name),
+        lambda: store.gc(name, delete=True),
+        lambda: store.promote(name, 1),
+        lambda: store.promote("reply", 1, alias=name),
+        lambda: store.rollback("reply", alias=name),
+    ):
+        with pytest.raises(PromptmillError, match=r"is not a plain name. Use letters, digits"):
+            attempt()
+    assert files(tmp_path) == before
+
+
+def test_unknown_names_versions_and_aliases_are_answered_with_the_nearest(address: str) -> None:
+    store = a_store(address)
+    with pytest.raises(PromptmillError, match=r'there is no prompt "reply". The store is empty'):
+        store.resolve("reply", 1)
+    store = a_store(address, versions=2, live=False)
+    with pytest.raises(PromptmillError, match=r'there is no prompt "repyl". Did you mean "reply"\?'):
+        store.history("repyl")
+    for version in (3, "0", "9" * 5000):
+        with pytest.raises(PromptmillError, match=r"prompt reply: there is no version \d+\. Known: 1, 2\."):
+            store.record("reply", version)
+    with pytest.raises(PromptmillError, match=r'there is no alias "production". No alias is set; promote one of the versions 1, 2'):
+        store.resolve("reply", "production")
+    store.promote("reply", 2)
+    for ask in (store.resolve, store.history):
+        with pytest.raises(PromptmillError, match=r'there is no alias "prodution". Did you mean "production"\?'):
+            ask("reply", "prodution")
+
+
+def test_promotion_is_recorded_and_repeating_it_is_not(address: str) -> None:
+    store = a_store(address, versions=2, live=False)
+    store.promote("reply", 1, who="ann", why="first")
+    store.promote("reply", "2", who="bob")
+    store.promote("reply", "production", alias="staging")
+    store.promote("reply", 2)
+    moves = PromptStore(address).history("reply")
+    assert [(m.alias, m.before, m.version, m.who, m.why) for m in moves] == [
+        ("production", None, 1, "ann", "first"),
+        ("production", 1, 2, "bob", ""),
+        ("staging", None, 2, "", ""),
+    ]
+    assert datetime.fromisoformat(moves[0].when).tzinfo
+    assert store.list()[0].aliases == {"production": 2, "staging": 2}
+
+
+def test_a_late_job_does_not_promote_an_older_version_unless_forced(address: str) -> None:
+    store = a_store(address, versions=2)
+    with pytest.raises(PromptmillError, match=r"version 1 is older than 2, which is live. Roll back, or force it"):
+        store.promote("reply", 1)
+    assert store.resolve("reply", "production") == 2
+    store.promote("reply", 1, force=True, why="known to be good")
+    assert store.resolve("reply", "production") == 1
+    assert store.history("reply")[-1].forced
+
+
+def test_an_alias_that_looks_like_a_version_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PromptmillError, match="alias 7: is a number, which stands for a version"):
+        a_store(tmp_path / "store", versions=1).promote("reply", 1, alias="7")
+
+
+def test_rollbacks_walk_back_and_are_recorded(address: str) -> None:
+    store = a_store(address, versions=3)
+    assert store.rollback("reply", who="ann", why="worse on Mondays") == 2
+    assert store.rollback("reply") == 1
+    with pytest.raises(PromptmillError, match="prompt reply, alias production: there is no version before 1 to go back to"):
+        store.rollback("reply")
+    moves = store.history("reply", "production")
+    assert [move.version for move in moves] == [1, 2, 3, 2, 1]
+    assert [(move.who, move.why) for move in moves[3:]] == [("ann", "worse on Mondays"), ("", "rollback")]
+    with pytest.raises(PromptmillError, match='no alias "staging"'):
+        store.rollback("reply", "staging")
+
+
+def test_a_rollback_after_a_new_promotion_skips_the_version_that_was_taken_off(address: str) -> None:
+    store = a_store(address, versions=2)
+    store.publish(SmallPrompt("reply", "text 3"), PASSED)
+    store.rollback("reply")
+    store.promote("reply", 3)
+    assert store.rollback("reply") == 1
+
+
+def test_a_store_that_is_not_there_yet_is_empty(address: str) -> None:
+    store = PromptStore(address)
+    assert (store.list(), store.verify().problems, store.gc().versions, store.live("reply")) == ([], (), (), None)
+
+
+def test_the_store_is_a_path_or_a_url(tmp_path: Path) -> None:
+    folder = tmp_path / "a b%20c"
+    PromptStore(folder).publish(SmallPrompt("reply", "x"), PASSED)
+    assert [s.name for s in PromptStore(folder.as_uri()).list()] == [s.name for s in PromptStore(str(folder)).list()] == ["reply"]
+    with pytest.raises(
+        PromptmillError, match=r'store ftps2://host/p: scheme "ftps2" is not supported .* Give a folder, file:///path, s3://'
+    ):
+        PromptStore("ftps2://host/p")
+    with pytest.raises(PromptmillError, match=r'"store" stands where a host name does. Write file:/// and an absolute path'):
+        PromptStore("file://store/p")
+
+
+def test_a_bucket_that_does_not_exist_is_one_line(s3_server: str) -> None:
+    with pytest.raises(
+        PromptmillError, match=r"store s3://nowhere/p: cannot be written \(The specified bucket does not exist\). Check the"
+    ):
+        PromptStore("s3://nowhere/p").publish(SmallPrompt("reply", "x"), PASSED)
+
+
+def test_a_file_system_that_overwrites_is_refused_before_anything_is_published() -> None:
+    class Careless(type(fsspec.filesystem("memory"))):  # type: ignore[misc]
+        """As object stores are that do not know conditional writes."""
+
+        protocol = "careless"
+        store: ClassVar[dict[str, Any]] = {}
+        pseudo_dirs: ClassVar[list[str]] = [""]
+
+        def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+            super().pipe_file(path, value, mode="overwrite", **options)
+
+    fsspec.register_implementation("careless", Careless, clobber=True)
+    store = PromptStore("careless://team")
+    with pytest.raises(PromptmillError, match=r"store careless://team: overwrites a file where it was told to create one"):
+        store.publish(SmallPrompt("reply", "x"), PASSED)
+    assert store.list() == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(PromptmillError, match=r"store .*: cannot be (read|written) \("):
+        a_store(tmp_path / "store").publish(SmallPrompt("reply", "x"), PASSED)
+
+
+def test_a_folder_that_is_another_programs_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "store.json").write_text(json.dumps({"shop": 1}))
+    with pytest.raises(PromptmillError, match=r"store.json: is not the mark of a prompt store"):
+        a_store(tmp_path).publish(SmallPrompt("reply", "x"), PASSED)
+    assert list(files(tmp_path)) == ["store.json"]
+
+
+def test_a_save_that_stops_half_way_leaves_nothing(tmp_path: Path) -> None:
+    store = a_store(tmp_path / "store", versions=1)
+    before = files(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        store.publish(BrokenPrompt("reply", "half"), PASSED)
+    assert files(tmp_path) == before
+    assert store.publish(SmallPrompt("reply", "half"), PASSED) == 2
+
+
+def test_files_are_readable_for_other_users(tmp_path: Path) -> None:
+    a_store(tmp_path / "store", versions=1)
+    assert {path.stat().st_mode & 0o444 for path in (tmp_path / "store").rglob("*") if path.is_file()} == {0o444}
+
+
+def test_a_tuned_prompt_comes_back_by_number_and_alias(address: str) -> None:
+    store = a_store(address)
+    for value in (1.0, 2.0):
+        store.promote("reply", store.publish(a_tuned_prompt(value), PASSED))
+    assert store.get("reply").digest == store.get("reply", 2).digest == a_tuned_prompt(2.0).digest
+    assert store.get("reply", "1").tensors["embeddings"].unique().tolist() == [1.0]
+    assert store.verify().problems == ()
+
+
+def test_what_is_live_is_the_prompt_in_production_or_nothing(address: str) -> None:
+    store = a_store(address)
+    assert store.live("reply") is None
+    store.publish(a_tuned_prompt(1.0), PASSED)
+    store.promote("reply", 1, alias="staging")
+    assert store.live("reply") is None
+    store.promote("reply", 1)
+    live = store.live("reply")
+    assert live is not None and live.digest == a_tuned_prompt(1.0).digest

@@ -1,0 +1,231 @@
+"""Distillation: the divergence is the dense one in float64, and a tuned prompt comes closer to its teacher than the cut text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from helpers import a_task, assert_equal_to_rounding, backbone_at, examples, save_tiny
+from torch import Tensor
+
+from prompt_core.backbone import Backbone
+from prompt_core.encoding import TaskEncoding
+from prompt_core.errors import PromptmillError
+from prompt_core.evaluation.distilled import measure
+from prompt_core.prediction import restore
+from prompt_core.prompts import PromptState
+from prompt_core.task import TaskSpec
+from prompt_core.teacher import Teacher, likeliest
+from prompt_core.tuning import distillation, tune
+from prompt_core.tuning.distillation import teacher_divergences
+
+CHAT = [{"system": "Answer briefly."}, {"user": "{{ text }}"}]
+POLICY = "Parcels up to 2 kg cost 49 kroner. Parcels up to 10 kg cost 89 kroner. Drivers wait three minutes and ring once at the door."
+TEXTS = examples(*[(f"What does a parcel of {i} kg cost?", "") for i in range(12)])
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return backbone_at(str(save_tiny("gemma2", tmp_path_factory.mktemp("models") / "gemma2")))
+
+
+def a_distill_task(
+    backbone: Backbone, folder: Path, *, policy: str = POLICY, distill: dict[str, Any] | None = None, **parts: Any
+) -> TaskSpec:
+    (folder / "policy.md").write_text(policy, encoding="utf-8")
+    return a_task(
+        backbone.identity.name,
+        folder=folder,
+        **{
+            "objective": "distill",
+            "template": CHAT,
+            "data": {"path": "questions.csv"},
+            "distill": {"context": "policy.md", "answer_tokens": 6, "top_k": 8, **(distill or {})},
+            "prompt": {"tokens": 16},
+            "tune": {"max_tokens": 64, "steps": 40, "batch_examples": 6},
+            **parts,
+        },
+    )
+
+
+@contextmanager
+def counted(backbone: Backbone) -> Iterator[list[int]]:
+    """Tokens of each pass through the real model."""
+    passes: list[int] = []
+    hook = backbone._base.register_forward_pre_hook(lambda _, __, given: passes.append(given["inputs_embeds"].shape[1]), with_kwargs=True)
+    try:
+        yield passes
+    finally:
+        hook.remove()
+
+
+def dense(states: Tensor, backbone: Backbone, ids: Tensor, chances: Tensor, rest: Tensor) -> Tensor:
+    """The definition: float64, every logit, the k tokens and the sum of the others as k + 1 outcomes."""
+    logits = states @ backbone.head_weight.double().T
+    logits = logits if backbone.logit_cap is None else backbone.logit_cap * torch.tanh(logits / backbone.logit_cap)
+    ours = logits.softmax(-1)
+    others = ours.scatter(1, ids, 0.0).sum(-1, keepdim=True)
+    ours = torch.cat([ours.gather(1, ids), others], -1)
+    theirs = torch.cat([chances, rest[:, None]], -1).double().exp()
+    return torch.where(theirs > 0, theirs * (theirs.log() - ours.log()), 0.0).sum(-1)
+
+
+@pytest.mark.parametrize("capped", [False, True])
+def test_divergence_and_gradient_are_those_of_the_dense_definition(
+    llama: Backbone, gemma: Backbone, monkeypatch: pytest.MonkeyPatch, capped: bool
+) -> None:
+    monkeypatch.setattr(distillation, "_ROWS", 8)
+    monkeypatch.setattr(distillation, "_CACHED", 4)
+    backbone, generator = gemma if capped else llama, torch.Generator().manual_seed(0)
+    theirs, ours = (torch.randn(11, backbone.hidden_size, generator=generator) for _ in range(2))
+    ids, chances, rest = likeliest(backbone, theirs, 5)
+    rest[3] = -torch.inf  # a teacher that leaves nothing over
+    chances[3] = chances[3].log_softmax(-1)
+    weights = torch.rand(11, generator=generator)
+    found, first = teacher_divergences(backbone, ours.requires_grad_(), ids.long(), chances, rest)
+    exact = ours.detach().double().requires_grad_()
+    expected = dense(exact, backbone, ids.long(), chances, rest)
+    assert_equal_to_rounding(found.double(), expected)
+    assert torch.equal(first, backbone.logits(ours).argmax(-1))
+    (gradient,) = torch.autograd.grad((found * weights).sum(), ours)
+    (plain,) = torch.autograd.grad((expected * weights).sum(), exact)
+    assert_equal_to_rounding(gradient.double(), plain)
+
+
+def test_the_likeliest_tokens_and_the_rest_hold_all_the_probability(llama: Backbone) -> None:
+    states = torch.randn(70, llama.hidden_size, generator=torch.Generator().manual_seed(1))
+    ids, chances, rest = likeliest(llama, states, 6)
+    expected = (states.double() @ llama.head_weight.double().T).log_softmax(-1)
+    assert torch.equal(ids.long(), expected.topk(6).indices)
+    assert_equal_to_rounding(chances.double(), expected.topk(6).values)
+    assert_equal_to_rounding(chances.exp().sum(-1) + rest.exp(), torch.ones(70))
+
+
+def test_a_model_diverges_from_itself_by_nothing(llama: Backbone) -> None:
+    states = torch.randn(9, llama.hidden_size, generator=torch.Generator().manual_seed(2))
+    ids, chances, rest = likeliest(llama, states, 6)
+    losses, first = teacher_divergences(llama, states, ids.long(), chances, rest)
+    assert losses.abs().max() < 1e-5
+    assert torch.equal(first, ids[:, 0].long())
+
+
+def test_a_rerun_pays_no_pass_of_the_model(llama: Backbone, tmp_path: Path) -> None:
+    task = a_distill_task(llama, tmp_path)
+    encoding = TaskEncoding(task, llama)
+    with counted(llama) as passes:
+        first = Teacher(task, llama, TEXTS).lessons(TEXTS, encoding)
+        reads = [size for size in passes if size >= len(Teacher(task, llama, TEXTS).root)]
+        assert len([size for size in reads if size == len(Teacher(task, llama, TEXTS).root)]) == 1  # the context is read once
+        paid = len(passes)
+        again = Teacher(task, llama, TEXTS).lessons(TEXTS, encoding)
+        assert len(passes) == paid > 0
+    for one, other in zip(first, again, strict=True):
+        assert one.target == other.target
+        assert torch.equal(one.chances, other.chances)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "text"])
+def test_a_damaged_file_of_the_cache_is_computed_again(llama: Backbone, tmp_path: Path, damage: str) -> None:
+    task = a_distill_task(llama, tmp_path)
+    encoding = TaskEncoding(task, llama)
+    first = Teacher(task, llama, TEXTS).lessons(TEXTS, encoding)
+    file = sorted((tmp_path / "cache").rglob("*.safetensors"))[0]
+    intact = file.read_bytes()
+    broken = {"cut": intact[:-9], "changed": intact[:-9] + bytes(255 - b for b in intact[-9:]), "text": b"not at all"}
+    file.write_bytes(broken[damage])
+    again = Teacher(task, llama, TEXTS).lessons(TEXTS, encoding)
+    assert [lesson.target for lesson in again] == [lesson.target for lesson in first]
+    for one, other in zip(first, again, strict=True):
+        assert_equal_to_rounding(one.chances, other.chances)
+    with counted(llama) as passes:
+        Teacher(task, llama, TEXTS).lessons(TEXTS, encoding)
+    assert passes == []
+
+
+def test_what_is_taught_depends_on_the_context_and_the_settings(llama: Backbone, tmp_path: Path) -> None:
+    tasks = [
+        a_distill_task(llama, tmp_path),
+        a_distill_task(llama, tmp_path, distill={"top_k": 9}),
+        a_distill_task(llama, tmp_path, distill={"answer_tokens": 5}),
+    ]
+    digests = [Teacher(task, llama, TEXTS).digest for task in tasks]
+    digests.append(Teacher(a_distill_task(llama, tmp_path, policy=POLICY + " Sundays are free."), llama, TEXTS).digest)
+    assert len(set(digests)) == 4
+
+
+def test_answers_at_a_temperature_differ_and_are_the_same_for_a_seed(llama: Backbone, tmp_path: Path) -> None:
+    task = a_distill_task(llama, tmp_path, distill={"answers": 2, "temperature": 1.0})
+    encoding = TaskEncoding(task, llama)
+    lessons = Teacher(task, llama, TEXTS).lessons(TEXTS, encoding, training=True)
+    assert len(lessons) == 2 * len(TEXTS)
+    assert lessons[0].input == lessons[1].input
+    assert lessons[0].target != lessons[1].target
+    alone = Teacher(a_distill_task(llama, tmp_path, distill={"answers": 2, "temperature": 1.0, "top_k": 9}), llama, TEXTS)
+    assert [e.target for e in alone.lessons(TEXTS[:3], encoding, training=True)] == [e.target for e in lessons[:6]]
+
+
+@pytest.mark.parametrize("kind", ["deep", "soft"])
+def test_a_distilled_prompt_is_closer_to_its_teacher_than_the_cut_context(llama: Backbone, tmp_path: Path, kind: str) -> None:
+    task = a_distill_task(llama, tmp_path, prompt={"kind": kind, "tokens": 16, "sink": kind == "deep"})
+    prompt = tune(task, TEXTS[:9], TEXTS[9:], llama)
+    encoding = TaskEncoding(task, llama)
+    teacher = Teacher(task, llama, TEXTS)
+    assert prompt.manifest.tokens == 16
+    assert prompt.manifest.distilled is not None
+    assert prompt.manifest.distilled.tokens == len(teacher.root) > 32
+    lessons = teacher.lessons(TEXTS[9:], encoding)
+    cut = PromptState.of(llama, root=encoding.cut_root(teacher.root, 16))
+    (_, before), (agreed, after) = (measure(llama, state, lessons, 512) for state in (cut, restore(prompt, encoding, llama)))
+    assert after < 0.9 * before
+    assert 0 <= agreed.mean() <= 100
+    assert measure(llama, teacher.state, lessons, 512)[1] < 1e-4
+    assert tune(task, TEXTS[:9], TEXTS[9:], llama).digest == prompt.digest
+
+
+def test_the_start_is_the_contexts_first_tokens_and_what_leads_over_to_the_input(llama: Backbone, tmp_path: Path) -> None:
+    task = a_distill_task(llama, tmp_path)
+    encoding, teacher = TaskEncoding(task, llama), Teacher(task, llama, TEXTS)
+    start = encoding.cut_root(teacher.root, 24)
+    written = llama.tokenizer.decode(start)
+    assert len(start) == 24
+    assert written.startswith("<|im_start|>system\nParcels up to 2 kg")
+    assert written.endswith("<|im_end|>\n<|im_start|>user\n")
+    assert encoding.cut_root(teacher.root, len(teacher.root)) == teacher.root
+    assert encoding.cut_root(teacher.root, 3) == teacher.root[-3:]
+
+
+def test_demonstrations_are_read_and_not_asked(llama: Backbone, tmp_path: Path) -> None:
+    solved = examples(*[(f"Name {word}", word) for word in ("red", "blue", "green")])
+    task = a_distill_task(llama, tmp_path, distill={"context": None, "demonstrations": 2}, data={"path": "x.csv", "target": "label"})
+    train = pl.concat([solved, TEXTS])
+    teacher = Teacher(task, llama, train)
+    shown = solved.sort("_id").head(2)
+    read = llama.tokenizer.decode(teacher.root)
+    assert all(f"{text}<|im_end|>\n<|im_start|>assistant\n{label}<|im_end|>" in read for _, text, label in shown.iter_rows())
+    assert len(teacher.lessons(train, TaskEncoding(task, llama), training=True)) == len(train) - 2
+
+
+def test_what_cannot_be_distilled_is_refused_in_one_line(llama: Backbone, tmp_path: Path) -> None:
+    def refused(task: TaskSpec) -> str:
+        with pytest.raises(PromptmillError) as caught:
+            tune(task, TEXTS, None, llama)
+        return str(caught.value)
+
+    assert "take 1" in refused(a_distill_task(llama, tmp_path, policy="parcel " * 1000))
+    assert "Shorten distill.context" in refused(a_distill_task(llama, tmp_path, policy="parcel " * 1000))
+    assert "distill.answer_tokens: answers of 180 tokens" in refused(a_distill_task(llama, tmp_path, distill={"answer_tokens": 180}))
+    assert 'policy.md" is empty' in refused(a_distill_task(llama, tmp_path, policy=" \n"))
+    assert "cannot be read (No such file" in refused(a_distill_task(llama, tmp_path, distill={"context": "none.md"}))
+    assert "prompt.tokens: 200, but what is distilled has" in refused(a_distill_task(llama, tmp_path, prompt={"tokens": 200}))
+    few = a_distill_task(llama, tmp_path, distill={"context": None, "demonstrations": 2}, data={"path": "x.csv", "target": "label"})
+    assert "distill.demonstrations: 2, but 0 training rows have a label" in refused(few)

@@ -1,0 +1,101 @@
+"""What a search tries next: from the space that the task file gives or leaves open, never the same twice, by the seed alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from helpers import a_task
+
+from prompt_core.backbone import Backbone
+from prompt_core.space import Range, SearchSpec
+from prompt_core.task import TaskSpec
+from prompt_core.trials import Measured, Trial
+from prompt_core.tuning.propose import propose, rungs_of, space_of
+
+RATES = Range(low=1e-4, high=1e-1, log=True)
+
+
+def task_with(**tune: Any) -> TaskSpec:
+    return a_task(tune=tune)
+
+
+def tried(*pairs: tuple[float, float]) -> list[Trial]:
+    return [Trial(settings={"tune.learning_rate": x}, rungs=(Measured(steps=8, score=y),), outcome="complete") for x, y in pairs]
+
+
+def test_the_first_trial_is_what_the_task_file_says() -> None:
+    found = propose(task_with(learning_rate=0.02), {"tune.learning_rate": RATES, "prompt.tokens": (None, 8)}, [], 4, 4)
+    assert found[0] == {"tune.learning_rate": 0.02, "prompt.tokens": None} and len(found) == 4
+
+
+def test_the_same_seed_proposes_the_same_and_another_does_not() -> None:
+    one, other, third = (propose(task_with(seed=seed), {"tune.learning_rate": RATES}, tried((1e-2, 0.5)), 4, 4) for seed in (0, 0, 1))
+    assert one == other != third
+
+
+def test_nothing_is_tried_twice_and_a_space_can_come_to_its_end() -> None:
+    space = {"tune.label_smoothing": (0.0, 0.1), "tune.label_score": ("mean", "sum")}
+    found = propose(task_with(), space, [], 10, 4)
+    assert len(found) == len({tuple(settings.items()) for settings in found}) == 4
+    done = [Trial(settings=settings, outcome="failed", reason="-") for settings in found]
+    assert propose(task_with(), space, done, 10, 4) == []
+
+
+def test_whole_settings_get_whole_numbers_and_rates_three_digits() -> None:
+    space = {"prompt.tokens": Range(low=2, high=64, log=True), "tune.learning_rate": RATES}
+    for settings in propose(task_with(), space, [], 20, 20)[1:]:
+        tokens, rate = settings["prompt.tokens"], settings["tune.learning_rate"]
+        assert isinstance(tokens, int) and 2 <= tokens <= 64
+        assert isinstance(rate, float) and rate == float(f"{rate:.3g}") and 1e-4 <= rate <= 1e-1
+
+
+def test_results_draw_the_sampler_to_what_was_good() -> None:
+    # The lower the rate the better: proposals after twenty results lie lower than those before.
+    known = tried(*[(10 ** (-4 + 3 * i / 19), i / 19) for i in range(20)])
+    after = propose(task_with(), {"tune.learning_rate": RATES}, known, 8, 4)
+    rates = sorted(float(settings["tune.learning_rate"] or 0) for settings in after)
+    assert rates[len(rates) // 2] < 10**-2.8
+
+
+def test_what_failed_is_avoided() -> None:
+    space = {"prompt.start": ("zero", "random"), "tune.learning_rate": RATES}
+    known = [
+        Trial(
+            settings={"prompt.start": start, "tune.learning_rate": round(0.001 * (i + 1), 4)},
+            rungs=() if start == "zero" else (Measured(steps=8, score=0.5),),
+            outcome="failed" if start == "zero" else "complete",
+        )
+        for i in range(12)
+        for start in ("zero", "random")
+    ]
+    found = [settings["prompt.start"] for settings in propose(task_with(), space, known, 10, 4)]
+    assert found.count("random") > found.count("zero")
+
+
+@pytest.mark.parametrize(
+    ("tune", "space", "rungs"),
+    [
+        ({"steps": 80}, {}, [20, 40, 80]),
+        ({"steps": 1}, {}, [1]),
+        ({}, {"tune.steps": (30, 10)}, [10, 30]),
+        ({}, {"tune.steps": Range(low=20, high=160)}, [20, 40, 80, 160]),
+        ({}, {"tune.steps": Range(low=20, high=100)}, [20, 40, 80, 100]),
+    ],
+)
+def test_rungs_are_the_steps_of_the_space_or_shares_of_the_files(tune: dict[str, int], space: Any, rungs: list[int]) -> None:
+    assert rungs_of(task_with(**tune), space, eta=2) == rungs
+
+
+def test_what_the_file_gives_is_not_searched(llama: Backbone, bert: Backbone) -> None:
+    open_task = a_task(llama.identity.name, template="Sort: {{ text }}", prompt={"kind": "auto"})
+    spec = SearchSpec()
+    assert space_of(open_task, spec, llama)["prompt.kind"] == ("deep", "soft")
+    assert {"tune.learning_rate", "tune.steps", "prompt.start", "tune.label_score"} <= space_of(open_task, spec, llama).keys()
+    fixed = a_task(llama.identity.name, template="Sort: {{ text }}", prompt={"kind": "soft", "start": "root"}, tune={"steps": 8})
+    assert not {"prompt.kind", "prompt.start", "tune.steps"} & space_of(fixed, spec, llama).keys()
+    encoder = space_of(open_task, spec, bert)
+    assert encoder["prompt.kind"] == ("deep",) and "tune.anchor_scale" in encoder and "tune.label_score" not in encoder
+    assert not {"prompt.tokens", "prompt.start"} & space_of(a_task(template="{{ soft(4) }} {{ text }}"), spec, llama).keys()
+    given = SearchSpec(space={"tune.learning_rate": RATES})
+    assert space_of(open_task, given, llama).keys() == {"prompt.kind", "tune.learning_rate"}
