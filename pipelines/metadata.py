@@ -9,7 +9,8 @@ import polars as pl
 
 from prompt_core import PromptStore, TaskSpec
 from prompt_core.data import CleaningReport, Splits
-from prompt_core.evaluation import Evaluation, confusion, intervals, loss_curve
+from prompt_core.evaluation import Evaluation, confusion, intervals, loss_curve, pareto
+from prompt_core.text.record import length_and_worth
 
 if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code location
     from prompt_core import TunedPrompt
@@ -59,35 +60,34 @@ def splits_metadata(splits: Splits, task: TaskSpec) -> Metadata:
 
 
 def tuning_metadata(prompt: "TunedPrompt", seconds: float) -> Metadata:
-    """The loss curve, and how large, how long and how far."""
-    manifest, record = prompt.manifest, prompt.manifest.tuning
-    curve = loss_curve(
-        range(1, record.steps + 1),
-        record.train_loss,
-        [look.step for look in record.validation],
-        [look.loss for look in record.validation],
-    )
+    """How large, how long and how far; the loss curve of what was trained, the candidates of what was searched."""
+    manifest = prompt.manifest
     metadata: Metadata = {
-        "loss": sketch(record.train_loss, [(look.step, look.loss) for look in record.validation]),
-        "loss curve": picture("loss curve", curve),
         "prompt": f"{manifest.kind}, {manifest.tokens} tokens, on {manifest.backbone.name}",
         "digest": prompt.digest,
         "parameters": manifest.parameters,
         "bytes": prompt.num_bytes,
         "seconds": round(seconds, 1),
-        "steps": record.steps,
-        "kept step": record.kept_step,
-        "training loss": record.train_loss[-1],
         "truncated rows": manifest.truncated_rows,
     }
+    if record := manifest.tuning:
+        looks = [(look.step, look.loss) for look in record.validation]
+        curve = loss_curve(range(1, record.steps + 1), record.train_loss, [step for step, _ in looks], [loss for _, loss in looks])
+        metadata |= {
+            "loss": sketch(record.train_loss, looks),
+            "loss curve": picture("loss curve", curve),
+            "steps": record.steps,
+            "kept step": record.kept_step,
+            "training loss": record.train_loss[-1],
+        }
+        if looks:
+            metadata["validation loss"] = min(loss for _, loss in looks)
     if manifest.entities:
         metadata |= {
             "entities": manifest.entities.found,
             "widened entities": manifest.entities.rounded,
             "lost entities": manifest.entities.lost,
         }
-    if record.validation:
-        metadata["validation loss"] = min(look.loss for look in record.validation)
     if search := manifest.search:
         metadata |= {
             "settings chosen": search.summary(),
@@ -97,7 +97,25 @@ def tuning_metadata(prompt: "TunedPrompt", seconds: float) -> Metadata:
             "search tokens": search.tokens,
             "search ended by": search.ended,
         }
-    return metadata
+    return metadata | text_metadata(prompt)
+
+
+def text_metadata(prompt: "TunedPrompt") -> Metadata:
+    """Of a text prompt what it says, every candidate, and the best ones by length; of any other nothing."""
+    text, search = prompt.manifest.text, prompt.manifest.text_search
+    if not text or not search:
+        return {}
+    tried = [length_and_worth(found) for found in search.finalists]
+    front = [length_and_worth(search.tried[number]) for number in search.pareto]
+    return {
+        "text": dg.MetadataValue.md(f"```\n{text.page(prompt.task)}\n```"),
+        "text search": search.summary(),
+        "candidates": dg.MetadataValue.md(search.markdown()),
+        "Pareto front": picture("value by tokens of the prompt", pareto(tried, front, search.judged_by)),
+        "search tokens": search.tokens,
+        "search dollars": search.dollars,
+        "search ended by": search.ended,
+    }
 
 
 def evaluation_metadata(evaluation: Evaluation, task: TaskSpec, splits: Splits, prompt: "TunedPrompt") -> Metadata:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from prompt_core.trials import shown_score
 
 if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code location
+    from prompt_core.text.search import Round
     from prompt_core.tuning import SearchStep, Step
 
 
 class LoggedProgress:
-    """Callbacks for `tune(on_step=, on_search=)` and `evaluate(on_progress=)`.
+    """Callbacks for `tune(on_step=, on_search=, on_round=)` and `evaluate(on_progress=)`.
 
     Args:
         say: takes a line.
@@ -37,6 +38,13 @@ class LoggedProgress:
             self._work = f"{step.task}: {where}"
             best = f", best {shown_score(step.best)}" if step.best else ""
             self._say(f"search: {where}, {step.done} of {step.total} prompt-steps{best}, ETA {step.eta_seconds:.0f} s")
+
+    def round(self, round: "Round") -> None:
+        """A round of a search for a text prompt; each is said."""
+        from prompt_core.text.search import shown_round  # torch is loaded where rounds come from
+
+        found = ", ".join(f"{name} {value}" for name, value in shown_round(round).items())
+        self._say(f"text search: round {round.number} of {round.rounds}, {found}, ETA {round.eta_seconds:.0f} s")
 
     def contender(self, name: str, done: int, total: int) -> None:
         """Rows that a contender has answered."""

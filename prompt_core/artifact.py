@@ -13,17 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import safetensors
-import safetensors.torch
-import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from prompt_core.errors import PromptmillError
 from prompt_core.extraction.tags import num_tags
 from prompt_core.plain_json import parse_json
 from prompt_core.task import TaskSpec, parse_task
+from prompt_core.tensors import StoredTensors
+from prompt_core.text.prompt import TextPrompt
+from prompt_core.text.record import TextSearchRecord
 from prompt_core.trials import SearchRecord
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch loads where numbers are needed: a text prompt is rendered without
+    import torch
+
     from prompt_core.backbone import Backbone
 
 MANIFEST, TENSORS, DIGEST, ORIGIN = "manifest.json", "prompt.safetensors", "digest", "origin.json"
@@ -92,11 +95,12 @@ class DistillRecord(Record):
 
 class Manifest(Record):
     """Everything about a prompt but its tensors; `started_from` is the digest of the tuned prompt that it started from.
-    `task` has the settings that it was tuned with; `search` is how they were chosen, if the data chose them."""
+    `task` has the settings that it was tuned with; `search` is how they were chosen, if the data chose them. `text` is what
+    a prompt of kind text says, `text_search` how it was found; no other kind has them, and every other has `tuning`."""
 
     format: Literal["promptmill/1"] = "promptmill/1"
     name: str
-    kind: Literal["soft", "deep"]
+    kind: Literal["soft", "deep", "text"]
     tokens: int
     parameters: int
     task: dict[str, Any]
@@ -106,12 +110,20 @@ class Manifest(Record):
     started_from: str | None = None
     search: SearchRecord | None = None
     distilled: DistillRecord | None = None
-    tuning: TuningRecord
+    text: TextPrompt | None = None
+    text_search: TextSearchRecord | None = None
+    tuning: TuningRecord | None = None
     truncated_rows: int
     entities: EntityRecord | None = None
     data: DataRecord
     versions: dict[str, str]
     device: str
+
+    @model_validator(mode="after")
+    def _parts_of_the_kind(self) -> Manifest:
+        if (self.kind == "text") != (self.text is not None) or (self.kind == "text") == (self.tuning is not None):
+            raise ValueError(f"kind {self.kind} does not go with these parts; a text prompt has text, any other has tuning")
+        return self
 
     def canonical(self) -> bytes:
         """UTF-8 JSON with sorted keys: the bytes that the digest covers."""
@@ -125,7 +137,7 @@ class TunedPrompt:
     Attributes:
         manifest: what it is, what it was tuned on and how.
         tensors: float32, contiguous, on the CPU. `soft`: `embeddings` [P, H]. `deep`: `keys` and `values`
-            [L, P, Hkv, D], and `embeddings` [R, H] where the template has soft tokens behind its first field. A
+            [L, P, Hkv, D], and `embeddings` [R, H] where the template has soft tokens behind its first field. `text`: none. A
             classifier on an encoder also has `anchors` [labels, H], or the logistic head's `head_weights` [labels, H] and
             `head_bias` [labels]; a calibrated one `label_bias` [labels]; a tagger `tag_weights` [tags, H] and `tag_bias` [tags].
         origin: where a local backbone was found when the prompt was tuned. A convenience for loading, outside the
@@ -151,12 +163,21 @@ class TunedPrompt:
         return parse_task(self.manifest.task, f"prompt {self.name}: task", Path())
 
     @cached_property
+    def worded(self) -> TaskSpec:
+        """The task with what the model is shown in place of its template: of a text prompt its own wording."""
+        return self.manifest.text.applied_to(self.task) if self.manifest.text else self.task
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over manifest and tensors, 64 hexadecimal digits."""
         return _digest(self.manifest.canonical(), self._tensor_bytes)
 
     @cached_property
     def _tensor_bytes(self) -> bytes:
+        if isinstance(self.tensors, StoredTensors):
+            return self.tensors.content
+        import safetensors.torch
+
         content: bytes = safetensors.torch.save(dict(sorted(self.tensors.items())))
         return content
 
@@ -200,7 +221,7 @@ class TunedPrompt:
             raise PromptmillError(str(folder), what, "It was changed; restore it or tune again.")
         manifest = _parse(manifest_bytes, folder / MANIFEST)
         try:
-            tensors = safetensors.torch.load(tensor_bytes)
+            tensors = StoredTensors(tensor_bytes)
         except safetensors.SafetensorError as error:
             raise PromptmillError(str(folder / TENSORS), f"is not safetensors ({error})", "Tune the prompt again.") from None
         _check_tensors(manifest, tensors, folder / TENSORS)
@@ -220,6 +241,17 @@ class TunedPrompt:
                     f"was tuned on {self.manifest.backbone.name} with {part} {tuned_on[:12]}, this backbone's are {other[:12]}",
                     "Use the base it was tuned on, or tune it again on this one.",
                 )
+
+    def render(self, fields: Mapping[str, Any]) -> str | list[dict[str, str]]:
+        """What a model reads for one input: a string, or chat messages with `role` and `content`. Loads no model.
+
+        Raises:
+            PromptmillError: the prompt is not of kind text, or a field of its template is absent or empty.
+        """
+        if self.manifest.text is None:
+            what = f"is of kind {self.manifest.kind}, numbers that no text can say"
+            raise PromptmillError(f"prompt {self.name}", what, "Use predict, or export it.")
+        return self.manifest.text.render(self.task, fields)
 
     def predict(
         self,
@@ -290,13 +322,13 @@ def _parse(content: bytes, path: Path) -> Manifest:
         raise PromptmillError(str(path), f"is not a manifest ({error})", "Use the version of promptmill that wrote it.") from None
 
 
-def _check_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    expected = {"embeddings": 2} if manifest.kind == "soft" else {"keys": 4, "values": 4}
+def _check_tensors(manifest: Manifest, tensors: StoredTensors, path: Path) -> None:
+    expected = {"soft": {"embeddings": 2}, "deep": {"keys": 4, "values": 4}, "text": {}}[manifest.kind]
     tagger = {"tag_weights": 2, "tag_bias": 1} if manifest.labels and manifest.task.get("objective") == "extract" else {}
     # A classifier on an encoder has anchors or a linear head; on a causal model its label words are the task's.
     classifier = {"anchors": 2, "head_weights": 2, "head_bias": 1, "label_bias": 1} if manifest.labels and not tagger else {}
     expected |= tagger
-    allowed = expected | {"embeddings": 2} | classifier
+    allowed = expected | ({} if manifest.kind == "text" else {"embeddings": 2}) | classifier
     one_head = tensors.keys() & classifier.keys() - {"label_bias"} in (set(), {"anchors"}, {"head_weights", "head_bias"})
     if not one_head or not expected.keys() <= tensors.keys() <= allowed.keys():
         what = f"holds {sorted(tensors)}, a {manifest.kind} prompt has {sorted(expected)}"
@@ -309,11 +341,11 @@ def _check_tensors(manifest: Manifest, tensors: Mapping[str, torch.Tensor], path
     }
     if manifest.kind == "soft":
         counts["embeddings"] = (0, manifest.tokens, "tokens")
-    for name, tensor in tensors.items():
-        shape, dtype = list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+    for name in tensors:
+        shape, dtype = tensors.shape(name), tensors.dtype(name)
         dimension, count, unit = counts.get(name, (0, shape[0] if shape else 0, "rows"))
         if dtype != "float32" or len(shape) != allowed[name] or shape[dimension] != count:
             what = f"tensor {name} is {dtype} {shape}, the manifest says {count} {unit}"
             raise PromptmillError(str(path), what, "Tune the prompt again.")
-        if not torch.isfinite(tensor).all():
+        if not tensors.is_finite(name):
             raise PromptmillError(str(path), f"tensor {name} has values that are not finite", "Tune the prompt again.")

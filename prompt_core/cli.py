@@ -70,7 +70,7 @@ def tune(tasks: tuple[str, ...], out: Path | None, as_json: bool) -> None:
         for fleet in fleets:
             with Progress(fleet[0].name if len(fleet) == 1 else f"{len(fleet)} tasks") as progress:
                 on_step = progress.fleet([spec.tune.steps for spec in fleet])
-                shown: dict[str, Any] = {"on_step": on_step, "on_search": progress.search} if writes else {}
+                shown: dict[str, Any] = {"on_step": on_step, "on_search": progress.search, "on_round": progress.round} if writes else {}
                 results = tune_fleet(fleet, **shown, checkpoints=Path(_CHECKPOINTS))
             failures += [result for result in results if isinstance(result, PromptmillError)]
             for prompt in results if writes else []:
@@ -177,7 +177,7 @@ def try_(name: str, text: str, fields: tuple[str, ...], store_url: str, as_json:
 @store_option
 @as_json
 def show(name: str, store_url: str, as_json: bool) -> None:
-    """What NAME[@VERSION] is: manifest, digest, evaluation."""
+    """What NAME[@VERSION] is: manifest, digest, evaluation; of a text prompt what it says."""
     from prompt_core import PromptStore
 
     version, prompt = _published(name, store_url)
@@ -187,6 +187,8 @@ def show(name: str, store_url: str, as_json: bool) -> None:
         click.echo(json.dumps({**content, "record": record.model_dump(mode="json")}, ensure_ascii=False, indent=1))
         return
     click.echo(_table({"version": version, "published": record.published, **_summary(prompt)}))
+    if prompt.manifest.text:
+        click.echo("\n" + prompt.manifest.text.page(prompt.task) + "\n")
     if record.forced:
         click.echo(f"  - published by force: {record.why}")
     for reason in record.evaluation.get("verdict", {}).get("reasons", ()):
@@ -196,7 +198,7 @@ def show(name: str, store_url: str, as_json: bool) -> None:
 @main.command()
 @click.argument("names", nargs=-1, required=True)
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--format", "form", default="folder", show_default=True, help="folder, tokens, peft, vllm, kv or tgis.")
+@click.option("--format", "form", default="folder", show_default=True, help="folder, tokens, peft, vllm, kv, tgis or text.")
 @click.option("--gguf", is_flag=True, help="tokens: write the base's GGUF file with the prompts in it, for llama.cpp.")
 @click.option("--layers", help="tokens --gguf: keep (default) the layers as they are, or f32.")
 @click.option("--peft-type", help="peft: prompt_tuning, prefix_tuning or cartridge; default: as the prompt is.")
@@ -206,8 +208,8 @@ def export(names: tuple[str, ...], folder: Path, form: str, gguf: bool, layers: 
 
     folder: safetensors and JSON for promptmill itself. tokens: the base model with soft prompts as tokens, several in one
     file, for transformers, vLLM, SGLang and llama.cpp. peft: a PEFT adapter. vllm: prompt_embeds and a client. kv: keys
-    and values for transformers' generate. tgis: a prefix for IBM's text-generation-inference. What a form cannot express is refused
-    with the reason.
+    and values for transformers' generate. tgis: a prefix for IBM's text-generation-inference. text: a text prompt as JSON of
+    chat messages, for any model. What a form cannot express is refused with the reason.
     """
     from prompt_core.export import export as write
 
@@ -287,8 +289,8 @@ def _summary(prompt: TunedPrompt) -> dict[str, Any]:
         "parameters": manifest.parameters,
         "bytes": prompt.num_bytes,
         "backbone": manifest.backbone.name,
-        "steps": f"{manifest.tuning.kept_step} kept of {manifest.tuning.steps}",
-        **({"search": manifest.search.summary()} if manifest.search else {}),
+        **({"steps": f"{manifest.tuning.kept_step} kept of {manifest.tuning.steps}"} if manifest.tuning else {}),
+        **({"search": search.summary()} if (search := manifest.search or manifest.text_search) else {}),
         **counts,
     }
 

@@ -205,7 +205,7 @@ class TaskEncoding:
             PromptmillError: they leave no room for an input.
         """
         return self._check_room(
-            self._long_ids("", demonstrations), f"{len(demonstrations)} demonstrations", "Lower evaluate.few_shot or prompt.demonstrations."
+            self._long_ids("", demonstrations), f"{len(demonstrations)} demonstrations", "Lower evaluate.few_shot, prompt.demonstrations or text.demonstrations."
         )
 
     def _long_ids(self, context: str, demonstrations: Sequence[tuple[Mapping[str, Any], str]]) -> tuple[int, ...]:
@@ -271,6 +271,16 @@ class TaskEncoding:
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a text that stands alone, with the tokenizer's special tokens around it."""
         return [*self._leading, *self._ids(text), *self._trailing]
+
+    @property
+    def tokens_behind(self) -> int:
+        """How many tokens the template has behind its last field."""
+        return len(self._ids(self._suffix))
+
+    @property
+    def special_texts(self) -> list[str]:
+        """Texts that the tokenizer reads as special tokens."""
+        return list(self._tokenizer.all_special_tokens)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, without special tokens and surrounding white space."""

@@ -15,6 +15,7 @@ from prompt_core.encoding import Encoded, Located, TaskEncoding, soft_ids
 from prompt_core.errors import PromptmillError
 from prompt_core.generation import generate
 from prompt_core.prompts import PromptState, lower
+from prompt_core.text.score import root_of
 from prompt_core.tuning.build import build_classifier
 from prompt_core.tuning.heads import LinearHead
 from prompt_core.tuning.objective import Classification, LabelAnchors
@@ -30,7 +31,7 @@ def predict(
     """Labels, generated texts or entities of a tuned prompt, see `TunedPrompt.predict`."""
     backbone = backbone or backbone_of(prompt)
     prompt.check_base(backbone.identity)
-    encoding = TaskEncoding(prompt.task, backbone)
+    encoding = TaskEncoding(prompt.worded, backbone)
     rows = as_fields(inputs, encoding.fields)
     tuned = restore(prompt, encoding, backbone)
     if prompt.task.tags:
@@ -116,6 +117,8 @@ def find_entities(
 
 def restore(prompt: TunedPrompt, encoding: TaskEncoding, backbone: Backbone) -> PromptState:
     """The artifact's prompt on the backbone's device, as its template places it."""
+    if prompt.manifest.text:
+        return root_of(prompt.manifest.text, encoding, backbone)
     tensors = {name: tensor.to(backbone.device) for name, tensor in prompt.tensors.items()}
     rows = tensors.get("embeddings")
     if prompt.manifest.kind == "deep":
@@ -133,7 +136,7 @@ def restore_classifier(prompt: TunedPrompt, encoding: TaskEncoding, backbone: Ba
     elif "anchors" in tensors:
         classifier = LabelAnchors(backbone, tensors["anchors"], prompt.task.tune.anchor_scale)
     else:
-        classifier = build_classifier(prompt.task, encoding, backbone, prompt.manifest.labels)
+        classifier = build_classifier(prompt.worded, encoding, backbone, prompt.manifest.labels)
     classifier.label_bias = tensors.get("label_bias")
     return classifier
 

@@ -8,6 +8,7 @@ from typing import NoReturn, Self, TextIO
 
 from tqdm import tqdm
 
+from prompt_core.text.search import Round, shown_round
 from prompt_core.trials import shown_score
 from prompt_core.tuning import SearchStep, Step
 
@@ -67,6 +68,12 @@ class Progress:
         shown = {"wave": f"{step.wave}/{step.waves}", "trials": str(step.trials)}
         bar.set_postfix(shown | ({"best": shown_score(step.best)} if step.best else {}), refresh=False)
         bar.update(step.done - bar.n)
+
+    def round(self, round: Round) -> None:
+        """Show a round of a search for a text prompt, the best so far and what is spent; fits `tune(on_round=)`."""
+        bar = self._at(f"{round.task}: text search", round.rounds, "round")
+        bar.set_postfix(shown_round(round), refresh=False)
+        bar.update(round.number - bar.n)
 
     def contender(self, name: str, done: int, total: int) -> None:
         """Show how many test rows a contender has answered."""

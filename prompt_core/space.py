@@ -81,8 +81,11 @@ def check_space(space: Mapping[str, Values], parts: Mapping[str, type[BaseModel]
         where = f"tune.search.space: {path}"
         if path not in known:
             raise PromptmillError(where, "is no setting that a search can choose", nearest(path, known))
-        if path == "prompt.kind" and not isinstance(values, Range) and "auto" in values:
-            raise PromptmillError(where, "auto is what the search replaces", "Choose from soft and deep.")
+        if path == "prompt.kind" and not isinstance(values, Range):
+            if "auto" in values:
+                raise PromptmillError(where, "auto is what the search replaces", "Choose from soft and deep.")
+            if "text" in values:
+                raise PromptmillError(where, "text has a search of its own", "Choose from soft and deep.")
         if isinstance(values, Range) and not {int, float} & set(_plain_types(known[path].annotation)):
             raise PromptmillError(where, "takes no numbers", "Give a list of choices.")
         checked: Any = Annotated[known[path].annotation, Field(), *known[path].metadata]

@@ -77,10 +77,10 @@ class DataSpec(Part):
 class PromptSpec(Part):
     """What is tuned."""
 
-    kind: Literal["soft", "deep", "auto"] = Field(
+    kind: Literal["soft", "deep", "text", "auto"] = Field(
         default="deep",
-        description="soft: input embeddings; deep: keys and values in every layer; auto: this and what else the file leaves open is "
-        "chosen by a search, see tune.search",
+        description="soft: input embeddings; deep: keys and values in every layer; text: words, searched as the part text says; auto: "
+        "soft or deep and what else the file leaves open is chosen by a search, see tune.search",
     )
     tokens: int | None = Field(
         default=None,
@@ -113,6 +113,8 @@ class PromptSpec(Part):
                 raise ValueError(f"start: {start} and the field {field} go together; give both or neither")
         if self.kind == "soft" and (self.start == "zero" or self.sink):
             raise ValueError(f"{'sink' if self.sink else 'start: zero'} is for kind: deep; a soft prompt has no keys and values")
+        if self.kind == "text" and (other := next((n for n in type(self).model_fields if n != "kind" and _is_given(self, n)), None)):
+            raise ValueError(f"{other} is not for kind: text, which is words; the part text says how they are searched")
         if self.kind == "deep" and self.network == "lstm":
             raise ValueError("network: lstm is for kind: soft; a deep prompt takes mlp")
         return self
@@ -345,6 +347,21 @@ class TaskSpec(Part):
                 raise PromptmillError("tune.decay", what, "Leave it out.")
         return self
 
+    @model_validator(mode="after")
+    def _text_fits(self) -> TaskSpec:
+        if self.prompt.kind != "text":
+            if self.text != TextSpec() and self.prompt.kind != "auto":
+                raise ValueError(f"the part text is for prompt.kind: text; this one is {self.prompt.kind}")
+            return self
+        if self.objective == "distill":
+            raise ValueError("prompt.kind: text is not for objective: distill, whose text is what is distilled; take soft or deep")
+        for name, way in (("search", "text.rounds and text.together"), ("calibrate", "the search, which calibrates where that is better")):
+            if getattr(self.tune, name):
+                raise ValueError(f"tune.{name} is not for prompt.kind: text; leave it to {way}")
+        if self.tune.loss != "label_set":
+            raise ValueError(f"tune.loss: {self.tune.loss} is not for prompt.kind: text, which nothing is trained for")
+        return self
+
     @property
     def search(self) -> SearchSpec | None:
         """The search that chooses the settings, if one is asked for; `prompt.kind: auto` alone means all its defaults."""
@@ -395,12 +412,19 @@ class TaskSpec(Part):
             content["prompt"]["start_from"] = "-"
         if self.distill and self.distill.context:
             content["distill"]["context"] = "-"  # the manifest has its digest
+        if self.text.endpoint:
+            content["text"]["endpoint"]["url"] = "-"
         content["backbone"]["name"] = backbone
         return content
 
     def locate(self, path: str) -> str:
         """`path` as it can be opened: URLs and absolute paths as they are, others from the task file's folder."""
         return path if "://" in path or Path(path).is_absolute() else str(self._folder / path)
+
+
+def _is_given(part: Part, name: str) -> bool:
+    """Whether a field has another value than its default."""
+    return bool(getattr(part, name) != type(part).model_fields[name].default)
 
 
 def load_task(path: str | Path) -> TaskSpec:

@@ -45,7 +45,7 @@ def test_a_kind_of_auto_keeps_what_the_search_says() -> None:
         ({"space": {"tune.steps": {"low": 8, "high": 4}}}, "from 8 to 4 is no range"),
         ({"space": {"tune.learning_rate": {"low": 0, "high": 4, "log": True}}}, "from 0 to 4 is no range of factors"),
         ({"space": {"prompt.kind": {"low": 1, "high": 2}}}, "prompt.kind: takes no numbers. Give a list of choices."),
-        ({"space": {"prompt.kind": ["depp"]}}, "prompt.kind: Input should be 'soft', 'deep' or 'auto' (found 'depp')"),
+        ({"space": {"prompt.kind": ["depp"]}}, "prompt.kind: Input should be 'soft', 'deep', 'text' or 'auto' (found 'depp')"),
         ({"space": {"prompt.kind": ["auto", "deep"]}}, "prompt.kind: auto is what the search replaces"),
     ],
 )

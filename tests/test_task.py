@@ -127,7 +127,7 @@ def test_a_missing_field_of_a_section_is_named(tmp_path: Path) -> None:
         ({"tune": {"learning_rate": float("nan")}}, "tune.learning_rate: Input should be "),
         ({"gate": {"min_gain": float("inf")}}, "gate.min_gain: Input should be a finite number (found inf)"),
         ({"data": "returns.csv"}, "data: Input should be a valid dictionary or instance of DataSpec (found 'returns.csv')"),
-        ({"prompt": {"kind": "hard"}}, "prompt.kind: Input should be 'soft', 'deep' or 'auto' (found 'hard')"),
+        ({"prompt": {"kind": "hard"}}, "prompt.kind: Input should be 'soft', 'deep', 'text' or 'auto' (found 'hard')"),
         ({"objective": "clasify"}, "objective: Input should be 'classify', 'generate', 'extract' or 'distill' (found 'clasify')"),
         ({"data": {"path": "", "target": "label"}}, "data.path: is missing"),
         ({"template": 5}, "template"),

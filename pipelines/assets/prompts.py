@@ -17,7 +17,7 @@ from prompt_core.task import parse_task
 class TuneConfig(dg.Config):
     """Knobs for one run. What is left out is as the task file says; lasting changes belong there."""
 
-    kind: str | None = Field(None, description="soft: input embeddings; deep: keys and values in every layer; auto: chosen by a search")
+    kind: str | None = Field(None, description="soft: input embeddings; deep: keys and values in every layer; text: words; auto: chosen by a search")
     tokens: int | None = Field(None, description="length of the prompt")
     steps: int | None = Field(None, description="optimizer steps at most")
     batch_examples: int | None = Field(None, description="examples per step")
@@ -53,13 +53,14 @@ def tuned_prompt(
     context: dg.AssetExecutionContext, config: TuneConfig, tasks: TaskFolder, progress: RunLog, checkpoints: Checkpoints, splits: Splits
 ):
     """The prompt of the frozen model, tuned on the train rows and chosen on the validation rows. The test rows are left alone.
-    Where the task file asks for a search, its settings are chosen first, on train and validation rows together."""
+    Where the task file asks for a search, its settings are chosen first, on train and validation rows together; a text prompt
+    is searched on these as a whole."""
     from prompt_core import tune  # torch loads here, not with the code location
 
     task = config.applied_to(tasks.load(context.partition_key))
     began = time.monotonic()
     with progress.follow(context) as shown:
-        callbacks = {"on_step": shown.step, "on_search": shown.search}
+        callbacks = {"on_step": shown.step, "on_search": shown.search, "on_round": shown.round}
         prompt = tune(task, splits.train, splits.validation, **callbacks, checkpoints=Path(checkpoints.folder))
     seconds = time.monotonic() - began
     return dg.MaterializeResult(value=prompt, data_version=dg.DataVersion(prompt.digest), metadata=tuning_metadata(prompt, seconds))

@@ -55,6 +55,20 @@ def loss_curve(steps: Sequence[int], train_loss: Sequence[float], validation_ste
     return _data_uri(figure)
 
 
+def pareto(tried: Sequence[tuple[int, float]], front: Sequence[tuple[int, float]], measure: str) -> str:
+    """Prompts by length: all that were tried as (tokens, value), and those that no shorter one equals. Returns a data URI."""
+    figure, axes = _figure(6.4, 3.4)
+    axes.scatter([tokens for tokens, _ in tried], [value for _, value in tried], color=_OTHER, s=18, label="tried", zorder=2)
+    steps, values = [tokens for tokens, _ in front], [value for _, value in front]
+    axes.step(steps, values, where="post", color=_TUNED, linewidth=2, marker="o", markersize=5, label="best of this length or less", zorder=3)
+    axes.set_title(f"{measure} by length of the prompt", fontsize=_TITLE_SIZE, color=_INK)
+    axes.set_xlabel("tokens", color=_INK)
+    axes.set_ylabel(measure, color=_INK)
+    axes.grid(color=_FAINT, linewidth=0.8)
+    axes.legend(frameon=False, loc="lower right")
+    return _data_uri(figure)
+
+
 def confusion(targets: Texts, predictions: Texts, labels: Sequence[str]) -> str:
     """True labels by predicted ones, the most confused first and side by side. Returns a data URI.
 

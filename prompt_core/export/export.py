@@ -10,14 +10,22 @@ from prompt_core.errors import PromptmillError, nearest
 from prompt_core.export.folder import export_folder
 from prompt_core.export.gguf import Layers, export_gguf
 from prompt_core.export.kv import export_kv
-from prompt_core.export.package import Published
+from prompt_core.export.package import Published, refused
 from prompt_core.export.peft import PeftType, export_peft
+from prompt_core.export.text import export_text
 from prompt_core.export.tgis import export_tgis
 from prompt_core.export.tokens import export_tokens
 from prompt_core.export.vllm import export_vllm
 
-# Each format of one prompt, with its own file; forms of text prompts (chat messages, LangChain, ...) belong here too.
-_OF_ONE: dict[str, Callable[[Published, Path], None]] = {"folder": export_folder, "vllm": export_vllm, "kv": export_kv, "tgis": export_tgis}
+# Each format of one prompt, with its own file; further forms of text prompts (LangChain, ...) belong here too.
+_OF_ONE: dict[str, Callable[[Published, Path], None]] = {
+    "folder": export_folder,
+    "vllm": export_vllm,
+    "kv": export_kv,
+    "tgis": export_tgis,
+    "text": export_text,
+}
+_OF_TEXTS = ("folder", "kv", "text")  # what can say a prompt that is words
 T = TypeVar("T")
 FORMATS = ("tokens", "peft", *_OF_ONE)
 
@@ -49,6 +57,8 @@ def export(
         raise PromptmillError(
             f"export as {form}", f"{len(published)} prompts are named", "Only tokens takes several; export each by itself."
         )
+    if form not in _OF_TEXTS and (texts := [each for each in published if each.prompt.manifest.kind == "text"]):
+        raise refused(texts[0], form, "it is words, which no tensor says better", f"Use {', '.join(_OF_TEXTS)}.")
     if ((gguf or layers) and form != "tokens") or (layers and not gguf):
         raise PromptmillError("--layers" if layers else "--gguf", f"is not for --format {form}", "Write --format tokens --gguf.")
     if peft_type and form != "peft":

@@ -26,7 +26,8 @@ def export_folder(published: Published, folder: Path) -> None:
 
 
 def _readme(published: Published) -> str:
-    shape = ", ".join(f"`{name}` {list(tensor.shape)}" for name, tensor in sorted(published.prompt.tensors.items()))
+    tensors = sorted(published.prompt.tensors.items())
+    shape = ", ".join(f"`{name}` {list(tensor.shape)}" for name, tensor in tensors) or "no tensor, the prompt is words"
     return f"""# {published.title}
 
 {facts(published)}

@@ -82,7 +82,7 @@ class Opened:
         }
         if prompt.task.objective == "generate":
             return recipe | {"max_new_tokens": prompt.manifest.max_new_tokens}
-        words = {label: encoding.encode_target(describe(prompt.task, label))[: -len(stop)] for label in prompt.manifest.labels}
+        words = {label: encoding.encode_target(describe(prompt.worded, label))[: -len(stop)] for label in prompt.manifest.labels}
         labels = {label: self.backbone.tokenizer.decode(ids) for label, ids in words.items()}
         return recipe | {"labels": labels, "max_new_tokens": max(map(len, words.values())), "label_score": prompt.task.tune.label_score}
 
@@ -119,5 +119,5 @@ def opened(published: Published, form: str) -> Opened:
     if prompt.task.backbone.quantization:
         why = f"its base holds its weights in {prompt.task.backbone.quantization}, so that the plain weights are another model"
         raise refused(published, form, why, "Tune it on the base that will serve it.")
-    encoding = TaskEncoding(prompt.task, backbone)
+    encoding = TaskEncoding(prompt.worded, backbone)
     return Opened(published, backbone, encoding, restore(prompt, encoding, backbone))

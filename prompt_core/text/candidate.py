@@ -12,6 +12,7 @@ from prompt_core.errors import PromptmillError
 from prompt_core.task import Role, TaskSpec
 from prompt_core.template import Template
 from prompt_core.text.prompt import Demonstration, TextPrompt
+from prompt_core.text.spec import TEMPLATE_CODE
 from prompt_core.tuning.build import answer
 
 Structure = Literal["as_written", "system", "before", "after", "around"]
@@ -62,7 +63,7 @@ def own_candidate(task: TaskSpec) -> Candidate:
 def instruction(task: TaskSpec) -> str:
     """The template's own instruction: its first message without a field; empty where there is none."""
     for _, text in _messages(task):
-        if "{" not in text:
+        if not TEMPLATE_CODE.search(text):
             return text.strip()
     return ""
 
@@ -74,9 +75,9 @@ def structures(task: TaskSpec) -> Sequence[Structure]:
 
 def _built(task: TaskSpec, wording: str, structure: Structure) -> str | tuple[dict[Role, str], ...]:
     """The template's messages with fields, and the wording in its place."""
-    if "{{" in wording or "{%" in wording or "{#" in wording:
+    if TEMPLATE_CODE.search(wording):
         raise PromptmillError(f"task {task.name}: wording", f'"{wording[:60]}" holds template code', "Write plain words.")
-    inputs = [(role, text) for role, text in _messages(task) if "{" in text]
+    inputs = [(role, text) for role, text in _messages(task) if TEMPLATE_CODE.search(text)]
     if not inputs:
         raise PromptmillError(f"task {task.name}: template", "has no message with a field", "Put a column in, like {{ text }}.")
     (first_role, first), (last_role, last) = inputs[0], inputs[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,11 +17,14 @@ from prompt_core.encoding import Encoded
 from prompt_core.errors import PromptmillError
 from prompt_core.prompts import PromptState, Tree, hidden_states
 from prompt_core.task import TaskSpec
+from prompt_core.template import Template
 from prompt_core.text.budget import Budget
 from prompt_core.text.candidate import Candidate
 from prompt_core.text.journal import Journal
 from prompt_core.text.race import Values
 from prompt_core.text.score import Question, score_prompts
+from prompt_core.tuning.build import answer
+from prompt_core.tuning.prepared import library_versions
 
 _TIE = 0.1  # of a right answer: what its probability decides between prompts that are right equally often
 
@@ -52,9 +56,18 @@ class Judge:
     ) -> None:
         self._task, self._backbone, self._labels = task, backbone, list(labels)
         self.rows, self._journal, self._budget = list(rows), journal, budget
-        self._by_id = {row["_id"]: row for row in rows}
-        self._base = f"{backbone.identity.weights}/{backbone.identity.tokenizer}/{backbone.identity.dtype}/{task.tune.label_score}"
+        self.by_id = {row["_id"]: row for row in rows}
+        spec, identity = task.tune, backbone.identity
+        reading = [spec.label_score, spec.max_tokens, spec.truncate, spec.batch_tokens, backbone.device.type]
+        self._base = json.dumps([identity.weights, identity.tokenizer, identity.dtype, *reading, *library_versions().values()])
         self._questions: dict[str, Question] = {}
+        self._abouts: dict[str, str] = {}
+        self._charged: set[str] = set()
+
+    @property
+    def spent(self) -> tuple[int, float]:
+        """Tokens and dollars so far."""
+        return self._budget.spent_tokens, self._budget.spent_dollars
 
     def question(self, candidate: Candidate) -> Question:
         """The candidate made ready.
@@ -63,13 +76,14 @@ class Judge:
             PromptmillError: it does not fit the model's context or the task's fields.
         """
         if candidate.digest not in self._questions:
-            prompt = candidate.prompt(self._task, self._by_id)
+            prompt = candidate.prompt(self._task, self.by_id)
             self._questions[candidate.digest] = Question.of(self._task, prompt, self._backbone, self._labels)
         return self._questions[candidate.digest]
 
     def tokens(self, candidate: Candidate) -> int:
-        """How long the prompt is."""
-        return len(self.question(candidate).root.root)
+        """How long the prompt is: what stands in front of every input and behind it."""
+        question = self.question(candidate)
+        return len(question.root.root) + question.encoding.tokens_behind
 
     def scores(self, candidates: Sequence[Candidate], numbers: Sequence[int]) -> list[Values]:
         """Label scores [n, labels], or mean log-likelihoods of the target's tokens [n, 1], of each candidate on some rows.
@@ -78,10 +92,10 @@ class Judge:
             OutOfBudget: the scores that are not known yet would pass a limit.
         """
         keys = [[self._key(candidate, number) for number in numbers] for candidate in candidates]
-        missing = {key: (c, n) for c, own in zip(candidates, keys, strict=True) for n, key in zip(numbers, own, strict=True)}
-        missing = {key: pair for key, pair in missing.items() if self._journal.get(key) is None}
-        if missing:
-            self._pay(missing)
+        asked = {key: (c, n) for c, own in zip(candidates, keys, strict=True) for n, key in zip(numbers, own, strict=True)}
+        asked = {key: pair for key, pair in asked.items() if key not in self._charged}
+        if asked:
+            self._pay(asked)
         return [np.array([self._journal.get(key) for key in own], dtype=np.float64) for own in keys]
 
     def values(self, candidate: Candidate, scores: Values, numbers: Sequence[int]) -> Values:
@@ -109,10 +123,7 @@ class Judge:
             OutOfBudget: the pass would exceed a limit.
         """
         examples = [question.encode(self._task, dict(self.rows[number])) for number in numbers]
-        cost = len(root.root) + sum(map(question.tokens, examples))
-        if reason := self._budget.reason(tokens=cost):
-            raise OutOfBudget(reason)
-        self._budget.spent_tokens += cost
+        self.charge(len(root.root) + sum(map(question.tokens, examples)))
         (states,) = hidden_states(self._backbone, [Tree(root, *question.segments(examples))])
         scores = question.scores(self._backbone, states, examples)
         if not self._labels:
@@ -120,38 +131,77 @@ class Judge:
         right = [self._labels.index(self.rows[number][self._task.data.target]) for number in numbers]
         return F.cross_entropy(scores, torch.tensor(right, device=scores.device))
 
-    def _pay(self, missing: Mapping[str, tuple[Candidate, int]]) -> None:
-        by_candidate: dict[str, tuple[Question, list[str], list[Encoded]]] = {}
-        for key, (candidate, number) in missing.items():
-            question = self.question(candidate)
-            _, keys, examples = by_candidate.setdefault(candidate.digest, (question, [], []))
-            keys.append(key)
-            examples.append(question.encode(self._task, dict(self.rows[number])))
-        groups = list(by_candidate.values())
-        cost = sum(len(question.root.root) + sum(map(question.tokens, examples)) for question, _, examples in groups)
-        if reason := self._budget.reason(tokens=cost):
+    def mistakes(self, candidate: Candidate) -> list[tuple[str, str, str]]:
+        """Input, right answer and given answer of rows that the candidate met and gets wrong; the worst first where it writes texts."""
+        met = [number for number in range(len(self.rows)) if self._key(candidate, number) in self._charged]
+        if not met:
+            return []
+        (scores,) = self.scores([candidate], met)
+        worst = np.argsort(self.values(candidate, scores, met), kind="stable")  # NaN, a row that it shows, comes last
+        task, fields = candidate.prompt(self._task, self.by_id).applied_to(self._task), Template(self._task).fields
+        found = []
+        for place in worst[: len(met) // 2].tolist():
+            row = self.rows[met[place]]
+            right, given = row[task.data.target], self._labels[int(scores[place].argmax())] if self._labels else None
+            if given != right:
+                shown = answer(task, given) if given is not None else "(another one)"
+                found.append(("\n".join(str(row[name]) for name in fields), answer(task, right), shown))
+        return found
+
+    def charge(self, tokens: int) -> None:
+        """Book tokens through the frozen model, before they are spent.
+
+        Raises:
+            OutOfBudget: they would pass a limit.
+        """
+        if reason := self._budget.reason(tokens=tokens):
             raise OutOfBudget(reason)
-        self._budget.spent_tokens += cost
+        self._budget.spent_tokens += tokens
+
+    def _pay(self, asked: Mapping[str, tuple[Candidate, int]]) -> None:
+        """Book what is asked for the first time, whether it is known from an interrupted search or not, and find out what is not."""
+        groups = self._groups(asked)
+        self.charge(sum(len(question.root.root) + sum(map(question.tokens, examples)) for question, _, examples in groups))
+        self._charged |= asked.keys()
+        groups = self._groups({key: pair for key, pair in asked.items() if self._journal.get(key) is None})
         found = score_prompts(self._backbone, [g[0] for g in groups], [g[2] for g in groups], self._task.tune.batch_tokens)
         self._journal.put(
             {key: row for (_, keys, _), scores in zip(groups, found, strict=True) for key, row in zip(keys, scores.tolist(), strict=True)}
         )
 
+    def _groups(self, asked: Mapping[str, tuple[Candidate, int]]) -> list[tuple[Question, list[str], list[Encoded]]]:
+        """Per candidate its question, and keys and inputs of the rows."""
+        groups: dict[str, tuple[Question, list[str], list[Encoded]]] = {}
+        for key, (candidate, number) in asked.items():
+            question = self.question(candidate)
+            _, keys, examples = groups.setdefault(candidate.digest, (question, [], []))
+            keys.append(key)
+            examples.append(question.encode(self._task, dict(self.rows[number])))
+        return list(groups.values())
+
+    def about(self, candidate: Candidate) -> str:
+        """What a candidate's answers depend on beside the row: model, settings and prompt, by content. Calibration comes after."""
+        if candidate.digest not in self._abouts:
+            prompt = candidate.prompt(self._task, self.by_id).model_dump_json()
+            self._abouts[candidate.digest] = hashlib.sha256("\n".join([self._base, prompt, *self._labels]).encode()).hexdigest()
+        return self._abouts[candidate.digest]
+
     def _key(self, candidate: Candidate, number: int) -> str:
-        """Of one score: model, prompt and row by content. Calibration comes after the score."""
-        prompt = candidate.prompt(self._task, self._by_id).model_dump_json()
         row = self.rows[number]
-        about = "\n".join([self._base, prompt, "\n".join(self._labels), row["_id"], str(row[self._task.data.target])])
+        about = "\n".join([self.about(candidate), row["_id"], str(row[self._task.data.target])])
         return hashlib.sha256(about.encode()).hexdigest()[:32]
 
 
 def fits(judge: Judge, candidate: Candidate) -> str | None:
     """Why a candidate cannot be asked; None if it can."""
     try:
-        judge.question(candidate)
+        question = judge.question(candidate)
     except PromptmillError as error:
         return f"{error.what}"
-    return None
+    if special := next((mark for mark in question.encoding.special_texts if mark in candidate.wording), None):
+        return f"holds {special}, which the model reads as a mark of its own"
+    words = [word for _, word in candidate.words]
+    return "two labels have the same words" if len(set(words)) < len(words) else None
 
 
 def _log_softmax(scores: Values) -> Values:

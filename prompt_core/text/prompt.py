@@ -55,5 +55,14 @@ class TextPrompt(BaseModel):
         return [{"role": str(role), "content": text} for role, text in ordered]
 
 
+    def page(self, task: TaskSpec) -> str:
+        """The prompt for people: what a model reads for an input whose fields are shown by their names, and the label words."""
+        fields = Template(self.applied_to(task), soft=False).fields
+        shown = self.render(task, {name: f"<{name}>" for name in fields})
+        text = shown if isinstance(shown, str) else "\n".join(f"[{message['role']}] {message['content']}" for message in shown)
+        words = [f"{label}: {self.labels[label]}" for label in sorted(self.labels)]
+        return "\n".join([text, *(["", "answers: " + ", ".join(words)] if words else [])])
+
+
 def _behind_system(messages: list[tuple[Role | None, str]]) -> list[tuple[Role | None, str]]:
     return [message for message in messages if message[0] != "system"]

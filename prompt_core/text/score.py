@@ -43,10 +43,8 @@ class Question:
         """Raises PromptmillError: the prompt does not fit the backbone's context, or names a field that is not there."""
         worded = prompt.applied_to(task)
         encoding = TaskEncoding(worded, backbone, soft=False)
-        shown = [(demonstration.fields, demonstration.answer) for demonstration in prompt.demonstrations]
-        root = encoding.root_with_demonstrations(shown) if shown else encoding.root
         classifier = build_classifier(worded, encoding, backbone, labels) if labels else None
-        return cls(encoding, PromptState.of(backbone, root=root), classifier)
+        return cls(encoding, root_of(prompt, encoding, backbone), classifier)
 
     def encode(self, task: TaskSpec, row: dict[str, Any]) -> Encoded:
         """A row with its answer as the target of a text; of a classifier the input alone."""
@@ -64,6 +62,17 @@ class Question:
     def scores(self, backbone: Backbone, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
         """Label scores [n, labels], or the mean log-likelihood of the target's tokens [n, 1]."""
         return self.classifier.scores(states, examples) if self.classifier else _likelihoods(backbone, states, examples)
+
+
+def root_of(prompt: TextPrompt, encoding: TaskEncoding, backbone: Backbone) -> PromptState:
+    """What stands in front of every input of a text prompt: its words before the first field, and its demonstrations.
+
+    Raises:
+        PromptmillError: they do not fit the backbone's context.
+    """
+    shown = [(demonstration.fields, demonstration.answer) for demonstration in prompt.demonstrations]
+    root = encoding.root_with_demonstrations(shown) if shown else encoding.root
+    return PromptState.of(backbone, root=root)
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ that was scored.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -21,6 +22,7 @@ from prompt_core.text.copying import Copies
 from prompt_core.text.demonstrations import CHOICES, chosen
 from prompt_core.text.judge import Judge, OutOfBudget, fits
 from prompt_core.text.race import Values, mean, race
+from prompt_core.text.spec import TEMPLATE_CODE
 
 Propose = Callable[[Sequence["Tried"], Random], Sequence[str]]
 OnRound = Callable[["Round"], None]
@@ -52,12 +54,31 @@ class Tried:
 
 @dataclass(frozen=True)
 class Round:
-    """What a progress bar shows after a round: its number from 1, how many there may be, the best so far, tokens spent."""
+    """What a progress bar or a run log shows after a round.
 
+    Attributes:
+        task: its name.
+        number, rounds: of this round, from 1, and how many there may be.
+        best: so far.
+        tried: candidates so far.
+        tokens, dollars: spent so far.
+        eta_seconds: expected time to the end of the last round.
+    """
+
+    task: str
     number: int
     rounds: int
     best: Tried
     tried: int
+    tokens: int
+    dollars: float
+    eta_seconds: float
+
+
+def shown_round(round: Round) -> dict[str, str]:
+    """A round for people, as names and values."""
+    spent = f"{round.tokens:,} tokens" + (f", {round.dollars:.4f} dollars" if round.dollars else "")
+    return {"best": f"{round.best.value:.4f}", "candidates": str(round.tried), "spent": spent}
 
 
 @dataclass(frozen=True)
@@ -76,15 +97,6 @@ class Found:
     ended: str
     rejected: Mapping[str, str]
 
-    @property
-    def pareto(self) -> list[Tried]:
-        """The finalists that no shorter one equals, the shortest first."""
-        front: list[Tried] = []
-        for tried in sorted(self.finalists, key=lambda t: (t.tokens, -t.value)):
-            if not front or tried.value > front[-1].value:
-                front.append(tried)
-        return front
-
 
 class TextSearch:
     """A search over the training rows of a task.
@@ -92,7 +104,7 @@ class TextSearch:
     Args:
         task: `text` says what is searched and how long.
         judge: scores candidates.
-        features: of the training rows, [n, H], for the choice of demonstrations.
+        features: of the judge's rows, float32 [n, H], for the choice of demonstrations.
         propose: makers of wordings; asked in turn.
         copies: what wordings may not repeat.
     """
@@ -106,6 +118,8 @@ class TextSearch:
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._tried: dict[str, Tried] = {}
         self._rejected: dict[str, str] = {}
+        self._surplus: list[str] = []  # wordings of a round that had room for no more
+        self._turn = -1
         numbers = list(range(len(judge.rows)))
         self._random.shuffle(numbers)
         size = self._spec.block
@@ -122,30 +136,33 @@ class TextSearch:
         """
         own = own_candidate(self._task)
         self._judge.question(own)  # its errors are the user's
-        self._race([own, *self._given(own)])
-        ended, waited = "rounds", 0
+        self._race([own])  # alone, so that it meets every row: what is found has to be better on all of them
+        ended, waited, began = "rounds", 0, time.monotonic()
         for number in range(1, self._spec.rounds + 1):
             before = self._best().worth(self._spec.length_penalty)
             try:
-                self._round()
+                self._round(self._given(own) if number == 1 else [])
             except OutOfBudget as limit:
                 ended = str(limit)
                 break
             if on_round:
-                on_round(Round(number, self._spec.rounds, self._best(), len(self._tried)))
+                eta = (time.monotonic() - began) / number * (self._spec.rounds - number)
+                tokens, dollars = self._judge.spent
+                best, rounds = self._best(), self._spec.rounds
+                on_round(Round(self._task.name, number, rounds, best, len(self._tried), tokens, dollars, eta))
             waited = waited + 1 if self._best().worth(self._spec.length_penalty) <= before else 0
             if waited >= self._spec.patience:
                 ended = "patience"
                 break
         return Found(list(self._tried.values()), self._finalists(), ended, dict(self._rejected))
 
-    def _round(self) -> None:
-        """Half the candidates vary the wording of the best ones, half are the sampler's."""
+    def _round(self, given: Sequence[Candidate]) -> None:
+        """Those given; of the others half vary the wording of the best ones, half are the sampler's."""
         half = self._spec.together // 2
         fresh = [self._reworded(wording) for wording in self._new_wordings(half)]
         trials = [self._study.ask() for _ in range(self._spec.together - len(fresh))]
         asked = [self._sampled(trial) for trial in trials]
-        self._race([*fresh, *asked])
+        self._race([*given, *fresh, *asked])
         for trial, candidate in zip(trials, asked, strict=True):
             tried = self._tried.get(candidate.digest)
             if tried is None:
@@ -192,22 +209,26 @@ class TextSearch:
 
     def _new_wordings(self, count: int) -> list[str]:
         known = {tried.candidate.wording for tried in self._tried.values()} | self._rejected.keys()
-        found: list[str] = []
+        found, self._surplus = self._surplus, []
+        known.update(found)
         ranked = self._ranked()
-        for turn in range(4 * count):
+        for _ in range(4 * count):
             if len(found) >= count or not self._propose:
                 break
-            for wording in self._propose[turn % len(self._propose)](ranked, self._random):
-                wording = wording.strip()
+            self._turn += 1
+            draws = Random(self._random.getrandbits(64))  # its own, whatever the others take
+            for wording in self._propose[self._turn % len(self._propose)](ranked, draws):
+                wording = " ".join("".join(sign if sign.isprintable() else " " for sign in wording).split())
                 if not wording or wording in known:
                     continue
                 known.add(wording)
                 if copied := self._copies.in_wording(wording):
                     self._rejected[wording] = f'repeats a training example: "{copied}"'
-                elif "{{" in wording or "{%" in wording or "{#" in wording:
+                elif TEMPLATE_CODE.search(wording):
                     self._rejected[wording] = "holds template code"
                 else:
                     found.append(wording)
+        self._surplus = found[count:]
         return found[:count]
 
     def _race(self, candidates: Sequence[Candidate]) -> None:
@@ -233,6 +254,8 @@ class TextSearch:
         race(len(runners), self._blocks, score, keep=max(2, self._spec.keep))
         order = [number for block in self._blocks for number in block]
         for candidate, scores in zip(runners, met, strict=True):
+            if candidate in known:  # met every row before, and may have left now
+                continue
             together = np.concatenate(scores)
             values = self._judge.values(candidate, together, order[: len(together)])
             self._tried[candidate.digest] = Tried(candidate, self._judge.tokens(candidate), values, mean(values))

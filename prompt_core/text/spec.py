@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import Field, model_validator
 
 from prompt_core.parts import Part
+
+TEMPLATE_CODE = re.compile(r"\{\{|\{%|\{#")
 
 
 class EndpointSpec(Part):
@@ -45,3 +49,13 @@ class TextSpec(Part):
     endpoint: EndpointSpec | None = Field(default=None, description="a language model that proposes wordings")
     max_tokens: int | None = Field(default=None, ge=1, description="tokens through the frozen model at most")
     minutes: float | None = Field(default=None, gt=0.0, description="time at most; a search that it ends is not reproducible")
+
+    @model_validator(mode="after")
+    def _words_are_words(self) -> TextSpec:
+        for wording in self.wordings:
+            if TEMPLATE_CODE.search(wording) or not wording.strip():
+                raise ValueError(f'wordings: "{wording[:60]}" holds template code or nothing; write plain words')
+        for label, words in self.label_words.items():
+            if not words or not all(word.strip() for word in words):
+                raise ValueError(f"label_words: {label} has none, or an empty one; name what the model may say for it")
+        return self

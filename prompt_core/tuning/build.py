@@ -59,7 +59,12 @@ def build_classifier(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone,
 
 
 def _words(task: TaskSpec, encoding: TaskEncoding, labels: Sequence[str]) -> list[list[int]]:
-    return [encoding.encode_target(describe(task, label)) for label in labels]
+    words = [encoding.encode_target(describe(task, label)) for label in labels]
+    for label, ids in zip(labels, words, strict=True):
+        if len(ids) <= len(encoding.end_of_turn) or not describe(task, label).strip():
+            what = f'"{label}" is said as "{describe(task, label)}", which is no token of {task.backbone.name}'
+            raise PromptmillError(f"task {task.name}: labels", what, "Name other words for it.")
+    return words
 
 
 def label_examples(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> list[Encoded]:

@@ -138,13 +138,18 @@ class Prepared:
                 unlabelled_rows=len(self._unlabelled),
                 unlabelled=frame_digest(self._unlabelled) if len(self._unlabelled) else None,
             ),
-            versions={
-                "promptmill": prompt_core.__version__,
-                "python": ".".join(platform.python_version_tuple()[:2]),
-                **{package: version(package) for package in ("torch", "transformers", "tokenizers")},
-            },
+            versions=library_versions(),
             device=backbone.device.type,
         )
+
+
+def library_versions() -> dict[str, str]:
+    """Of what decides the numbers of a tuning."""
+    return {
+        "promptmill": prompt_core.__version__,
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        **{package: version(package) for package in ("torch", "transformers", "tokenizers")},
+    }
 
 
 def own_sides(task: TaskSpec) -> Sides:

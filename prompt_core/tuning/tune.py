@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polars as pl
 from torch import nn
@@ -20,6 +21,9 @@ from prompt_core.tuning.member import Member, OnStep, Step
 from prompt_core.tuning.prepared import Prepared, Sides, own_sides
 from prompt_core.tuning.search import OnSearch, Search
 
+if TYPE_CHECKING:
+    from prompt_core.text.search import OnRound
+
 OnFleetStep = Callable[[int, Step], None]
 
 
@@ -31,6 +35,7 @@ def tune(
     *,
     on_step: OnStep | None = None,
     on_search: OnSearch | None = None,
+    on_round: OnRound | None = None,
     checkpoints: Path | None = None,
 ) -> TunedPrompt:
     """Tune the prompt of a task. Same task, data, backbone, versions and device: same digest.
@@ -44,6 +49,7 @@ def tune(
         backbone: the loaded frozen model; by default the task's own is loaded, once per process.
         on_step: called after every step with its loss, rate, speed and ETA.
         on_search: called after every step of a search.
+        on_round: called after every round of a search for a text prompt.
         checkpoints: a folder for the states that an interrupted tuning goes on from when it is started again; the
             result is the same, to the bit.
 
@@ -56,6 +62,7 @@ def tune(
         backbone,
         on_step=None if on_step is None else lambda _, step: on_step(step),
         on_search=on_search,
+        on_round=on_round,
         checkpoints=checkpoints,
     )
     if isinstance(result, PromptmillError):
@@ -70,6 +77,7 @@ def tune_fleet(
     *,
     on_step: OnFleetStep | None = None,
     on_search: OnSearch | None = None,
+    on_round: OnRound | None = None,
     checkpoints: Path | None = None,
 ) -> list[TunedPrompt | PromptmillError]:
     """Tune the prompts of many tasks (or seeds, or settings of one) side by side on one frozen model.
@@ -84,6 +92,7 @@ def tune_fleet(
         backbone: the loaded frozen model; by default the tasks' own.
         on_step: called with the index of a task after each of its steps.
         on_search: called after every step of a search.
+        on_round: called after every round of a search for a text prompt.
         checkpoints: as for `tune`; the states are those of the fleet as a whole.
 
     Returns:
@@ -99,6 +108,11 @@ def tune_fleet(
     for number, task in enumerate(tasks):
         try:
             sides = examples[number] if examples else own_sides(task)
+            if task.prompt.kind == "text":
+                from prompt_core.text.tune import tune_text  # which is made of parts of this package
+
+                results[number] = tune_text(task, sides, backbone, on_round, checkpoints)
+                continue
             if not task.search:
                 prepared[number] = Prepared(task, sides, backbone)
                 continue

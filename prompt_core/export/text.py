@@ -1,0 +1,68 @@
+"""`text`: a text prompt as JSON of chat messages (or one string), for any model behind any interface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prompt_core.export.package import RECIPES, Published, package, refused, write_json
+from prompt_core.template import Template
+from prompt_core.text.spec import TEMPLATE_CODE
+
+_OPEN, _CLOSE = "\ue000", "\ue001"  # around a field's name while the prompt is written down; no text means them
+_USAGE = f"""
+```python
+import json
+import jinja2
+
+prompt = json.load(open("{RECIPES}"))[0]
+fields = FIELDS
+fill = lambda text: jinja2.Template(text, keep_trailing_newline=True).render(fields)
+asked = [message | {{"content": fill(message["content"])}} for message in prompt.get("messages", [])] or fill(prompt["prompt"])
+```
+
+`asked` is what an OpenAI-compatible server takes as `messages`, or as `prompt` where the template is one string. `labels` says
+what a classifier's answers mean; one that is calibrated names `label_bias`, which is subtracted from the labels' scores (the
+`label_score` of the log-likelihoods of their tokens) where a server gives such.
+"""
+
+
+def export_text(published: Published, folder: Path) -> None:
+    """Write a text prompt down with its fields open; needs no model.
+
+    Raises:
+        PromptmillError: the prompt is not of kind text, its template has conditions or loops, or the folder cannot be written.
+    """
+    manifest = published.prompt.manifest
+    if manifest.text is None:
+        why = f"it is of kind {manifest.kind}, numbers that no text can say"
+        raise refused(published, "text", why, "Use folder; of a soft prompt also tokens or vllm.")
+    template = Template(published.prompt.worded, soft=False)
+    if not template.is_plain:
+        why = "its template has conditions, loops or filters"
+        raise refused(published, "text", why, "Use TunedPrompt.render, which fills them in.")
+    fields = str(dict.fromkeys(template.fields, "..."))
+    with package(folder, [published], "any model", _USAGE.replace("FIELDS", fields)) as beside:
+        write_json(beside / RECIPES, [_recipe(published, template)])
+
+
+def _recipe(published: Published, template: Template) -> dict[str, Any]:
+    prompt, manifest = published.prompt, published.prompt.manifest
+    shown = prompt.render({name: f"{_OPEN}{name}{_CLOSE}" for name in template.fields})
+    written: dict[str, Any] = (
+        {"prompt": _open(shown)} if isinstance(shown, str) else {"messages": [m | {"content": _open(m["content"])} for m in shown]}
+    )
+    recipe = written | {"name": prompt.name, "version": published.version, "digest": prompt.digest, "fields": list(template.fields)}
+    if not manifest.labels:
+        return recipe | {"max_new_tokens": manifest.max_new_tokens}
+    from prompt_core.tuning.build import describe  # torch loads with it, which texts do without
+
+    bias = {"label_bias": prompt.tensors["label_bias"].tolist()} if "label_bias" in prompt.tensors else {}
+    labels = {label: describe(prompt.worded, label) for label in manifest.labels}
+    return recipe | {"labels": labels, "label_score": prompt.task.tune.label_score} | bias
+
+
+def _open(text: str) -> str:
+    """A text as a Jinja template: what looks like code in it stays as it is, and fields are open."""
+    text = text.replace("{", "{{ '{' }}") if TEMPLATE_CODE.search(text) else text
+    return text.replace(_OPEN, "{{ ").replace(_CLOSE, " }}")

@@ -1,0 +1,244 @@
+"""`tune_text`: from a task to the best text prompt that a search finds for it, as an artifact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from prompt_core.artifact import DataRecord, Manifest, TunedPrompt
+from prompt_core.backbone import Backbone, EncoderDecoder
+from prompt_core.data.digest import frame_digest
+from prompt_core.data.packing import pack
+from prompt_core.encoding import TaskEncoding
+from prompt_core.errors import PromptmillError, nearest
+from prompt_core.prompts import PromptState
+from prompt_core.task import TaskSpec
+from prompt_core.template import Template
+from prompt_core.text.budget import Budget
+from prompt_core.text.copying import Copies
+from prompt_core.text.edits import edited
+from prompt_core.text.endpoint import Endpoint
+from prompt_core.text.finals import Finals
+from prompt_core.text.gradient import GradientEdits
+from prompt_core.text.journal import Journal
+from prompt_core.text.judge import Judge, OutOfBudget
+from prompt_core.text.own import OwnWords
+from prompt_core.text.record import TextSearchRecord, TriedRecord
+from prompt_core.text.reflection import Reflection
+from prompt_core.text.remembered import Remembered
+from prompt_core.text.search import Found, OnRound, Propose, TextSearch, Tried
+from prompt_core.tuning.folds import join_sides
+from prompt_core.tuning.objective import embed_texts
+from prompt_core.tuning.parallel import is_writer
+from prompt_core.tuning.prepared import Sides, library_versions
+
+_ID_DIGITS = 12
+# What may change between two starts of a search without making its scores other scores.
+_LIMITS = {"rounds", "patience", "max_tokens", "minutes"}
+
+
+def tune_text(
+    task: TaskSpec, sides: Sides, backbone: Backbone, on_round: OnRound | None = None, checkpoints: Path | None = None
+) -> TunedPrompt:
+    """Search for the best text prompt of a task. Same task, data, backbone and versions: same digest, unless time ends it.
+
+    Args:
+        task: with `prompt.kind: text`.
+        sides: its (train, validation) frames; their rows are searched together.
+        backbone: the frozen causal model.
+        on_round: called after every round.
+        checkpoints: a folder for what was scored and answered, which an interrupted or longer search does not pay for again.
+
+    Raises:
+        PromptmillError: the task, its data, its backbone, its endpoint or its budget cannot be used.
+    """
+    return _Tuning(task, sides, backbone, checkpoints).run(on_round)
+
+
+class _Tuning:
+    """The parts of one search."""
+
+    def __init__(self, task: TaskSpec, sides: Sides, backbone: Backbone, checkpoints: Path | None) -> None:
+        self._task, self._sides, self._backbone = task, sides, backbone
+        self._frame = join_sides(sides)
+        self._rows: list[dict[str, Any]] = self._frame.rows(named=True)
+        self._labels = _checked_labels(task, self._frame)
+        _check_backbone(task, backbone)
+        _check_template(task, self._frame)
+        spec = task.text
+        self._budget = Budget(
+            tokens=spec.max_tokens,
+            seconds=None if spec.minutes is None else 60 * spec.minutes,
+            dollars=spec.endpoint.dollars if spec.endpoint else None,
+        )
+        self._journal = Journal(checkpoints / f"text-{self._fingerprint()[:32]}.jsonl" if checkpoints and is_writer() else None)
+        self._judge = Judge(task, backbone, self._rows, self._labels, self._journal, self._budget)
+
+    def run(self, on_round: OnRound | None) -> TunedPrompt:
+        try:
+            search = TextSearch(self._task, self._judge, self._features(), self._proposers(), self._copies())
+            found = search.run(on_round)
+        except OutOfBudget as limit:
+            what = f"the budget of {limit} does not suffice for the task's own prompt"
+            raise PromptmillError(f"task {self._task.name}: text", what, "Raise text.max_tokens or text.minutes.") from None
+        finalists, metrics = self._finals(found)
+        return self._artifact(found, finalists, metrics)
+
+    def _finals(self, found: Found) -> tuple[list[Tried], list[float] | None]:
+        """The finalists, the best first, and their metric where texts were written for it; the task's own prompt is among them."""
+        if self._labels:
+            return list(found.finalists), None
+        best = dict.fromkeys([*found.finalists[: self._task.text.keep], found.tried[0]])
+        finals = Finals(self._task, self._judge, self._backbone, self._longest(), self._journal)
+        metrics = finals.measure([tried.candidate for tried in best])
+        if metrics is None:
+            return list(found.finalists), None
+        penalty = self._task.text.length_penalty
+        order = sorted(zip(best, metrics, strict=True), key=lambda pair: penalty * pair[0].tokens - pair[1] / 100)
+        return [tried for tried, _ in order], [metric for _, metric in order]
+
+    def _proposers(self) -> list[Propose]:
+        task, backbone = self._task, self._backbone
+        makers: list[tuple[str, Propose]] = [
+            ("gradient", GradientEdits(self._judge, backbone)),
+            ("own words", OwnWords(task, self._judge, backbone)),
+        ]
+        if task.text.endpoint:
+            endpoint = Endpoint(task.text.endpoint, self._journal, self._budget)
+            together = min(4, task.text.together)
+            reflection = Reflection(task, endpoint, lambda tried: self._judge.mistakes(tried.candidate), together)
+            makers.append((f"reflection by {task.text.endpoint.model} at {task.text.endpoint.url}", reflection))
+        remembered = [Remembered(name, maker, self._journal, self._budget) for name, maker in makers]
+        return [lambda ranked, random: [edited([tried.candidate.wording for tried in ranked], random)], *remembered]
+
+    def _copies(self) -> Copies:
+        columns = [*Template(self._task).fields, self._task.data.target]
+        return Copies(str(row[column]) for row in self._rows for column in columns)
+
+    @torch.inference_mode()
+    def _features(self) -> Tensor:
+        """Unit-length mean states of the rows' bare inputs, float32 [n, H]."""
+        encoding, bare = TaskEncoding(self._task, self._backbone, soft=False), PromptState.of(self._backbone)
+        inputs = [encoding.encode(row).input for row in self._rows]
+        self._judge.charge(sum(map(len, inputs)))
+        return torch.cat([embed_texts(self._backbone, bare, batch) for batch in pack(inputs, len, self._task.tune.batch_tokens)]).cpu()
+
+    def _longest(self) -> int:
+        encoding = TaskEncoding(self._task, self._backbone, soft=False)
+        targets = [len(encoding.encode_target(row[self._task.data.target])) for row in self._rows]
+        return self._task.evaluate.max_new_tokens or -(-5 * max(targets) // 4)
+
+    def _label_bias(self, tried: Tried) -> Tensor:
+        """Each label's mean log-probability over all inputs, float32 [labels], see `tuning.calibration`; it was paid for already."""
+        (scores,) = self._judge.scores([tried.candidate], range(len(self._rows)))
+        return torch.from_numpy(scores).log_softmax(-1).mean(0).float()
+
+    def _artifact(self, found: Found, finalists: Sequence[Tried], metrics: Sequence[float] | None) -> TunedPrompt:
+        task, backbone, best = self._task, self._backbone, finalists[0]
+        train, validation = self._sides[0], self._sides[1]
+        validation = train.clear() if validation is None else validation
+        tensors = {"label_bias": self._label_bias(best)} if best.candidate.calibrated else {}
+        question = self._judge.question(best.candidate)
+        inputs = [question.encode(task, row) for row in self._rows]
+        manifest = Manifest(
+            name=task.name,
+            kind="text",
+            tokens=best.tokens,
+            parameters=sum(tensor.numel() for tensor in tensors.values()),
+            task=task.without_places(backbone.identity.name),
+            labels=tuple(self._labels),
+            max_new_tokens=None if self._labels else self._longest(),
+            backbone=backbone.identity,
+            text=best.candidate.prompt(task, self._judge.by_id),
+            text_search=self._record(found, finalists, metrics),
+            truncated_rows=sum(example.truncated for example in inputs),
+            data=DataRecord(
+                train_rows=len(train), train=frame_digest(train), validation_rows=len(validation), validation=frame_digest(validation)
+            ),
+            versions=library_versions(),
+            device=backbone.device.type,
+        )
+        return TunedPrompt(manifest, tensors, backbone.origin)
+
+    def _record(self, found: Found, finalists: Sequence[Tried], metrics: Sequence[float] | None) -> TextSearchRecord:
+        numbers = {tried.candidate.digest: number for number, tried in enumerate(found.tried)}
+        measured = {t.candidate.digest: m for t, m in zip(finalists, metrics, strict=True)} if metrics else {}
+        values = [measured.get(tried.candidate.digest, tried.value) for tried in finalists]
+        front: list[tuple[float, Tried]] = []
+        for value, tried in sorted(zip(values, finalists, strict=True), key=lambda pair: (pair[1].tokens, -pair[0])):
+            if not front or value > front[-1][0]:
+                front.append((value, tried))
+        tokens, dollars = self._judge.spent
+        return TextSearchRecord(
+            tried=tuple(_tried_record(tried, measured.get(tried.candidate.digest)) for tried in found.tried),
+            chosen=numbers[finalists[0].candidate.digest],
+            pareto=tuple(numbers[tried.candidate.digest] for _, tried in front),
+            rejected=dict(found.rejected),
+            judged_by="accuracy" if self._labels else self._task.gate_metric if metrics else "log-likelihood",
+            ended=found.ended,
+            rows=len(self._rows),
+            tokens=tokens,
+            dollars=round(dollars, 6),
+            optuna=version("optuna"),
+        )
+
+    def _fingerprint(self) -> str:
+        """SHA-256 of what decides the scores and proposals of the search."""
+        content = self._task.without_places(self._backbone.identity.name)
+        content["text"] = {name: value for name, value in content["text"].items() if name not in _LIMITS}
+        about = [content, frame_digest(self._frame), self._backbone.identity.model_dump(), library_versions(), version("optuna")]
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _tried_record(tried: Tried, metric: float | None) -> TriedRecord:
+    candidate = tried.candidate
+    return TriedRecord(
+        wording=candidate.wording,
+        structure=candidate.structure,
+        words=dict(candidate.words),
+        shown=tuple(row[:_ID_DIGITS] for row in candidate.shown),
+        calibrated=candidate.calibrated,
+        tokens=tried.tokens,
+        value=round(tried.value, 6) if tried.value > float("-inf") else None,
+        rows=len(tried.values),
+        metric=None if metric is None else round(metric, 4),
+    )
+
+
+def _checked_labels(task: TaskSpec, frame: pl.DataFrame) -> list[str]:
+    where = f"task {task.name}"
+    if frame.is_empty():
+        raise PromptmillError(f"{where}: data", "there is no training example", "Add rows.")
+    if task.writes:
+        return []
+    labels = sorted(frame[task.data.target].unique())
+    if len(labels) < 2:
+        found = f'only the label "{labels[0]}"' if labels else "no label"
+        raise PromptmillError(f"{where}: data.target", f"has {found}", "A classifier needs examples of at least two.")
+    for label in task.text.label_words:
+        if label not in labels:
+            raise PromptmillError(f"{where}: text.label_words", f'"{label}" is no label of the data', nearest(label, labels))
+    return labels
+
+
+def _check_backbone(task: TaskSpec, backbone: Backbone) -> None:
+    if not backbone.causal or isinstance(backbone, EncoderDecoder) or task.tags:
+        kind = "an encoder-decoder" if isinstance(backbone, EncoderDecoder) else "an encoder"
+        raise PromptmillError(f"task {task.name}: prompt.kind", f"text, but {backbone.identity.name} is {kind}", "Use a causal model, or deep.")
+
+
+def _check_template(task: TaskSpec, frame: pl.DataFrame) -> None:
+    template, where = Template(task), f"task {task.name}: template"
+    if template.soft_tokens:
+        raise PromptmillError(where, "has soft(n), which no text can say", "Take it out, or use prompt.kind: soft.")
+    for name in template.fields:
+        if name not in frame.columns:
+            raise PromptmillError(where, f'field "{name}" is no column of the data', nearest(name, set(frame.columns) - {"_id"}))
