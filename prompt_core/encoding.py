@@ -105,7 +105,7 @@ class TaskEncoding:
         # An encoder's special tokens stand around each example; its root, if any, becomes the prefix's starting text.
         self._first, self._before = (self._leading, []) if backbone.generates else ([], self._leading)
         self._behind = [] if backbone.causal else self._trailing
-        self.root: tuple[int, ...] = (*self._first, *self._ids(self.root_text))
+        self.root: tuple[int, ...] = (*self._first, *self._front_ids(self.root_text))
         self._positions = backbone.max_positions
         self._limit = min(task.tune.max_tokens, self._positions)
         if len(self.root) >= self._limit:
@@ -159,7 +159,7 @@ class TaskEncoding:
             suffix = self._ids(self._suffix) if self._suffix and text.endswith(self._suffix) else []
             keep = room - around - len(suffix)
             if keep < 1 + self.soft_tokens:
-                what = f"a target has {len(end)} tokens, more than fit"
+                what = f"a target has {len(end)} tokens, more than fit" if end else "what stands around the fields leaves them no room"
                 raise PromptmillError(self._where, what, f"Raise tune.max_tokens ({self._limit}).")
             front = self._ids(text.removesuffix(self._suffix))
             ids = [front[i] for i in _kept(front, keep, self._cut)] + suffix
@@ -223,7 +223,7 @@ class TaskEncoding:
         else:
             solved = [f"{self._template.render(fields)[0][1]} {answer}\n\n" for fields, answer in demonstrations]
             text = "".join([*([context + "\n\n"] if context else []), *solved, query[0][1]])
-        ids = (*self._first, *self._ids(text.partition(_OPEN)[0].rstrip(" ")))
+        ids = (*self._first, *self._front_ids(text.partition(_OPEN)[0].rstrip(" ")))
         return tuple(token for token in ids if token >= 0)  # as text, for which soft tokens say nothing
 
     def _check_room(self, ids: tuple[int, ...], what: str, fix: str) -> tuple[int, ...]:
@@ -317,6 +317,12 @@ class TaskEncoding:
         for part in split_soft(text):
             ids += self._tokenizer(part, add_special_tokens=False).input_ids if isinstance(part, str) else soft_ids(part[1], part[0])
         return ids
+
+    def _front_ids(self, text: str) -> list[int]:
+        """Token ids of a text that goes on. Line breaks at its end are other tokens where a letter follows, in many vocabularies."""
+        letter = self._ids("a")
+        ids = self._ids(text + "a") if text.endswith("\n") else []
+        return ids[: -len(letter)] if ids and ids[-len(letter) :] == letter else self._ids(text)
 
     def _placed(self, text: str) -> list[tuple[int, int, int]]:
         """Token ids as of `_ids`, each with the characters [start, end) of `text` that it stands for."""

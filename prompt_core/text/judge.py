@@ -55,7 +55,7 @@ class Judge:
         budget: Budget,
     ) -> None:
         self._task, self._backbone, self._labels = task, backbone, list(labels)
-        self.rows, self._journal, self._budget = list(rows), journal, budget
+        self.rows, self._journal, self._budget = [dict(row) for row in rows], journal, budget
         self.by_id = {row["_id"]: row for row in rows}
         spec, identity = task.tune, backbone.identity
         reading = [spec.label_score, spec.max_tokens, spec.truncate, spec.batch_tokens, backbone.device.type]
@@ -77,7 +77,10 @@ class Judge:
         """
         if candidate.digest not in self._questions:
             prompt = candidate.prompt(self._task, self.by_id)
-            self._questions[candidate.digest] = Question.of(self._task, prompt, self._backbone, self._labels)
+            question = Question.of(self._task, prompt, self._backbone, self._labels)
+            for column in {*question.encoding.fields, self._task.data.target}:  # a wording may leave no room for the longest ones
+                question.encode(self._task, max(self.rows, key=lambda row: len(str(row[column]))))
+            self._questions[candidate.digest] = question
         return self._questions[candidate.digest]
 
     def tokens(self, candidate: Candidate) -> int:
@@ -122,7 +125,7 @@ class Judge:
         Raises:
             OutOfBudget: the pass would exceed a limit.
         """
-        examples = [question.encode(self._task, dict(self.rows[number])) for number in numbers]
+        examples = [question.encode(self._task, self.rows[number]) for number in numbers]
         self.charge(len(root.root) + sum(map(question.tokens, examples)))
         (states,) = hidden_states(self._backbone, [Tree(root, *question.segments(examples))])
         scores = question.scores(self._backbone, states, examples)
@@ -176,7 +179,7 @@ class Judge:
             question = self.question(candidate)
             _, keys, examples = groups.setdefault(candidate.digest, (question, [], []))
             keys.append(key)
-            examples.append(question.encode(self._task, dict(self.rows[number])))
+            examples.append(question.encode(self._task, self.rows[number]))
         return list(groups.values())
 
     def about(self, candidate: Candidate) -> str:

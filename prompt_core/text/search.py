@@ -172,7 +172,7 @@ class TextSearch:
 
     def _given(self, own: Candidate) -> list[Candidate]:
         """The wordings that the task file names, in each structure that its template can take."""
-        wordings = [own.wording, *self._spec.wordings]
+        wordings = [own.wording, *(wording for wording in self._spec.wordings if self._is_fair(wording))]
         return [
             replace(own, wording=wording, structure=structure)
             for wording in dict.fromkeys(wordings)
@@ -222,14 +222,18 @@ class TextSearch:
                 if not wording or wording in known:
                     continue
                 known.add(wording)
-                if copied := self._copies.in_wording(wording):
-                    self._rejected[wording] = f'repeats a training example: "{copied}"'
-                elif TEMPLATE_CODE.search(wording):
-                    self._rejected[wording] = "holds template code"
-                else:
+                if self._is_fair(wording):
                     found.append(wording)
         self._surplus = found[count:]
         return found[:count]
+
+    def _is_fair(self, wording: str) -> bool:
+        """Whether a wording may be tried; why not is noted."""
+        if copied := self._copies.in_wording(wording):
+            self._rejected[wording] = f'repeats a training example: "{copied}"'
+        elif TEMPLATE_CODE.search(wording):
+            self._rejected[wording] = "holds template code"
+        return wording not in self._rejected
 
     def _race(self, candidates: Sequence[Candidate]) -> None:
         """Score what is new among the candidates, block by block, against the best ones so far."""

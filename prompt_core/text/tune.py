@@ -25,7 +25,6 @@ from prompt_core.template import Template
 from prompt_core.text.budget import Budget
 from prompt_core.text.copying import Copies
 from prompt_core.text.edits import edited
-from prompt_core.text.endpoint import Endpoint
 from prompt_core.text.finals import Finals
 from prompt_core.text.gradient import GradientEdits
 from prompt_core.text.journal import Journal
@@ -96,7 +95,7 @@ class _Tuning:
         """The finalists, the best first, and their metric where texts were written for it; the task's own prompt is among them."""
         if self._labels:
             return list(found.finalists), None
-        best = dict.fromkeys([*found.finalists[: self._task.text.keep], found.tried[0]])
+        best = list({tried.candidate.digest: tried for tried in [*found.finalists[: self._task.text.keep], found.tried[0]]}.values())
         finals = Finals(self._task, self._judge, self._backbone, self._longest(), self._journal)
         metrics = finals.measure([tried.candidate for tried in best])
         if metrics is None:
@@ -112,12 +111,14 @@ class _Tuning:
             ("own words", OwnWords(task, self._judge, backbone)),
         ]
         if task.text.endpoint:
+            from prompt_core.text.endpoint import Endpoint  # the client takes long to load
+
             endpoint = Endpoint(task.text.endpoint, self._journal, self._budget)
             together = min(4, task.text.together)
             reflection = Reflection(task, endpoint, lambda tried: self._judge.mistakes(tried.candidate), together)
-            makers.append((f"reflection by {task.text.endpoint.model} at {task.text.endpoint.url}", reflection))
+            makers.insert(0, (f"reflection by {task.text.endpoint.model} at {task.text.endpoint.url}", reflection))
         remembered = [Remembered(name, maker, self._journal, self._budget) for name, maker in makers]
-        return [lambda ranked, random: [edited([tried.candidate.wording for tried in ranked], random)], *remembered]
+        return [*remembered, lambda ranked, random: [edited([tried.candidate.wording for tried in ranked], random)]]
 
     def _copies(self) -> Copies:
         columns = [*Template(self._task).fields, self._task.data.target]

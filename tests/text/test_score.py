@@ -1,0 +1,95 @@
+"""Scores of text prompts equal a plain computation over one (prompt, example, label) at a time, however they are packed."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import a_task, plain_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from prompt_core.backbone import Backbone
+from prompt_core.task import TaskSpec
+from prompt_core.text.prompt import Demonstration, TextPrompt
+from prompt_core.text.score import Question, score_prompts
+
+LABELS = ["late", "broken_box"]
+ROWS = [{"text": text, "label": label} for text, label in (("Where is it?", "late"), ("It came in pieces, all of it", "broken_box"), ("5", "late"))]
+SHOWN = Demonstration(fields={"text": "The box is wet"}, answer="broken box")
+CHAT = ({"system": "Sort the message."}, {"user": "{{ text }}"})
+PROMPTS = [
+    TextPrompt(template=CHAT),
+    TextPrompt(template=({"user": "What is {{ text }} about?\nAnswer briefly."},), labels={"late": "delay of the parcel"}),
+    TextPrompt(template=CHAT, demonstrations=(SHOWN, SHOWN)),
+]
+LINES = [TextPrompt(template="Sort this: {{ text }}\nKind:"), TextPrompt(template="{{ text }} ->", demonstrations=(SHOWN,))]
+
+
+@cache
+def plainly(folder: Path, root: tuple[int, ...], asked: tuple[int, ...], said: tuple[int, ...]) -> float:
+    """Mean log-likelihood of what is said, by transformers alone."""
+    ids = torch.tensor([[*root, *asked, *said]])
+    chances = _model(folder)(ids).logits[0].log_softmax(-1)
+    behind = len(root) + len(asked) - 1
+    return float(chances[torch.arange(behind, behind + len(said)), torch.tensor(said)].mean())
+
+
+@cache
+def _model(folder: Path) -> Any:
+    return plain_model(folder)
+
+
+def task_for(folder: Path, prompts: list[TextPrompt], **parts: Any) -> TaskSpec:
+    template = prompts[0].template if isinstance(prompts[0].template, str) else list(prompts[0].template)
+    return a_task(folder, template=template, tune={"max_tokens": 96}, **parts)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, LINES], ids=["chat", "lines"])
+@given(batch_tokens=st.integers(8, 400), rows=st.lists(st.lists(st.integers(0, 2), max_size=3), min_size=3, max_size=3))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_label_scores_are_those_of_each_triple_by_itself(
+    llama: Backbone, llama_folder: Path, prompts: list[TextPrompt], batch_tokens: int, rows: list[list[int]]
+) -> None:
+    task = task_for(llama_folder, prompts)
+    questions = [Question.of(task, prompt, llama, LABELS) for prompt in prompts]
+    examples = [[question.encode(task, ROWS[row]) for row in own] for question, own in zip(questions, rows, strict=False)]
+    found = score_prompts(llama, questions, examples, batch_tokens)
+    for prompt, question, own, scores in zip(prompts, questions, examples, found, strict=True):
+        said = {label: prompt.labels.get(label, label.replace("_", " ")) for label in LABELS}
+        for example, row in zip(own, scores, strict=False):
+            for label, score in zip(LABELS, row.tolist(), strict=True):
+                words = tuple(question.encoding.encode_target(said[label]))
+                assert score == pytest.approx(plainly(llama_folder, question.root.root, example.input, words), abs=1e-4)
+
+
+@given(batch_tokens=st.integers(8, 400))
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_texts_are_scored_by_the_likelihood_of_each_pair_by_itself(llama: Backbone, llama_folder: Path, batch_tokens: int) -> None:
+    task = task_for(llama_folder, PROMPTS, objective="generate")
+    questions = [Question.of(task, prompt, llama, []) for prompt in PROMPTS]
+    examples = [[question.encode(task, row) for row in ROWS] for question in questions]
+    for question, own, scores in zip(questions, examples, score_prompts(llama, questions, examples, batch_tokens), strict=True):
+        for example, score in zip(own, scores[:, 0].tolist(), strict=True):
+            assert score == pytest.approx(plainly(llama_folder, question.root.root, example.input, example.target), abs=1e-4)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_what_is_rendered_is_what_the_model_reads(llama: Backbone, llama_folder: Path, prompt: TextPrompt) -> None:
+    task = task_for(llama_folder, PROMPTS)
+    question = Question.of(task, prompt, llama, LABELS)
+    for row in ROWS:
+        rendered = prompt.render(task, row)
+        ids = llama.tokenizer.apply_chat_template(rendered, add_generation_prompt=True, tokenize=True, return_dict=False)
+        assert list(question.root.root + question.encode(task, row).input) == ids
+
+
+@pytest.mark.parametrize("prompt", LINES)
+def test_what_is_rendered_as_one_string_is_what_the_model_reads(llama: Backbone, llama_folder: Path, prompt: TextPrompt) -> None:
+    task = task_for(llama_folder, LINES)
+    question = Question.of(task, prompt, llama, LABELS)
+    for row in ROWS:
+        assert list(question.root.root + question.encode(task, row).input) == llama.tokenizer(prompt.render(task, row)).input_ids
