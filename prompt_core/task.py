@@ -57,9 +57,7 @@ class DataSpec(Part):
 
     path: str = Field(min_length=1, description="CSV, JSONL or Parquet; any URL polars scans; relative to the task file")
     target: str = Field(min_length=1, description="column with the label or the text to generate")
-    unlabelled: str | None = Field(
-        default=None, description="more inputs, without labels, for tune.calibrate; relative to the task file"
-    )
+    unlabelled: str | None = Field(default=None, description="more inputs, without labels, for tune.calibrate; relative to the task file")
     test_path: str | None = Field(default=None, description="a fixed test file; without it, test rows are split off by content hash")
     test: float = Field(default=0.3, ge=0.05, le=0.9, description="share of rows held out for the evaluation")
     validation: float = Field(default=0.15, ge=0.0, le=0.5, description="share of rows that choose when to stop")

@@ -149,7 +149,6 @@ class _Passes:
             leaves.pass_on()
         return totals
 
-
     def _look_ahead(
         self,
         work: Work,

@@ -26,7 +26,9 @@ class LinearHead(PooledClassification):
 
     def __init__(self, backbone: Backbone, weights: Tensor, bias: Tensor) -> None:
         super().__init__(backbone, smoothing=0.0)
-        self.head_weights, self.head_bias = (nn.Parameter(part.detach().float().contiguous(), requires_grad=False) for part in (weights, bias))
+        self.head_weights, self.head_bias = (
+            nn.Parameter(part.detach().float().contiguous(), requires_grad=False) for part in (weights, bias)
+        )
 
     def scores(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
         return self.outputs(states, examples) @ self.head_weights.T + self.head_bias

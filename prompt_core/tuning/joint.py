@@ -73,4 +73,4 @@ def look_ahead(
     with torch.enable_grad():
         loss = objective.joint_loss(outputs.requires_grad_(), examples)
         (gradients,) = torch.autograd.grad(loss, outputs)
-    return Cached(float(loss), gradients)
+    return Cached(float(loss.detach()), gradients)

@@ -48,7 +48,9 @@ def test_a_causal_classifier_is_compared_with_and_without_demonstrations(llama: 
 
 
 def test_a_calibrated_zero_shot_answers_as_label_words_less_their_mean_log_probability(llama: Backbone) -> None:
-    task = a_task(llama.identity.name, template="Say a or b. {{ text }}\nIt is", evaluate={"few_shot": 0}, labels={"a": "the first", "b": "no"})
+    task = a_task(
+        llama.identity.name, template="Say a or b. {{ text }}\nIt is", evaluate={"few_shot": 0}, labels={"a": "the first", "b": "no"}
+    )
     encoding = TaskEncoding(task, llama)
     seen, inputs = ([encoding.encode({"text": text}) for text in side["text"]] for side in (SPLITS.train, SPLITS.test))
     classifier, prompt = build_classifier(task, encoding, llama, ["a", "b"]), PromptState.of(llama, root=encoding.root)

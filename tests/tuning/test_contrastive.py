@@ -287,7 +287,9 @@ def test_two_processes_compare_the_whole_batch_as_one_does(tmp_path: Path, bert_
 
 
 def test_a_loss_that_is_not_the_backbones_is_one_line(bert: Backbone, llama: Backbone) -> None:
-    with pytest.raises(PromptmillError, match=r"task t: tune.loss: vocabulary is not for tiny-bert, an encoder. It has label_set, pairs, s"):
+    with pytest.raises(
+        PromptmillError, match=r"task t: tune.loss: vocabulary is not for tiny-bert, an encoder. It has label_set, pairs, s"
+    ):
         tuned(bert, loss="vocabulary")
     with pytest.raises(PromptmillError, match=r"task t: tune.loss: pairs is not for tiny-llama, a causal model. It has label_set, vocab"):
         tuned(llama, loss="pairs")
