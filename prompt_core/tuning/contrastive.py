@@ -106,7 +106,7 @@ class Contrastive(PooledClassification, Joint):
 
     def joint_loss(self, outputs: Tensor, examples: Sequence[Encoded]) -> Tensor:
         targets = _targets(examples, outputs.device)
-        blocks = zip(outputs.split(_COMPARED), targets.split(_COMPARED), strict=True)
+        blocks = zip(torch.split(outputs, _COMPARED), torch.split(targets, _COMPARED), strict=True)
         return torch.stack([self._compare(rows, own) * len(own) for rows, own in blocks]).sum()
 
     @torch.no_grad()

@@ -176,8 +176,8 @@ class _Passes:
 
         bundles: list[list[tuple[Part, int]]] = []
         for part, group in groupby(items, key=lambda item: item[0]):
-            whole = isinstance(part.objective, Joint) and part not in cached
-            bundles += [list(group)] if whole else [[item] for item in group]
+            own, whole = list(group), isinstance(part.objective, Joint) and part not in cached
+            bundles += [own] if whole else [[item] for item in own]
         for packed in pack(bundles, tokens, self.budget):
             yield [item for bundle in packed for item in bundle]
 

@@ -45,7 +45,7 @@ class Objective(nn.Module, ABC):
         drawn: list[int] = torch.randperm(len(examples), generator=generator).tolist()
         return drawn
 
-    def settle(self, prompt: PromptState, examples: Sequence[Encoded]) -> None:  # noqa: B027 (most objectives have nothing to settle)
+    def settle(self, prompt: PromptState, examples: Sequence[Encoded]) -> None:
         """Fit what follows the tuning: called once when it ends, with the kept parameters in place.
 
         Args:

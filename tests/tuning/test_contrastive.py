@@ -11,6 +11,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def test_a_round_draws_several_examples_of_every_label_side_by_side(bert: Backbo
     labels = [targets[i] for i in drawn]
     share = max(4, math.ceil(min(size, len(targets)) / len(counts)))
     assert Counter(labels) == {label: min(share, count) for label, count in enumerate(counts)}
-    runs = 1 + sum(a != b for a, b in zip(labels, labels[1:], strict=False))
+    runs = 1 + sum(a != b for a, b in pairwise(labels)))
     assert runs == len(counts)  # each label in one place
     assert drawn == an_objective(bert).order(batch, size, torch.Generator().manual_seed(seed))
 
@@ -288,7 +289,7 @@ def test_two_processes_compare_the_whole_batch_as_one_does(tmp_path: Path, bert_
 
 def test_a_loss_that_is_not_the_backbones_is_one_line(bert: Backbone, llama: Backbone) -> None:
     with pytest.raises(
-        PromptmillError, match=r"task t: tune.loss: vocabulary is not for tiny-bert, an encoder. It has label_set, pairs, s"
+        PromptmillError, match=r"task t: tune.loss: vocabulary is not for tiny-bert, an encoder. It has label_set, pairs"
     ):
         tuned(bert, loss="vocabulary")
     with pytest.raises(PromptmillError, match=r"task t: tune.loss: pairs is not for tiny-llama, a causal model. It has label_set, vocab"):
@@ -297,7 +298,7 @@ def test_a_loss_that_is_not_the_backbones_is_one_line(bert: Backbone, llama: Bac
 
 def test_examples_that_nothing_can_be_compared_in_are_one_line(bert: Backbone) -> None:
     task = a_task(bert.identity.name, prompt=SMALL, tune={"loss": "pairs"})
-    with pytest.raises(PromptmillError, match="tune.loss: pairs compares labels, but all training examples have the same"):
+    with pytest.raises(PromptmillError, match=r"tune.loss: pairs compares labels, but all training examples have the same"):
         tune(task, TRAIN[:6], None, bert)
     with pytest.raises(PromptmillError, match="pairs compares examples of one label, but no two validation examples have one"):
         tune(task, TRAIN, TRAIN[::6], bert)
