@@ -135,7 +135,7 @@ def test_a_round_draws_several_examples_of_every_label_side_by_side(bert: Backbo
     labels = [targets[i] for i in drawn]
     share = max(4, math.ceil(min(size, len(targets)) / len(counts)))
     assert Counter(labels) == {label: min(share, count) for label, count in enumerate(counts)}
-    runs = 1 + sum(a != b for a, b in pairwise(labels)))
+    runs = 1 + sum(a != b for a, b in pairwise(labels))
     assert runs == len(counts)  # each label in one place
     assert drawn == an_objective(bert).order(batch, size, torch.Generator().manual_seed(seed))
 
@@ -288,9 +288,7 @@ def test_two_processes_compare_the_whole_batch_as_one_does(tmp_path: Path, bert_
 
 
 def test_a_loss_that_is_not_the_backbones_is_one_line(bert: Backbone, llama: Backbone) -> None:
-    with pytest.raises(
-        PromptmillError, match=r"task t: tune.loss: vocabulary is not for tiny-bert, an encoder. It has label_set, pairs"
-    ):
+    with pytest.raises(PromptmillError, match=r"task t: tune.loss: vocabulary is not for tiny-bert, an encoder. It has label_set, pairs"):
         tuned(bert, loss="vocabulary")
     with pytest.raises(PromptmillError, match=r"task t: tune.loss: pairs is not for tiny-llama, a causal model. It has label_set, vocab"):
         tuned(llama, loss="pairs")
