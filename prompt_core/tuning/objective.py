@@ -177,7 +177,7 @@ class LabelWords(Classification):
             segments += [example.input, *branches.segments]
             parents += [-1, *(root + 1 + parent for parent in branches.parents)]
             # The input's last row predicts each label's first word, a label's own rows predict the words after.
-            start, end = end + len(example.input) - 1, end + self.tokens(example)
+            start, end = end + len(example.input) - 1, end + len(example.input) + branches.num_tokens
             rows += range(start, end)
         return segments, parents, rows
 
