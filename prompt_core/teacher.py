@@ -214,7 +214,7 @@ def _save(file: Path, parts: dict[str, Tensor]) -> None:
 def _load(file: Path) -> dict[str, Tensor] | None:
     """What `_save` wrote; None where there is no such file or it is damaged."""
     try:
-        with safetensors.safe_open(file, "pt") as opened:  # type: ignore[no-untyped-call]
+        with safetensors.safe_open(file, "pt") as opened:
             parts = {name: opened.get_tensor(name) for name in _PARTS}
             recorded = (opened.metadata() or {}).get("sha256")
     except (OSError, safetensors.SafetensorError):
