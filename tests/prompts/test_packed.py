@@ -44,7 +44,7 @@ def test_rows_that_a_tree_names_have_the_states_and_gradients_that_they_have_amo
 def test_a_fused_last_layer_completes_no_other_row(llama: Backbone) -> None:
     (tree, *_), _ = trees_of(llama)
     lengths: list[int] = []
-    hook = llama._base.norm.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))  # type: ignore[operator, union-attr]
+    hook = llama._base.norm.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
     try:
         for rows in ([0, 4, 9, 10], None, []):
             hidden_states(llama, [replace(tree, rows=rows)])
