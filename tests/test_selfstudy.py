@@ -49,7 +49,8 @@ def test_smollm2_asks_different_questions_about_the_document(smollm2: Backbone, 
     questions = own_questions(task, smollm2)["question"].to_list()
     assert len(set(questions)) == 12
     assert any("parcel" in question.lower() or "kroner" in question.lower() for question in questions)
-    assert all(question.endswith(("?", ".")) and len(question.split()) > 2 for question in questions)
+    assert sum(question.endswith("?") for question in questions) == 9  # a quarter asks for more than facts
+    assert all(len(question.split()) > 2 for question in questions)
     file = next((tmp_path / "cache").rglob("questions/*.json"))
     written = file.read_bytes()
     file.write_bytes(written[:40])  # damaged: asked again, with the same seeds
