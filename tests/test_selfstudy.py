@@ -30,7 +30,7 @@ def a_study(backbone: str, folder: Path, questions: int = 12, seed: int = 0, tem
         folder=folder,
         objective="distill",
         template=template,
-        data={},
+        data={"test": 0.4, "validation": 0.0},
         distill={"context": "policy.md", "questions": questions, "chunk_tokens": 48, "answer_tokens": 8},
         tune={"seed": seed, "max_tokens": 64},
     )
