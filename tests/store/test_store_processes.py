@@ -18,7 +18,7 @@ from prompt_core.store import PromptStore
 from prompt_core.store.filesystem import open_files
 
 pytestmark = pytest.mark.hardness
-KILLS = 200 if FULL else 20
+KILLS = 200 if FULL else 10
 ROUNDS = 200 if FULL else 12
 
 
