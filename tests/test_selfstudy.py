@@ -58,7 +58,7 @@ def test_smollm2_asks_different_questions_about_the_document(smollm2: Backbone, 
     assert file.read_bytes() == written
     assert own_questions(a_study("smollm2", tmp_path, seed=1), smollm2)["question"].to_list() != questions
     splits, report = prepare(task)
-    assert report.rows_read == 12
+    assert report.rows_read == 8
     assert not {*splits.test["question"]} & {*splits.train["question"]}
 
 
