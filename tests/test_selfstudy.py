@@ -44,6 +44,7 @@ def test_chunks_keep_the_whole_text_and_their_length(llama: Backbone, tmp_path: 
     assert max(len(encoding.encode_bare(chunk)) for chunk in chunks) <= 48
 
 
+@pytest.mark.slow
 def test_smollm2_asks_different_questions_about_the_document(smollm2: Backbone, tmp_path: Path) -> None:
     task = a_study("smollm2", tmp_path)
     questions = own_questions(task, smollm2)["question"].to_list()

@@ -251,6 +251,7 @@ def test_too_little_memory_divides_a_batch_and_changes_nothing(bert: Backbone) -
     assert records[1].train_loss == pytest.approx(records[0].train_loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_compare_the_whole_batch_as_one_does(tmp_path: Path, bert_folder: Path) -> None:
     script = tmp_path / "parallel.py"
     script.write_text(
