@@ -31,8 +31,9 @@ dev: setup  ## the Dagster UI on http://127.0.0.1:3000
 	$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p 3000
 
 bench: setup  ## quality on the real data sets in ../shared/data
-	$(BIN)/python benchmarks/quality.py e2e --examples 200 --seeds 0-2
-	$(BIN)/python benchmarks/quality.py banking77 --shots 10 --seeds 0-4
+	$(BIN)/python benchmarks/quality.py smollm2 e2e --examples 200 --test 120 --seeds 0-4
+	$(BIN)/python benchmarks/quality.py smollm2 mr_polarity subj pros_cons --examples 16 --test 300 --seeds 0-4
+	$(BIN)/python benchmarks/quality.py minilm banking77 clinc150 subj mr_polarity --examples 10 --seeds 0-9
 
 lint: setup  ## style, types and the direction of imports
 	$(BIN)/ruff check .

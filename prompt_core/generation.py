@@ -40,21 +40,25 @@ class Sampling:
         return torch.stack(drawn)
 
     def draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        """Token ids [B] of logits [B, V], each where its number falls among the chances from the likeliest token down."""
-        chances = (logits.float() / self.temperature).softmax(-1)
-        likely = chances.topk(min(_HEAD, chances.shape[-1]), dim=-1)
-        drawn = self._pick(*likely, uniforms)
-        # Seldom more than a few tokens hold what is drawn from; a row for which that is not so is sorted as a whole.
-        wide = (likely.values.double().sum(-1) < self.top_p).nonzero().flatten()
-        if len(wide) and likely.values.shape[-1] < chances.shape[-1]:
-            drawn[wide] = self._pick(*chances[wide].sort(dim=-1, descending=True, stable=True), uniforms[wide.cpu()])
-        return drawn
+        """Token ids [B] of logits [B, V], each where its number falls among the chances in the order of the vocabulary.
 
-    def _pick(self, chances: Tensor, ids: Tensor, uniforms: Tensor) -> Tensor:
+        In that order rounding, which differs with what stands beside a row, moves a boundary by as much as a chance; in
+        the order of the chances it would exchange tokens.
+        """
+        chances = (logits.float() / self.temperature).softmax(-1)
+        if self.top_p < 1:
+            chances = chances.where(chances >= self._least(chances), 0.0)
         upto = chances.double().cumsum(-1)
-        kept = (upto - chances < self.top_p).sum(-1, keepdim=True)
-        place = torch.searchsorted(upto, uniforms[:, None].to(upto.device) * upto.gather(1, kept - 1), right=True)
-        return ids.gather(1, place.clamp(max=kept - 1))[:, 0]
+        place = torch.searchsorted(upto, uniforms[:, None].to(upto.device) * upto[:, -1:], right=True)
+        return place.clamp(max=chances.shape[-1] - 1)[:, 0]
+
+    def _least(self, chances: Tensor) -> Tensor:
+        """The smallest chance that is drawn from, [B, 1]."""
+        likely = chances.topk(min(_HEAD, chances.shape[-1]), dim=-1).values
+        if bool((likely.double().sum(-1) < self.top_p).any()):
+            likely = chances.sort(dim=-1, descending=True).values
+        upto = likely.double().cumsum(-1)
+        return likely.gather(1, (upto - likely < self.top_p).sum(-1, keepdim=True) - 1)
 
 
 @torch.inference_mode()

@@ -50,13 +50,13 @@ Values = Annotated[
 class SearchSpec(Part):
     """How settings are chosen by cross-validation on the train and validation rows. Test rows are never looked at."""
 
-    trials: int = Field(default=24, ge=1, le=10_000, description="sets of settings that are tried at most")
-    together: int = Field(default=8, ge=1, le=256, description="trials that are tuned side by side, a wave")
-    folds: int = Field(default=4, ge=2, le=20, description="parts of the examples; each is held out once in every trial")
+    trials: int = Field(default=12, ge=1, le=10_000, description="sets of settings that are tried at most")
+    together: int = Field(default=6, ge=1, le=256, description="trials that are tuned side by side, a wave")
+    folds: int = Field(default=3, ge=2, le=20, description="parts of the examples; each is held out once in every trial")
     minutes: float | None = Field(
         default=None, gt=0.0, description="time after which the search ends with what it has; a rerun may then choose otherwise"
     )
-    eta: int = Field(default=2, ge=2, le=10, description="after each rung one in eta trials stays, the others are dropped")
+    eta: int = Field(default=3, ge=2, le=10, description="after each rung one in eta trials stays, the others are dropped")
     space: dict[str, Values] = Field(
         default_factory=dict,
         description="setting -> choices or {low, high, log}; `tune.steps` gives the rungs; default: what the task file leaves open",

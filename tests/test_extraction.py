@@ -191,6 +191,7 @@ def test_models_that_write_are_compared_with_themselves_untuned(tmp_path: Path, 
     ]
 
 
+@pytest.mark.slow
 def test_smollm2_learns_to_write_json_of_a_schema(smollm2: Backbone) -> None:
     task = a_task("smollm2", tune={"steps": 10, "batch_examples": 6, "learning_rate": 0.02}, evaluate={"few_shot": 0}, **RECORDS)
     splits = splits_of(task, orders(30))

@@ -23,14 +23,14 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def a_study(backbone: str, folder: Path, questions: int = 12, seed: int = 0, template: object = CHAT) -> TaskSpec:
+def a_study(backbone: str, folder: Path, questions: int = 8, seed: int = 0, template: object = CHAT) -> TaskSpec:
     (folder / "policy.md").write_text("\n\n".join(PARAGRAPHS), encoding="utf-8")
     return a_task(
         backbone,
         folder=folder,
         objective="distill",
         template=template,
-        data={},
+        data={"test": 0.4, "validation": 0.0},
         distill={"context": "policy.md", "questions": questions, "chunk_tokens": 48, "answer_tokens": 8},
         tune={"seed": seed, "max_tokens": 64},
     )
@@ -44,12 +44,14 @@ def test_chunks_keep_the_whole_text_and_their_length(llama: Backbone, tmp_path: 
     assert max(len(encoding.encode_bare(chunk)) for chunk in chunks) <= 48
 
 
+@pytest.mark.slow
 def test_smollm2_asks_different_questions_about_the_document(smollm2: Backbone, tmp_path: Path) -> None:
     task = a_study("smollm2", tmp_path)
     questions = own_questions(task, smollm2)["question"].to_list()
-    assert len(set(questions)) == 12
+    assert len(set(questions)) == 8
     assert any("parcel" in question.lower() or "kroner" in question.lower() for question in questions)
-    assert all(question.endswith(("?", ".")) and len(question.split()) > 2 for question in questions)
+    assert sum(question.endswith("?") for question in questions) == 6  # a quarter asks for more than facts
+    assert all(len(question.split()) > 2 for question in questions)
     file = next((tmp_path / "cache").rglob("questions/*.json"))
     written = file.read_bytes()
     file.write_bytes(written[:40])  # damaged: asked again, with the same seeds
@@ -57,7 +59,7 @@ def test_smollm2_asks_different_questions_about_the_document(smollm2: Backbone, 
     assert file.read_bytes() == written
     assert own_questions(a_study("smollm2", tmp_path, seed=1), smollm2)["question"].to_list() != questions
     splits, report = prepare(task)
-    assert report.rows_read == 12
+    assert report.rows_read == 8
     assert not {*splits.test["question"]} & {*splits.train["question"]}
 
 

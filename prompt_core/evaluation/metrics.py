@@ -237,6 +237,12 @@ class Definition:
     binary: bool = False
 
 
+def is_binary(metric: Metric) -> bool:
+    """Whether a row is right or wrong."""
+    return metric in METRICS and METRICS[metric].binary
+
+
+# Of texts; `agreement` is of two models' next tokens, and measured where the models are.
 METRICS: dict[Metric, Definition] = {
     "accuracy": Definition(accuracy, binary=True),
     "exact_match": Definition(exact_match, binary=True),
@@ -247,5 +253,4 @@ METRICS: dict[Metric, Definition] = {
     "rouge_l": Definition(rouge_l),
     "bleu": Definition(sentence_bleu, _bleu_counts),
     "facts_kept": Definition(_kept),
-    "agreement": Definition(None),  # of two models' next tokens, not of texts: measured where the models are
 }

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from prompt_core.evaluation.metrics import METRICS, Floats, Pooled, Texts, pooled
+from prompt_core.evaluation.metrics import Floats, Pooled, Texts, is_binary, pooled
 from prompt_core.task import Metric
 
 RESAMPLES = 10_000
@@ -55,7 +55,7 @@ class Comparison(Record):
 
 def interval(measured: Pooled, level: float = 0.95) -> Interval:
     """The interval of the reported value: exact where a row is right or wrong, else by bootstrap."""
-    return (exact_interval if METRICS[measured.metric].binary else bootstrap_interval)(measured, level)
+    return (exact_interval if is_binary(measured.metric) else bootstrap_interval)(measured, level)
 
 
 def bootstrap_interval(measured: Pooled, level: float = 0.95) -> Interval:
@@ -91,7 +91,7 @@ def compare_pooled(ours: Pooled, theirs: Pooled) -> Comparison:
     ours_sums, theirs_sums = np.split(_resampled_sums(np.concatenate([ours.rows, theirs.rows], axis=1)), 2, axis=1)
     gains = ours.value(ours_sums) - theirs.value(theirs_sums)
     around = _percentiles(gains, 0.95)
-    if METRICS[ours.metric].binary:
+    if is_binary(ours.metric):
         test, (p_better, p_worse) = "exact McNemar test", mcnemar(_right(ours), _right(theirs))
     else:
         test, (p_better, p_worse) = "paired bootstrap", (_p_of_gain(gains), _p_of_gain(-gains))

@@ -78,7 +78,7 @@ def vocabulary_of(published: Sequence[Published]) -> Vocabulary:
 
 def _check_ids(prompt: Opened, tokenizer: PreTrainedTokenizerBase, first_id: int) -> None:
     """An example's text must give the ids that it was tuned with."""
-    fields = {name: f"What about the {name} of 3 parcels, please?" for name in prompt.encoding.fields}
+    fields = {name: f"and what about the {name} of 3 parcels, please?" for name in prompt.encoding.fields}
     parts = [prompt.named(text) if kind == "text" else fields[text] for kind, text in prompt.encoding.input_parts]
     tuned = (*prompt.state.root, *prompt.encoding.encode(fields).input)
     expected = [first_id - 1 - token if token < 0 else token for token in tuned]

@@ -43,7 +43,7 @@ class Garbage(_Found):
     @property
     def bytes(self) -> int:
         """The size of all versions and unpublished content."""
-        return sum(found.bytes for found in (*self.versions, *self.leftovers))
+        return sum(version.bytes for version in self.versions) + sum(leftover.bytes for leftover in self.leftovers)
 
     @classmethod
     def together(cls, found: Iterable[Garbage]) -> Garbage:

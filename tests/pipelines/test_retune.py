@@ -142,7 +142,7 @@ def test_a_plain_job_does_the_same(published: Published, tmp_path: Path, monkeyp
 
 def test_a_search_shows_its_candidates_and_what_they_cost(tmp_path: Path) -> None:
     settings = a_deployment(tmp_path / "d")
-    search = {"trials": 4, "together": 4, "folds": 2, "space": {"tune.learning_rate": [0.001, 0.05], "prompt.tokens": [2, 4]}}
+    search = {"trials": 4, "together": 4, "folds": 2, "eta": 2, "space": {"tune.learning_rate": [0.001, 0.05], "prompt.tokens": [2, 4]}}
     write_task(settings, TASK, prompt={"kind": "auto"}, tune={"steps": 4, "batch_examples": 8, "search": search})
     with dg.DagsterInstance.ephemeral() as instance:
         found = Published(settings, instance, run_retune(settings, instance, TASK, batch_examples=4))

@@ -18,11 +18,11 @@ from prompt_core.store import PromptStore
 from prompt_core.store.filesystem import open_files
 
 pytestmark = pytest.mark.hardness
-KILLS = 200 if FULL else 20
+KILLS = 200 if FULL else 10
 ROUNDS = 200 if FULL else 12
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "store") if request.param == "local" else str(request.getfixturevalue("s3"))
 

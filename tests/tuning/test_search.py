@@ -213,6 +213,7 @@ def test_a_search_whose_diary_is_lost_or_damaged_starts_anew(tmp_path: Path, lla
     assert "cannot be read" in caplog.text and "It starts anew." in caplog.text
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_in_its_search_is_resumed_to_the_same_digest(tmp_path: Path, llama_folder: Path) -> None:
     moments = int(os.environ.get("PROMPTMILL_KILLS", "4"))
     command = [sys.executable, str(Path(__file__).with_name("killed.py")), str(llama_folder), str(tmp_path), str(moments), "search"]
@@ -221,6 +222,7 @@ def test_a_process_that_is_killed_in_its_search_is_resumed_to_the_same_digest(tm
     assert f"{moments} of {moments} resumed to the same digest" in done.stdout
 
 
+@pytest.mark.slow
 def test_two_processes_search_as_one(tmp_path: Path, llama: Backbone, llama_folder: Path) -> None:
     script = tmp_path / "parallel.py"
     script.write_text(

@@ -26,7 +26,7 @@ def batch_of(targets: list[int]) -> list[Encoded]:
 def loss_and_gradients(backbone: Backbone, objective: Objective, batch: list[Encoded]) -> list[torch.Tensor]:
     prompt = DeepPrefix(backbone, *random_prefix(backbone, 4))
     (states,) = hidden_states(backbone, [Tree(prompt.state(), *objective.segments(batch))])
-    assert len(states) == sum(map(objective.tokens, batch)) - len(batch)  # a target's last token is predicted, not read
+    assert len(states) == sum(map(objective.weight, batch))  # no row but those that predict a target's token
     loss = objective.loss(states, batch)
     loss.backward()
     return [loss.detach()[None], *(p.grad.flatten() for p in prompt.parameters() if p.grad is not None)]
