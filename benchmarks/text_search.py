@@ -73,7 +73,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=32, help="rows of a plain batch")
     parser.add_argument("--budget", type=int, default=4096, help="tokens of a packed pass")
-    parser.add_argument("--memory-of", choices=["ours", "plain", "plain, head on label rows"], help="print one way's peak on the part, and end")
+    parser.add_argument(
+        "--memory-of", choices=["ours", "plain", "plain, head on label rows"], help="print one way's peak on the part, and end"
+    )
     arguments = parser.parse_args()
     torch.manual_seed(0)
     prompts, texts = random_ids(60, 120, arguments.candidates), random_ids(15, 35, arguments.examples, seed=1)
@@ -115,7 +117,10 @@ def main() -> None:
     print(f"{len(prompts)} candidates x {len(texts)} examples x {len(labels)} labels: {whole:.1f} s, {torch.get_num_threads()} threads")
     for name, ratio in ratios.items():
         share = memory["ours"] / memory[name]
-        print(f"{name}: {ratio:.1f}x as long as ours on {candidates} x {rows}, scores differ by {errors[name]:.1e}; ours takes {share:.2f} of it")
+        print(
+            f"{name}: {ratio:.1f}x as long as ours on {candidates} x {rows}, scores differ by {errors[name]:.1e}; "
+            f"ours takes {share:.2f} of it"
+        )
     sizes = {"candidates": len(prompts), "examples": len(texts), "labels": len(labels), "part": list(arguments.part)}
     measured = {"ratio": ratios, "largest_difference": errors, "seconds": times, "all_seconds": whole, "peak_mib_above_model": memory}
     write_result("text_search_cpu", sizes | {"batch": arguments.batch, "budget": arguments.budget} | measured)

@@ -205,7 +205,9 @@ class TaskEncoding:
             PromptmillError: they leave no room for an input.
         """
         return self._check_room(
-            self._long_ids("", demonstrations), f"{len(demonstrations)} demonstrations", "Lower evaluate.few_shot, prompt.demonstrations or text.demonstrations."
+            self._long_ids("", demonstrations),
+            f"{len(demonstrations)} demonstrations",
+            "Lower evaluate.few_shot, prompt.demonstrations or text.demonstrations.",
         )
 
     def _long_ids(self, context: str, demonstrations: Sequence[tuple[Mapping[str, Any], str]]) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ class StoredTensors(Mapping[str, "torch.Tensor"]):
 
     def __init__(self, content: bytes) -> None:
         self.content = content
-        self._parts = dict(safetensors.deserialize(content))
+        self._parts = dict(safetensors.deserialize(content))  # type: ignore[no-untyped-call]
         self._taken: dict[str, torch.Tensor] = {}
 
     def __getitem__(self, name: str) -> torch.Tensor:

@@ -17,7 +17,9 @@ from prompt_core.task import parse_task
 class TuneConfig(dg.Config):
     """Knobs for one run. What is left out is as the task file says; lasting changes belong there."""
 
-    kind: str | None = Field(None, description="soft: input embeddings; deep: keys and values in every layer; text: words; auto: chosen by a search")
+    kind: str | None = Field(
+        None, description="soft: input embeddings; deep: keys and values in every layer; text: words; auto: chosen by a search"
+    )
     tokens: int | None = Field(None, description="length of the prompt")
     steps: int | None = Field(None, description="optimizer steps at most")
     batch_examples: int | None = Field(None, description="examples per step")

@@ -60,7 +60,9 @@ def pareto(tried: Sequence[tuple[int, float]], front: Sequence[tuple[int, float]
     figure, axes = _figure(6.4, 3.4)
     axes.scatter([tokens for tokens, _ in tried], [value for _, value in tried], color=_OTHER, s=18, label="tried", zorder=2)
     steps, values = [tokens for tokens, _ in front], [value for _, value in front]
-    axes.step(steps, values, where="post", color=_TUNED, linewidth=2, marker="o", markersize=5, label="best of this length or less", zorder=3)
+    axes.step(
+        steps, values, where="post", color=_TUNED, linewidth=2, marker="o", markersize=5, label="best of this length or less", zorder=3
+    )
     axes.set_title(f"{measure} by length of the prompt", fontsize=_TITLE_SIZE, color=_INK)
     axes.set_xlabel("tokens", color=_INK)
     axes.set_ylabel(measure, color=_INK)

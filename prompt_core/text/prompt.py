@@ -54,7 +54,6 @@ class TextPrompt(BaseModel):
         ordered = [*(m for m in query if m[0] == "system"), *turns, *_behind_system(query)]
         return [{"role": str(role), "content": text} for role, text in ordered]
 
-
     def page(self, task: TaskSpec) -> str:
         """The prompt for people: what a model reads for an input whose fields are shown by their names, and the label words."""
         fields = Template(self.applied_to(task), soft=False).fields

@@ -21,7 +21,7 @@ from prompt_core.task import TaskSpec
 from prompt_core.text.prompt import TextPrompt
 from prompt_core.tuning.build import answer, build_classifier
 from prompt_core.tuning.likelihood import next_token_losses
-from prompt_core.tuning.objective import Classification
+from prompt_core.tuning.objective import Classification, Segments
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +55,11 @@ class Question:
         """Of an example in a pass."""
         return self.classifier.tokens(example) if self.classifier else len(example.input) + len(example.target)
 
-    def segments(self, examples: Sequence[Encoded]) -> tuple[list[Sequence[int]], list[int] | None]:
-        """Segments and parents behind the root."""
-        return self.classifier.segments(examples) if self.classifier else ([e.input + e.target[:-1] for e in examples], None)
+    def segments(self, examples: Sequence[Encoded]) -> Segments:
+        """A `Tree` behind the root."""
+        if self.classifier:
+            return self.classifier.segments(examples)
+        return [e.input + e.target[:-1] for e in examples], None
 
     def scores(self, backbone: Backbone, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
         """Label scores [n, labels], or the mean log-likelihood of the target's tokens [n, 1]."""

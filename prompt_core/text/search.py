@@ -17,9 +17,9 @@ import optuna
 from torch import Tensor
 
 from prompt_core.task import TaskSpec
-from prompt_core.text.candidate import Candidate, own_candidate, structures
+from prompt_core.text.candidate import Candidate, Structure, own_candidate, structures
 from prompt_core.text.copying import Copies
-from prompt_core.text.demonstrations import CHOICES, chosen
+from prompt_core.text.demonstrations import CHOICES, Choice, chosen
 from prompt_core.text.judge import Judge, OutOfBudget, fits
 from prompt_core.text.race import Values, mean, race
 from prompt_core.text.spec import TEMPLATE_CODE
@@ -189,7 +189,7 @@ class TextSearch:
             words.append((label, str(word)))
         most = min(self._spec.demonstrations, len(self._judge.rows) // 2)
         count = trial.suggest_categorical("demonstrations", [n for n in (0, 1, 2, 4, 8, 16, 32) if n <= most])
-        choice = trial.suggest_categorical("choice", CHOICES)
+        choice: Choice = trial.suggest_categorical("choice", CHOICES)  # type: ignore[assignment]
         order = trial.suggest_int("order", 0, _ORDERS - 1)
         calibrated = trial.suggest_categorical("calibrated", [False, True]) if self._task.objective == "classify" else False
         shown: tuple[str, ...] = ()
@@ -197,7 +197,7 @@ class TextSearch:
             ids = [str(row["_id"]) for row in self._judge.rows]
             draw = Random(f"{self._task.tune.seed}/{order}")
             shown = chosen(ids, self._targets, self._features, int(count), choice, draw)
-        structure = trial.suggest_categorical("structure", list(structures(self._task)))
+        structure: Structure = trial.suggest_categorical("structure", list(structures(self._task)))  # type: ignore[assignment]
         return Candidate(wordings[min(rank, len(wordings) - 1)], structure, tuple(words), shown, bool(calibrated))
 
     def _reworded(self, wording: str) -> Candidate:

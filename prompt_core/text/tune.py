@@ -233,7 +233,9 @@ def _checked_labels(task: TaskSpec, frame: pl.DataFrame) -> list[str]:
 def _check_backbone(task: TaskSpec, backbone: Backbone) -> None:
     if not backbone.causal or isinstance(backbone, EncoderDecoder) or task.tags:
         kind = "an encoder-decoder" if isinstance(backbone, EncoderDecoder) else "an encoder"
-        raise PromptmillError(f"task {task.name}: prompt.kind", f"text, but {backbone.identity.name} is {kind}", "Use a causal model, or deep.")
+        raise PromptmillError(
+            f"task {task.name}: prompt.kind", f"text, but {backbone.identity.name} is {kind}", "Use a causal model, or deep."
+        )
 
 
 def _check_template(task: TaskSpec, frame: pl.DataFrame) -> None:

@@ -16,7 +16,11 @@ from prompt_core.task import BackboneSpec
 from prompt_core.tuning import tune
 
 ROWS = examples(
-    *[(f"The {thing} was {how}", label) for how, label in (("lovely", "good"), ("awful", "bad")) for thing in ("film", "meal", "room", "play")]
+    *[
+        (f"The {thing} was {how}", label)
+        for how, label in (("lovely", "good"), ("awful", "bad"))
+        for thing in ("film", "meal", "room", "play")
+    ]
 )
 
 
@@ -36,7 +40,14 @@ def server() -> Iterator[str]:
 
 
 def test_the_whole_search_runs_through_it_and_is_paid_for_once(smollm2: Backbone, server: str, tmp_path: Path) -> None:
-    endpoint = {"url": server, "model": "smollm2", "max_tokens": 40, "concurrency": 2, "dollars": 1.0, "dollars_per_million_written": 1000.0}
+    endpoint = {
+        "url": server,
+        "model": "smollm2",
+        "max_tokens": 40,
+        "concurrency": 2,
+        "dollars": 1.0,
+        "dollars_per_million_written": 1000.0,
+    }
     text = {"rounds": 1, "together": 4, "demonstrations": 0, "block": 4, "endpoint": endpoint}
     template = [{"system": "Answer."}, {"user": "{{ text }}"}]
     task = a_task("smollm2", template=template, prompt={"kind": "text"}, text=text, description="whether somebody liked it")

@@ -21,7 +21,7 @@ def test_a_clearly_worse_candidate_meets_one_block_only() -> None:
         return [quality[candidate] + noise[candidate, list(block)] for candidate in alive]
 
     values = race(3, [range(i, i + 16) for i in range(0, 64, 16)], score, keep=1)
-    assert [len(own) for own in values][0] == 64 and len(values[1]) == 16
+    assert next(len(own) for own in values) == 64 and len(values[1]) == 16
     assert sum(size for candidate, size in asked if candidate == 1) == 16
     assert max(range(3), key=lambda i: (len(values[i]), mean(values[i]))) == 0
 

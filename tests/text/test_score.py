@@ -18,7 +18,10 @@ from prompt_core.text.prompt import Demonstration, TextPrompt
 from prompt_core.text.score import Question, score_prompts
 
 LABELS = ["late", "broken_box"]
-ROWS = [{"text": text, "label": label} for text, label in (("Where is it?", "late"), ("It came in pieces, all of it", "broken_box"), ("5", "late"))]
+ROWS = [
+    {"text": text, "label": label}
+    for text, label in (("Where is it?", "late"), ("It came in pieces, all of it", "broken_box"), ("5", "late"))
+]
 SHOWN = Demonstration(fields={"text": "The box is wet"}, answer="broken box")
 CHAT = ({"system": "Sort the message."}, {"user": "{{ text }}"})
 PROMPTS = [

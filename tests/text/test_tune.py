@@ -23,7 +23,11 @@ from prompt_core.text.search import Round
 from prompt_core.tuning import tune
 
 CHAT = [{"system": "Sort the message."}, {"user": "{{ text }}"}]
-TEXTS = [f"{what} number {i} is {how}" for i, how in enumerate(("late", "wet", "lost")) for what in ("Parcel", "A letter", "The box", "My invoice")]
+TEXTS = [
+    f"{what} number {i} is {how}"
+    for i, how in enumerate(("late", "wet", "lost"))
+    for what in ("Parcel", "A letter", "The box", "My invoice")
+]
 PLANTED = "Say of which kind the weather is."
 FEW = {"rounds": 2, "together": 6, "demonstrations": 2, "block": 6}
 
@@ -125,7 +129,9 @@ def test_for_a_task_that_writes_the_metric_of_the_finalists_decides(llama: Backb
     assert search is not None and search.judged_by == "chrf" and search.tried[0].metric is not None
     assert search.best.metric is not None and search.best.metric >= search.tried[0].metric
     front = [search.tried[number] for number in search.pareto]
-    assert [t.tokens for t in front] == sorted(t.tokens for t in front) and [t.metric or 0 for t in front] == sorted(t.metric or 0 for t in front)
+    assert [t.tokens for t in front] == sorted(t.tokens for t in front) and [t.metric or 0 for t in front] == sorted(
+        t.metric or 0 for t in front
+    )
     assert len(prompt.predict(["Where is it?"], llama)) == 1 and prompt.manifest.max_new_tokens == 6
 
 
@@ -179,7 +185,11 @@ def test_a_setting_that_does_not_apply_is_one_line(llama: Backbone, parts: dict[
 @pytest.mark.parametrize(
     ("parts", "rows", "message"),
     [
-        ({"template": "{{ txt }}"}, [("x", "a"), ("y", "b")], 'task t: template: field "txt" is no column of the data. Did you mean "text"'),
+        (
+            {"template": "{{ txt }}"},
+            [("x", "a"), ("y", "b")],
+            'task t: template: field "txt" is no column of the data. Did you mean "text"',
+        ),
         ({"template": "{{ soft(2) }} {{ text }}"}, [("x", "a"), ("y", "b")], "task t: template: has soft(n), which no text can say"),
         ({"text": {"label_words": {"c": ["x"]}}}, [("x", "a"), ("y", "b")], 'task t: text.label_words: "c" is no label of the data'),
         ({}, [("x", "a")], 'task t: data.target: has only the label "a". A classifier needs examples of at least two.'),
@@ -205,5 +215,5 @@ def test_demonstrations_beyond_the_context_are_named_in_the_record(llama: Backbo
 
 
 def test_an_encoder_is_refused_by_name(bert: Backbone) -> None:
-    with pytest.raises(PromptmillError, match="task t: prompt.kind: text, but tiny-bert is an encoder. Use a causal model"):
+    with pytest.raises(PromptmillError, match=r"task t: prompt\.kind: text, but tiny-bert is an encoder. Use a causal model"):
         tune(text_task(bert, template="{{ text }}"), examples(("x", "a"), ("y", "b")), None, bert)
