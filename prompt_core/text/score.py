@@ -59,7 +59,8 @@ class Question:
         """A `Tree` behind the root."""
         if self.classifier:
             return self.classifier.segments(examples)
-        return [e.input + e.target[:-1] for e in examples], None
+        inputs: list[Sequence[int]] = [e.input + e.target[:-1] for e in examples]
+        return inputs, None
 
     def scores(self, backbone: Backbone, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
         """Label scores [n, labels], or the mean log-likelihood of the target's tokens [n, 1]."""
