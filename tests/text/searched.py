@@ -7,7 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from helpers import a_task, examples
+from helpers import a_task, backbone_at, examples  # noqa: E402
+
+from prompt_core.tuning import tune  # noqa: E402
 
 ROWS = examples(
     *[(f"{what} number {i} came", "ab"[(i + n) % 2]) for i in range(6) for n, what in enumerate(("Parcel", "A letter", "My box"))]
@@ -15,10 +17,11 @@ ROWS = examples(
 
 
 def main() -> None:
-    model, _checkpoints = sys.argv[1], Path(sys.argv[2])
+    model, checkpoints = sys.argv[1], Path(sys.argv[2])
     text = {"rounds": 4, "together": 6, "block": 4, "demonstrations": 2, "patience": 4}
     template = [{"system": "Sort the message by its mood, and be brief."}, {"user": "{{ text }}"}]
-    a_task(model, template=template, prompt={"kind": "text"}, text=text, tune={"max_tokens": 96})
+    task = a_task(model, template=template, prompt={"kind": "text"}, text=text, tune={"max_tokens": 96})
+    sys.stdout.write(tune(task, ROWS, None, backbone_at(model), checkpoints=checkpoints).digest + "\n")
 
 
 if __name__ == "__main__":
