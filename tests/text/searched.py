@@ -7,9 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from helpers import a_task, backbone_at, examples  # noqa: E402
+from helpers import a_task, backbone_at, examples
 
-from prompt_core.tuning import tune  # noqa: E402
+from prompt_core.tuning import tune
 
 ROWS = examples(
     *[(f"{what} number {i} came", "ab"[(i + n) % 2]) for i in range(6) for n, what in enumerate(("Parcel", "A letter", "My box"))]

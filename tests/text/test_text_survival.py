@@ -10,6 +10,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parent / "searched.py"
 
 
@@ -21,6 +23,7 @@ def start(model: Path, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, str(SCRIPT), str(model), str(folder)], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_three_times_pays_once_and_finds_the_same(llama_folder: Path, tmp_path: Path) -> None:
     whole = start(llama_folder, tmp_path / "whole")
     digest = whole.communicate(timeout=120)[0].strip()
