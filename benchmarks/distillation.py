@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 import polars as pl
-from quality import e2e_references, e2e_sources
+from quality_sets import load_set
 from record import RESULTS, write_result
 
 from prompt_core.artifact import TunedPrompt
@@ -58,11 +58,12 @@ def e2e(sources: int, test_rows: int, tokens: int, kind: str, seed: int, setting
         settings,
         Path(),
     )
-    drawn = e2e_sources("train", seed, sources + 16 + 32)
+    data = load_set("smollm2", "e2e", sources + 16 + 32, test_rows)
+    drawn = data.draw(seed)
     # The first 16 by id are the demonstrations; no other target is looked at.
     solved = drawn.sort("_id").head(16)
     rest = drawn.filter(~pl.col("_id").is_in(solved["_id"].implode())).with_columns(target=pl.lit(""))
-    rows = e2e_references(test_rows)
+    rows = data.rows
     test = pl.DataFrame(
         [{"_id": row["source"], "source": row["source"], "facts": row["facts"], "target": row["references"][0]} for row in rows]
     )
