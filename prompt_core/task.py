@@ -98,7 +98,9 @@ class PromptSpec(Part):
         "vocabulary (models that write) or random (encoders)",
     )
     text: str | None = Field(default=None, min_length=1, description="for start: text")
-    start_from: str | None = Field(default=None, description="for start: prompt, the folder of a tuned prompt; relative to the task file")
+    start_from: str | None = Field(
+        default=None, description="for start: prompt, the folder of a tuned prompt, of any kind; relative to the task file"
+    )
     demonstrations: int = Field(default=4, ge=1, le=256, description="for start: demonstrations, how many training examples")
     network: Literal["none", "mlp", "lstm"] = Field(
         default="none", description="a network that produces the prompt while it is tuned: P-tuning (soft) or prefix tuning's MLP (deep)"

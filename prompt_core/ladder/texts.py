@@ -9,8 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
+from prompt_core.errors import PromptmillError
 from prompt_core.task import TaskSpec, parse_task
 from prompt_core.text.search import OnRound, Round
 from prompt_core.text.tune import tune_text
@@ -36,6 +39,9 @@ class Texts:
         backbone: the frozen causal model.
         on_round: called after every round of every search.
         checkpoints: a folder for what was found and paid for.
+
+    Raises:
+        PromptmillError: there are too few examples for the folds.
     """
 
     def __init__(self, task: TaskSpec, sides: Sides, backbone: Backbone, on_round: OnRound | None, checkpoints: Path | None) -> None:
@@ -48,6 +54,7 @@ class Texts:
             held_out = set(sides[1]["_id"]) - set(sides[0]["_id"])
             self._folds = [[number for number, row in enumerate(self._rows["_id"]) if row in held_out]]
         else:
+            _check_labels(task, self._rows)
             self._folds = folds_of(self._rows, task, task.search.folds)
         self._name = fingerprint(task, self._rows, backbone, self._folds)[:32]
 
@@ -95,6 +102,16 @@ class Texts:
             on_round(replace(shown, task=f"{shown.task}, {title}"))
 
         return report
+
+
+def _check_labels(task: TaskSpec, rows: pl.DataFrame) -> None:
+    """Who searches words without a fold's rows has to know every label from the others."""
+    if task.objective != "classify":
+        return
+    target = task.data.target
+    if alone := rows[target].value_counts().filter(pl.col("count") == 1)[target].sort().to_list():
+        what = f'label "{alone[0]}" has one example, which some fold holds out'
+        raise PromptmillError(f"task {task.name}: data.target", what, "Add another one, or hold out validation rows.")
 
 
 def as_text_task(task: TaskSpec, share: float) -> TaskSpec:

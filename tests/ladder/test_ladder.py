@@ -191,6 +191,12 @@ def test_an_encoder_is_refused_by_name(bert: Backbone) -> None:
         tune(task_over(bert, template="{{ text }}"), ROWS, None, bert)
 
 
+def test_a_label_of_one_example_is_one_line(llama: Backbone) -> None:
+    rows = pl.concat([ROWS, examples(("It is odd", "odd"))])
+    with pytest.raises(PromptmillError, match=r'task t: data\.target: label "odd" has one example, which some fold holds out\. Add'):
+        tune(task_over(llama), rows, None, llama)
+
+
 def test_without_the_part_text_auto_is_a_search_over_settings(llama: Backbone) -> None:
     task = parse_task(task_over(llama).model_dump(mode="json", exclude={"text"}, exclude_unset=True), "t.yaml", Path())
     prompt = tune(task, ROWS, None, llama)
