@@ -357,8 +357,8 @@ class TaskSpec(Part):
             self._ladder_fits()
             return self
         if self.prompt.kind != "text":
-            if self.text != TextSpec() and self.prompt.kind != "auto":
-                raise ValueError(f"the part text is for prompt.kind: text; this one is {self.prompt.kind}")
+            if self.text != TextSpec():
+                raise ValueError(f"the part text is for prompt.kind: text or auto; this one is {self.prompt.kind}")
             return self
         if self.objective == "distill":
             raise ValueError("prompt.kind: text is not for objective: distill, whose text is what is distilled; take soft or deep")

@@ -19,6 +19,7 @@ from prompt_core.task import TaskSpec
 from prompt_core.trials import Trial
 
 _STEPS = "tune.steps"
+_RUNGS = (("deep", "prompt"), ("soft", "prompt"), ("deep", None))  # of a ladder: kind and start
 _ATTEMPTS = 20  # at settings that were not tried yet, for each that is wanted
 
 
@@ -39,15 +40,16 @@ def space_of(task: TaskSpec, spec: SearchSpec, backbone: Backbone, from_text: bo
 
 
 def first_trials(task: TaskSpec, space: Mapping[str, Values]) -> list[dict[str, Any]]:
-    """Settings that are tried before the sampler has a say: what the task file says, for every kind from a text prompt and for
-    deep from the root where that is searched."""
+    """Settings that are tried before the sampler has a say: what the task file says; in a ladder that for soft and deep from the
+    text prompt, and for deep from the root."""
     own = task.model_dump(mode="json")
     own["prompt"]["kind"] = "soft" if task.prompt.kind == "soft" else "deep"
-    starts = space.get("prompt.start", ())
-    rungs = [("deep", "prompt"), ("soft", "prompt"), ("deep", None)] if isinstance(starts, tuple) and "prompt" in starts else []
-    changes = [{"prompt.kind": kind, "prompt.start": start} for kind, start in rungs] or [{}]
     said = {path: own[path.partition(".")[0]][path.partition(".")[2]] for path in space if path != _STEPS}
-    return [said | change for change in changes if all(_holds(space[path], value) for path, value in change.items())]
+    kinds, starts = (space.get(f"prompt.{name}", ()) for name in ("kind", "start"))
+    if isinstance(kinds, Range) or isinstance(starts, Range) or "prompt" not in starts:
+        return [said]
+    rungs = [(kind, start) for kind, start in _RUNGS if kind in kinds and start in starts]
+    return [said | {"prompt.kind": kind, "prompt.start": start} for kind, start in rungs] or [said]
 
 
 def shown_rows(task: TaskSpec, space: Mapping[str, Values]) -> int:
@@ -58,10 +60,6 @@ def shown_rows(task: TaskSpec, space: Mapping[str, Values]) -> int:
         return 0
     values: Sequence[object] = (counts.high,) if isinstance(counts, Range) else counts
     return int(max(value for value in values if isinstance(value, (int, float))))
-
-
-def _holds(values: Values, value: Any) -> bool:
-    return not isinstance(values, Range) and value in values
 
 
 def _usual_space(task: TaskSpec, backbone: Backbone) -> dict[str, Values]:

@@ -118,8 +118,8 @@ def tune_fleet(
                 from prompt_core.ladder.climb import Ladder
 
                 ladder = Ladder(task, sides, backbone, on_round, on_search, checkpoints)
-                searches.append(ladder)
                 best = ladder.climb()
+                searches.append(ladder)  # one that fails keeps what was paid for
                 if isinstance(best, TunedPrompt):
                     results[number] = best
                 else:

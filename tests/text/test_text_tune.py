@@ -172,7 +172,7 @@ def test_without_the_prompt_the_tasks_own_words_answer(found: TunedPrompt, llama
         ({"prompt": {"kind": "text", "tokens": 4}}, "prompt: tokens is not for kind: text, which is words"),
         ({"tune": {"search": "auto"}}, "tune.search is not for prompt.kind: text; leave it to text.rounds"),
         ({"tune": {"calibrate": True}}, "tune.calibrate is not for prompt.kind: text"),
-        ({"prompt": {"kind": "soft"}}, "the part text is for prompt.kind: text; this one is soft"),
+        ({"prompt": {"kind": "soft"}}, "the part text is for prompt.kind: text or auto; this one is soft"),
         ({"text": {"wordings": ["Say {{ it }}"]}}, 'text: wordings: "Say {{ it }}" holds template code'),
         ({"text": {"label_words": {"a": []}}}, "text: label_words: a has none, or an empty one"),
     ],
