@@ -36,7 +36,7 @@ from prompt_core.tuning import tune
 
 _KEPT = Path(".promptmill/quality")
 _RESAMPLES = 10_000
-_TEXT = {"rounds": 4, "together": 16, "demonstrations": 8}
+_TEXT = {"rounds": 4}
 # The rungs of a ladder with the settings of the contenders `soft` and `deep`, so that it is measured what climbing adds.
 _RUNGS = {"trials": 3, "together": 3, "folds": 2, "eta": 2}
 # What tunes something, by name: what it changes in the parts of the task.

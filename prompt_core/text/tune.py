@@ -247,7 +247,7 @@ def _check_tokens(task: TaskSpec, rows: Sequence[dict[str, Any]], backbone: Back
         if empty := next((word for word in words if not encoding.encode_bare(word)), None):
             what = f"{empty!r}, for {label}, is no token of {backbone.identity.name}"
             raise PromptmillError(f"task {task.name}: text.label_words", what, "Name other words for it.")
-    if task.text.demonstrations and "demonstrations" in task.text.model_fields_set:
+    if backbone.causal and task.text.demonstrations and "demonstrations" in task.text.model_fields_set:
         shortest = min(rows, key=lambda row: sum(len(str(row[name])) for name in (*encoding.fields, task.data.target)))
         encoding.root_with_demonstrations([(shortest, answer(task, shortest[task.data.target]))])
 
