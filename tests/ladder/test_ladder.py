@@ -223,8 +223,8 @@ def test_a_ladder_that_is_killed_pays_once_and_comes_to_the_same(llama_folder: P
     def progress(folder: Path) -> int:
         return sum(1 + path.stat().st_size for path in folder.glob("*") if path.is_file()) + 10_000 * len(list(folder.glob("*-text-*")))
 
-    def keys(folder: Path) -> Counter[str]:
-        return Counter(json.loads(line)[0] for path in folder.glob("*.jsonl") for line in path.read_bytes().splitlines())
+    def keys(folder: Path) -> Counter[tuple[str, str]]:
+        return Counter((path.name, json.loads(line)[0]) for path in folder.glob("*.jsonl") for line in path.read_bytes().splitlines())
 
     digest = subprocess.run([*script, str(tmp_path / "whole")], capture_output=True, text=True, check=True).stdout.strip()
     planned = keys(tmp_path / "whole")
