@@ -3,6 +3,7 @@
     python benchmarks/quality.py smollm2 e2e --examples 200 --test 120 --seeds 0-4
     python benchmarks/quality.py smollm2 mr_polarity subj pros_cons --examples 16 --test 300 --seeds 0-4
     python benchmarks/quality.py smollm2 induction --examples 32 --seeds 0
+    python benchmarks/quality.py smollm2 mr_polarity --examples 16 --test 300 --seeds 0-2 --contenders untuned,few_shot_8,deep,text,ladder
     python benchmarks/quality.py minilm banking77 clinc150 subj mr_polarity --examples 10 --seeds 0-9
 
 Every contender of a seed sees the same examples, and no setting is chosen by looking at test rows. What is done is kept
@@ -30,17 +31,24 @@ from record import parse_seeds, write_result
 from prompt_core.backbone import load_backbone
 from prompt_core.evaluation.baselines import baselines
 from prompt_core.progress import Progress
-from prompt_core.task import TaskSpec, parse_task
+from prompt_core.task import TaskSpec, TuneSpec, parse_task
 from prompt_core.tuning import tune
 
 _KEPT = Path(".promptmill/quality")
 _RESAMPLES = 10_000
-# What tunes something, by name: what it changes in the task.
+_TEXT = {"rounds": 4}
+# The rungs of a ladder with the settings of the contenders `soft` and `deep`, so that it is measured what climbing adds.
+_RUNGS = {"trials": 3, "together": 3, "folds": 2, "eta": 2}
+# What tunes something, by name: what it changes in the parts of the task.
 _TUNED: dict[str, dict[str, Any]] = {
     "soft": {"prompt": {"kind": "soft"}},
     "deep": {"prompt": {"kind": "deep"}},
     "auto": {"prompt": {"kind": "auto"}},
+    "text": {"prompt": {"kind": "text"}, "text": _TEXT},
+    "ladder": {"prompt": {"kind": "auto"}, "text": _TEXT, "tune": {"search": _RUNGS}},
 }
+_FEW_SHOT = "few_shot_8"
+_CHANGES = {**_TUNED, _FEW_SHOT: {"evaluate": {"few_shot": 8}}}
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,12 @@ class Outcome:
 @click.option("--examples", default=16, show_default=True, help="Training examples: per class, or in all for texts.")
 @click.option("--test", "test_rows", type=int, help="Test rows at most; default: all.")
 @click.option("--seeds", default="0-4", show_default=True, help="Seeds of draw and tuning.")
-@click.option("--contenders", default="untuned,lora,soft,deep,auto", show_default=True, help="Which to run; untuned: all baselines.")
+@click.option(
+    "--contenders",
+    default="untuned,lora,soft,deep,auto",
+    show_default=True,
+    help="Which to run; also few_shot_8, text, ladder. untuned: all baselines.",
+)
 @click.option("--set", "settings", multiple=True, help="A setting for all that is tuned, such as tune.steps=80.")
 def main(
     model: str, sets: Sequence[str], examples: int, test_rows: int | None, seeds: str, contenders: str, settings: Sequence[str]
@@ -87,8 +100,8 @@ def _outcomes(data: Set, model: str, seed: int, contenders: Sequence[str], setti
     train = data.draw(seed)
     found: dict[str, Any] = {}
     for contender in contenders:
-        content = _content(data, model, seed, _TUNED.get(contender, {}), settings if contender in _TUNED else ())
-        make = {"untuned": _untuned, "lora": _lora}.get(contender, _tuned)
+        content = _content(data, model, seed, _CHANGES.get(contender, {}), settings if contender in _TUNED else ())
+        make = {"untuned": _untuned, "lora": _lora, _FEW_SHOT: _few_shot}.get(contender, _tuned)
         made = _kept(data, contender, content, train, partial(make, data, parse_task(content, data.name, Path()), train))
         many = {name: {"outputs": outputs, "facts": {}} for name, outputs in made.items()} if contender == "untuned" else {contender: made}
         found |= many
@@ -97,7 +110,14 @@ def _outcomes(data: Set, model: str, seed: int, contenders: Sequence[str], setti
 
 def _content(data: Set, model: str, seed: int, changes: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """The task as a file would say it."""
-    content = {**data.spec, "backbone": model, "tune": {**data.spec.get("tune", {}), "seed": seed}, **changes}
+    content = {**data.spec, "backbone": model, "tune": {**data.spec.get("tune", {}), "seed": seed}}
+    if "text" in changes and data.label_words:
+        changes = {**changes, "text": {**changes["text"], "label_words": data.label_words}}
+    if "search" in changes.get("tune", {}):
+        steps = content["tune"].get("steps", TuneSpec().steps)
+        changes = {**changes, "tune": {"search": {**changes["tune"]["search"], "space": {"tune.steps": [steps // 2, steps]}}}}
+    for part, values in changes.items():
+        content[part] = {**content.get(part, {}), **values}
     for setting in settings:
         path, _, value = setting.partition("=")
         part, _, field = path.partition(".")
@@ -122,6 +142,13 @@ def _untuned(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, list[s
     return found
 
 
+def _few_shot(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, Any]:
+    """The plain instruction with demonstrations drawn at random."""
+    found = baselines(task, train, data.rows, load_backbone(task.backbone), task.evaluate.max_new_tokens)
+    (few_shot,) = [contender for contender in found if contender.name == "few_shot"]
+    return {"outputs": list(few_shot.predictions), "facts": {}}
+
+
 def _lora(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, Any]:
     began = time.monotonic()
     outputs, numbers = lora(task, train, data.rows)
@@ -132,7 +159,8 @@ def _tuned(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, Any]:
     backbone = load_backbone(task.backbone)
     began = time.monotonic()
     with Progress(f"{data.name} seed {task.tune.seed}") as progress:
-        prompt = tune(task, train, train.clear(), backbone, on_step=progress.step)
+        followed = {"on_step": progress.step, "on_search": progress.search, "on_round": progress.round}
+        prompt = tune(task, train, train.clear(), backbone, **followed, checkpoints=_KEPT / "checkpoints")
         seconds = time.monotonic() - began
         outputs = prompt.predict(data.rows, backbone, progress.rows)
     manifest = prompt.manifest
@@ -140,11 +168,18 @@ def _tuned(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, Any]:
         "parameters": manifest.parameters,
         "seconds": round(seconds, 1),
         "tokens": manifest.tokens,
-        "steps": manifest.tuning.steps,
-        "last_train_loss": manifest.tuning.train_loss[-1],
         "prompt": manifest.task["prompt"],
         "tune": manifest.task["tune"],
     }
+    if manifest.tuning:
+        facts |= {"steps": manifest.tuning.steps, "last_train_loss": manifest.tuning.train_loss[-1]}
+    if manifest.text:
+        facts["text"] = manifest.text.model_dump(mode="json")
+    if manifest.text_search:
+        facts["text_search"] = manifest.text_search.summary()
+    if manifest.ladder:
+        facts["ladder"] = [rung.model_dump(mode="json") for rung in manifest.ladder.rungs]
+        facts |= {"rung": manifest.ladder.best.name, "rung_seconds": dict(prompt.seconds)}
     return {"outputs": outputs, "facts": facts}
 
 
@@ -180,6 +215,10 @@ def _paired(scores: dict[str, list[np.ndarray]]) -> dict[str, dict[str, float]]:
     A row's score is its mean over the seeds, so that a p value is about these seeds' mean on other rows.
     """
     mean = {name: np.mean(each, axis=0) for name, each in scores.items()}
+    people = [values for name, values in mean.items() if name.startswith("instruction_")]
+    if people:  # several instructions that people wrote: a row's score is its mean over them
+        mean["instructions"] = np.mean([mean["zero_shot"], *people], axis=0)
+        scores = {**scores, "instructions": scores["zero_shot"]}
     generator, found = np.random.default_rng(0), {}
     for ours in [name for name in _TUNED if name in mean]:
         for theirs in mean:

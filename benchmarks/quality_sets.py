@@ -5,8 +5,8 @@ All are in ../shared/data, see the README there. A draw is from the published tr
 
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,12 @@ _INSTRUCTIONS = {
     "subj": "Is this sentence from a text on movies objective or subjective?",
     "pros_cons": "Is this from the pros or the cons of a product review?",
 }
+# What a search for a text prompt may let the model say for a label.
+_LABEL_WORDS = {
+    "mr_polarity": {"negative": ["negative", "bad", "terrible"], "positive": ["positive", "good", "great"]},
+    "subj": {"objective": ["objective", "fact", "plot"], "subjective": ["subjective", "opinion", "review"]},
+    "pros_cons": {"con": ["con", "bad", "negative"], "pro": ["pro", "good", "positive"]},
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Set:
         scores: of each output, one number, 0 to 100: what paired tests are about.
         measure: the values that people quote, by metric.
         instructions: wordings that people wrote for it; the first stands in the template.
+        label_words: of a classifier that writes, what it may say for each label.
     """
 
     name: str
@@ -58,6 +65,7 @@ class Set:
     scores: Callable[[Sequence[str]], np.ndarray]
     measure: Callable[[Sequence[str]], dict[str, float]]
     instructions: Sequence[str] = ()
+    label_words: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def load_set(model: str, name: str, examples: int, test_rows: int | None) -> Set:
@@ -96,7 +104,8 @@ def _classes(model: str, name: str, shots: int, test_rows: int | None) -> Set:
     def scores(outputs: Sequence[str]) -> np.ndarray:
         return score("accuracy", outputs, targets)
 
-    return Set(name, spec, draw, list(test.iter_rows(named=True)), scores, lambda outputs: {"accuracy": float(scores(outputs).mean())})
+    rows, words = list(test.iter_rows(named=True)), _LABEL_WORDS[name] if model == "smollm2" else {}
+    return Set(name, spec, draw, rows, scores, lambda outputs: {"accuracy": float(scores(outputs).mean())}, label_words=words)
 
 
 def _e2e(examples: int, test_rows: int | None) -> Set:

@@ -60,7 +60,7 @@ def splits_metadata(splits: Splits, task: TaskSpec) -> Metadata:
 
 
 def tuning_metadata(prompt: "TunedPrompt", seconds: float) -> Metadata:
-    """How large, how long and how far; the loss curve of what was trained, the candidates of what was searched."""
+    """How large, how long and how far; the loss curve of what was trained, the candidates of what was searched, the rungs of a ladder."""
     manifest = prompt.manifest
     metadata: Metadata = {
         "prompt": f"{manifest.kind}, {manifest.tokens} tokens, on {manifest.backbone.name}",
@@ -97,24 +97,27 @@ def tuning_metadata(prompt: "TunedPrompt", seconds: float) -> Metadata:
             "search tokens": search.tokens,
             "search ended by": search.ended,
         }
+    if ladder := manifest.ladder:
+        metadata |= {"rung": ladder.best.name, "ladder": dg.MetadataValue.md(ladder.markdown(prompt.seconds))}
     return metadata | text_metadata(prompt)
 
 
 def text_metadata(prompt: "TunedPrompt") -> Metadata:
-    """Of a text prompt what it says, every candidate, and the best ones by length; of any other nothing."""
+    """Of a text prompt what it says; where words were searched, every candidate, and the best ones by length."""
     text, search = prompt.manifest.text, prompt.manifest.text_search
-    if not text or not search:
-        return {}
+    metadata: Metadata = {"text": dg.MetadataValue.md(f"```\n{text.page(prompt.task)}\n```")} if text else {}
+    if not search:
+        return metadata
     tried = [length_and_worth(found) for found in search.finalists]
     front = [length_and_worth(search.tried[number]) for number in search.pareto]
-    return {
-        "text": dg.MetadataValue.md(f"```\n{text.page(prompt.task)}\n```"),
+    of_text = "text " if prompt.manifest.search else ""  # a ladder has two searches
+    return metadata | {
         "text search": search.summary(),
-        "candidates": dg.MetadataValue.md(search.markdown()),
+        f"{of_text}candidates": dg.MetadataValue.md(search.markdown()),
         "Pareto front": picture("value by tokens of the prompt", pareto(tried, front, search.judged_by)),
-        "search tokens": search.tokens,
-        "search dollars": search.dollars,
-        "search ended by": search.ended,
+        f"{of_text}search tokens": search.tokens,
+        f"{of_text}search dollars": search.dollars,
+        f"{of_text}search ended by": search.ended,
     }
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from prompt_core.errors import PromptmillError
 from prompt_core.extraction.tags import num_tags
+from prompt_core.ladder.record import LadderRecord
 from prompt_core.plain_json import parse_json
 from prompt_core.task import TaskSpec, parse_task
 from prompt_core.tensors import StoredTensors
@@ -96,7 +97,8 @@ class DistillRecord(Record):
 class Manifest(Record):
     """Everything about a prompt but its tensors; `started_from` is the digest of the tuned prompt that it started from.
     `task` has the settings that it was tuned with; `search` is how they were chosen, if the data chose them. `text` is what
-    a prompt of kind text says, `text_search` how it was found; no other kind has them, and every other has `tuning`."""
+    a prompt of kind text says, and every other kind has `tuning` in its place. `text_search` is how words were found, `ladder`
+    what was made of them, where `prompt.kind: auto` climbed from text."""
 
     format: Literal["promptmill/1"] = "promptmill/1"
     name: str
@@ -112,6 +114,7 @@ class Manifest(Record):
     distilled: DistillRecord | None = None
     text: TextPrompt | None = None
     text_search: TextSearchRecord | None = None
+    ladder: LadderRecord | None = None
     tuning: TuningRecord | None = None
     truncated_rows: int
     entities: EntityRecord | None = None
@@ -127,7 +130,8 @@ class Manifest(Record):
 
     def canonical(self) -> bytes:
         """UTF-8 JSON with sorted keys: the bytes that the digest covers."""
-        return (json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+        absent = {"ladder"} if self.ladder is None else set()  # prompts of before it was there keep their digests
+        return (json.dumps(self.model_dump(mode="json", exclude=absent), sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,11 +146,13 @@ class TunedPrompt:
             `head_bias` [labels]; a calibrated one `label_bias` [labels]; a tagger `tag_weights` [tags, H] and `tag_bias` [tags].
         origin: where a local backbone was found when the prompt was tuned. A convenience for loading, outside the
             digest, since a path says nothing about content.
+        seconds: what the rungs of a ladder took, by name; outside the digest likewise.
     """
 
     manifest: Manifest
     tensors: Mapping[str, torch.Tensor] = field(repr=False)
     origin: str | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -198,8 +204,8 @@ class TunedPrompt:
             (beside / MANIFEST).write_bytes(self.manifest.canonical())
             (beside / TENSORS).write_bytes(self._tensor_bytes)
             (beside / DIGEST).write_text(self.digest + "\n", encoding="ascii")
-            if self.origin:
-                (beside / ORIGIN).write_text(json.dumps({"backbone": self.origin}) + "\n", encoding="utf-8")
+            if outside := self._outside_the_digest():
+                (beside / ORIGIN).write_text(json.dumps(outside) + "\n", encoding="utf-8")
             beside.chmod(0o755)  # mkdtemp gives 0700; a published prompt is for other users too
             beside.rename(folder)
         except BaseException:
@@ -225,7 +231,10 @@ class TunedPrompt:
         except safetensors.SafetensorError as error:
             raise PromptmillError(str(folder / TENSORS), f"is not safetensors ({error})", "Tune the prompt again.") from None
         _check_tensors(manifest, tensors, folder / TENSORS)
-        return cls(manifest, tensors, _read_origin(folder / ORIGIN))
+        return cls(manifest, tensors, *_read_origin(folder / ORIGIN))
+
+    def _outside_the_digest(self) -> dict[str, Any]:
+        return ({"backbone": self.origin} if self.origin else {}) | ({"seconds": dict(self.seconds)} if self.seconds else {})
 
     def check_base(self, found: BackboneIdentity) -> None:
         """Refuse a backbone other than the one that the prompt was tuned on.
@@ -304,13 +313,16 @@ def _read(path: Path) -> bytes:
         raise PromptmillError(str(path), f"cannot be read ({error.strerror})", fix) from None
 
 
-def _read_origin(path: Path) -> str | None:
+def _read_origin(path: Path) -> tuple[str | None, dict[str, float]]:
+    """Where the backbone was, and what the rungs took."""
     if not path.exists():
-        return None
+        return None, {}
     content = _read(path)
     try:
-        return str(json.loads(content)["backbone"])
-    except (ValueError, RecursionError, LookupError, TypeError):
+        found = json.loads(content)
+        seconds = {str(name): float(value) for name, value in found.get("seconds", {}).items()}
+        return None if seconds and "backbone" not in found else str(found["backbone"]), seconds
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         fix = 'Remove it, or write {"backbone": "<path of the frozen model>"}.'
         raise PromptmillError(str(path), "does not say where the backbone is", fix) from None
 

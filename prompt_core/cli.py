@@ -177,7 +177,7 @@ def try_(name: str, text: str, fields: tuple[str, ...], store_url: str, as_json:
 @store_option
 @as_json
 def show(name: str, store_url: str, as_json: bool) -> None:
-    """What NAME[@VERSION] is: manifest, digest, evaluation; of a text prompt what it says."""
+    """What NAME[@VERSION] is: manifest, digest, evaluation; of a text prompt what it says, of a ladder its rungs."""
     from prompt_core import PromptStore
 
     version, prompt = _published(name, store_url)
@@ -189,6 +189,8 @@ def show(name: str, store_url: str, as_json: bool) -> None:
     click.echo(_table({"version": version, "published": record.published, **_summary(prompt)}))
     if prompt.manifest.text:
         click.echo("\n" + prompt.manifest.text.page(prompt.task) + "\n")
+    if prompt.manifest.ladder:
+        click.echo("\n" + prompt.manifest.ladder.markdown(prompt.seconds) + "\n")
     if record.forced:
         click.echo(f"  - published by force: {record.why}")
     for reason in record.evaluation.get("verdict", {}).get("reasons", ()):
@@ -291,6 +293,7 @@ def _summary(prompt: TunedPrompt) -> dict[str, Any]:
         "backbone": manifest.backbone.name,
         **({"steps": f"{manifest.tuning.kept_step} kept of {manifest.tuning.steps}"} if manifest.tuning else {}),
         **({"search": search.summary()} if (search := manifest.search or manifest.text_search) else {}),
+        **({"ladder": manifest.ladder.summary()} if manifest.ladder else {}),
         **counts,
     }
 

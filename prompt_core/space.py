@@ -54,7 +54,10 @@ class SearchSpec(Part):
     together: int = Field(default=6, ge=1, le=256, description="trials that are tuned side by side, a wave")
     folds: int = Field(default=3, ge=2, le=20, description="parts of the examples; each is held out once in every trial")
     minutes: float | None = Field(
-        default=None, gt=0.0, description="time after which the search ends with what it has; a rerun may then choose otherwise"
+        default=None,
+        gt=0.0,
+        description="time after which the search ends with what it has, that for a text prompt before it included; a rerun may then "
+        "choose otherwise",
     )
     eta: int = Field(default=3, ge=2, le=10, description="after each rung one in eta trials stays, the others are dropped")
     space: dict[str, Values] = Field(

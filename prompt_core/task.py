@@ -21,6 +21,7 @@ Start = Literal["root", "text", "labels", "demonstrations", "vocabulary", "rando
 Role = Literal["system", "user", "assistant"]
 Metric = Literal["accuracy", "macro_f1", "chrf", "rouge_l", "bleu", "exact_match", "facts_kept", "entity_f1", "valid_json", "agreement"]
 
+LADDER_RUNGS = 3  # above text: deep and soft from it, deep from the task's own root
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
 _METRICS: dict[Objective, tuple[Metric, ...]] = {
     "classify": ("accuracy", "macro_f1"),
@@ -80,7 +81,8 @@ class PromptSpec(Part):
     kind: Literal["soft", "deep", "text", "auto"] = Field(
         default="deep",
         description="soft: input embeddings; deep: keys and values in every layer; text: words, searched as the part text says; auto: "
-        "soft or deep and what else the file leaves open is chosen by a search, see tune.search",
+        "soft or deep and what else the file leaves open is chosen by a search, see tune.search; with the part text, if only `text: {}`, a "
+        "text prompt is searched first, from which soft and deep ones start, and the best of all on held-out rows is taken",
     )
     tokens: int | None = Field(
         default=None,
@@ -96,7 +98,9 @@ class PromptSpec(Part):
         "vocabulary (models that write) or random (encoders)",
     )
     text: str | None = Field(default=None, min_length=1, description="for start: text")
-    start_from: str | None = Field(default=None, description="for start: prompt, the folder of a tuned prompt; relative to the task file")
+    start_from: str | None = Field(
+        default=None, description="for start: prompt, the folder of a tuned prompt, of any kind; relative to the task file"
+    )
     demonstrations: int = Field(default=4, ge=1, le=256, description="for start: demonstrations, how many training examples")
     network: Literal["none", "mlp", "lstm"] = Field(
         default="none", description="a network that produces the prompt while it is tuned: P-tuning (soft) or prefix tuning's MLP (deep)"
@@ -349,9 +353,12 @@ class TaskSpec(Part):
 
     @model_validator(mode="after")
     def _text_fits(self) -> TaskSpec:
+        if self.climbs:
+            self._ladder_fits()
+            return self
         if self.prompt.kind != "text":
-            if self.text != TextSpec() and self.prompt.kind != "auto":
-                raise ValueError(f"the part text is for prompt.kind: text; this one is {self.prompt.kind}")
+            if self.text != TextSpec():
+                raise ValueError(f"the part text is for prompt.kind: text or auto; this one is {self.prompt.kind}")
             return self
         if self.objective == "distill":
             raise ValueError("prompt.kind: text is not for objective: distill, whose text is what is distilled; take soft or deep")
@@ -361,6 +368,26 @@ class TaskSpec(Part):
         if self.tune.loss != "label_set":
             raise ValueError(f"tune.loss: {self.tune.loss} is not for prompt.kind: text, which nothing is trained for")
         return self
+
+    def _ladder_fits(self) -> None:
+        search, minutes = self.tune.search or SearchSpec(), self.text.minutes
+        if self.objective == "distill":
+            raise ValueError("the part text is not for objective: distill, whose text is what is distilled")
+        if self.prompt.start:
+            raise ValueError(
+                f"prompt.start: {self.prompt.start} beside the part text; a search chooses between the text found and the root"
+            )
+        if search.final == "average":
+            raise ValueError("tune.search.final: average beside the part text; prompts of different texts have no mean")
+        if min(search.trials, search.together) < LADDER_RUNGS:
+            raise ValueError(f"tune.search.trials and together are at least {LADDER_RUNGS} beside the part text, to meet every rung")
+        if minutes and search.minutes and minutes >= search.minutes:
+            raise ValueError(f"text.minutes {minutes:g} leave nothing of tune.search.minutes {search.minutes:g}, which are for both")
+
+    @property
+    def climbs(self) -> bool:
+        """Whether `prompt.kind: auto` begins with a text prompt: where the file has the part text, if only an empty one."""
+        return self.prompt.kind == "auto" and "text" in self.model_fields_set
 
     @property
     def search(self) -> SearchSpec | None:

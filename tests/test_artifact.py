@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,11 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path) -> None:
     assert loaded.task.objective == "generate"
 
 
+def test_the_seconds_of_a_ladder_are_kept_beside_what_is_hashed(tmp_path: Path) -> None:
+    loaded = TunedPrompt.load(saved(tmp_path, replace(a_prompt(), seconds={"text": 3.5})))
+    assert (loaded.seconds, loaded.origin, loaded.digest) == ({"text": 3.5}, None, a_prompt().digest)
+
+
 def test_saving_twice_writes_the_same_bytes(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         a_prompt().save(tmp_path / folder)
@@ -81,6 +87,7 @@ def test_saving_twice_writes_the_same_bytes(tmp_path: Path) -> None:
 
 def test_where_the_backbone_was_found_is_no_content() -> None:
     assert a_prompt(origin="/here").digest == a_prompt().digest
+    assert replace(a_prompt(), seconds={"text": 3.5}).digest == a_prompt().digest
 
 
 manifests = st.fixed_dictionaries(
@@ -156,7 +163,7 @@ def test_a_manifest_that_is_none_is_refused_even_with_its_digest(tmp_path: Path,
     assert refused(folder).startswith(f"{folder / 'manifest.json'}: {finding}")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", "null", '"x"', "[" * 100_000])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", "null", '"x"', "[" * 100_000, '{"backbone": "x", "seconds": 3}'])
 def test_a_damaged_note_of_the_backbones_place_is_one_line(tmp_path: Path, content: str) -> None:
     folder = saved(tmp_path)
     (folder / "origin.json").write_text(content)

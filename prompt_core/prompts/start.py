@@ -51,7 +51,7 @@ def starting_prompt(
         generator: the task's random stream, on the CPU.
         labels: their descriptions, for `labels`.
         demonstrations: fields and answer of training examples, for `demonstrations`.
-        source: the tuned prompt, for `prompt`; of the same backbone.
+        source: the tuned prompt, for `prompt`; of the same backbone. Where it is words, the task has its template.
         context: token ids that a teacher reads, for `context`.
 
     Raises:
@@ -103,7 +103,7 @@ class _Start:
         tokens = spec.tokens or None
         if soft:  # the text before the first field becomes the prefix, the soft tokens behind it have rows of their own
             keys, values = self._read(self.encoding.root)
-        elif self.kind == "prompt":
+        elif self.kind == "prompt" and not self._from_words:
             keys, values = self._of_source(tokens)
         elif self.kind == "zero":
             keys, values = torch.zeros(2, *self._shape(tokens or _DEFAULT_TOKENS), device=backbone.device)
@@ -124,7 +124,7 @@ class _Start:
             count = tokens or _DEFAULT_TOKENS
             rows = torch.randn(count, vocabulary.shape[1], generator=self.generator).to(vocabulary.device)
             return rows * vocabulary.float().std(0) + vocabulary.float().mean(0)
-        if self.kind == "prompt":
+        if self.kind == "prompt" and not self._from_words:
             assert self.source is not None  # `tune` opens it
             if "embeddings" not in self.source.tensors:
                 raise self._refused("start_from", f"{self.source.name} is a deep prompt", "A soft prompt can start from a soft one.")
@@ -133,6 +133,10 @@ class _Start:
             return rows.repeat(-(-count // len(rows)), 1)[-count:]
         ids = _to_length(self._ids(tokens), tokens)
         return self.backbone.embed(torch.tensor(ids, device=vocabulary.device))
+
+    @property
+    def _from_words(self) -> bool:
+        return self.source is not None and self.source.manifest.text is not None
 
     def _of_source(self, tokens: int | None) -> tuple[Tensor, Tensor]:
         assert self.source is not None  # `tune` opens it
@@ -151,6 +155,8 @@ class _Start:
     def _ids(self, tokens: int | None) -> Sequence[int]:
         if self.kind == "root":
             return self.encoding.root
+        if self.kind == "prompt":
+            return self._words_of_source()
         if self.kind == "context":
             tokens = tokens or _CONTEXT_TOKENS
             if tokens > len(self.context):
@@ -168,6 +174,15 @@ class _Start:
         ids = self.encoding.encode_bare(text or "")
         if not ids:
             raise self._refused(self.kind, "has no tokens", "Give it words.")
+        return ids
+
+    def _words_of_source(self) -> Sequence[int]:
+        """What a text prompt says before an input, its demonstrations included."""
+        assert self.source is not None and self.source.manifest.text is not None  # else its tensors are taken
+        shown = [(demonstration.fields, demonstration.answer) for demonstration in self.source.manifest.text.demonstrations]
+        ids = self.encoding.root_with_demonstrations(shown) if shown else self.encoding.root
+        if not ids:
+            raise self._refused("start_from", f"{self.source.name} says nothing before its first field", "Start from another one.")
         return ids
 
     def _vocabulary(self, count: int) -> list[int]:

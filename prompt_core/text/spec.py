@@ -35,7 +35,7 @@ class EndpointSpec(Part):
 
 
 class TextSpec(Part):
-    """How a text prompt is searched, for prompt.kind: text."""
+    """How a text prompt is searched, for prompt.kind: text, and auto that begins with text."""
 
     wordings: tuple[str, ...] = Field(default=(), description="instructions to begin with, beside the template's own")
     label_words: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="per label, what the model may say for it")
@@ -47,8 +47,15 @@ class TextSpec(Part):
     keep: int = Field(default=4, ge=1, description="candidates of a round that meet every example, whatever the tests say")
     length_penalty: float = Field(default=1e-4, ge=0.0, description="what a token of the prompt costs, in shares of right answers")
     endpoint: EndpointSpec | None = Field(default=None, description="a language model that proposes wordings")
-    max_tokens: int | None = Field(default=None, ge=1, description="tokens through the frozen model at most")
-    minutes: float | None = Field(default=None, gt=0.0, description="time at most; a search that it ends is not reproducible")
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="tokens through the frozen model at most; with auto for all text searches together"
+    )
+    minutes: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="time at most; a search that it ends is not reproducible; with auto for all text searches together, by default half "
+        "of tune.search.minutes",
+    )
 
     @model_validator(mode="after")
     def _words_are_words(self) -> TextSpec:

@@ -34,6 +34,7 @@ from prompt_core.text.record import TextSearchRecord, TriedRecord
 from prompt_core.text.reflection import Reflection
 from prompt_core.text.remembered import Remembered
 from prompt_core.text.search import Found, OnRound, Propose, TextSearch, Tried
+from prompt_core.tuning.build import answer
 from prompt_core.tuning.folds import join_sides
 from prompt_core.tuning.objective import embed_texts
 from prompt_core.tuning.parallel import is_writer
@@ -72,6 +73,7 @@ class _Tuning:
         self._labels = _checked_labels(task, self._frame)
         _check_backbone(task, backbone)
         _check_template(task, self._frame)
+        _check_tokens(task, self._rows, backbone)
         spec = task.text
         self._budget = Budget(
             tokens=spec.max_tokens,
@@ -236,6 +238,18 @@ def _check_backbone(task: TaskSpec, backbone: Backbone) -> None:
         raise PromptmillError(
             f"task {task.name}: prompt.kind", f"text, but {backbone.identity.name} is {kind}", "Use a causal model, or deep."
         )
+
+
+def _check_tokens(task: TaskSpec, rows: Sequence[dict[str, Any]], backbone: Backbone) -> None:
+    """Refuse label words without a token, and demonstrations that were asked for where not even the shortest one has room."""
+    encoding = TaskEncoding(task, backbone, soft=False)
+    for label, words in task.text.label_words.items():
+        if empty := next((word for word in words if not encoding.encode_bare(word)), None):
+            what = f"{empty!r}, for {label}, is no token of {backbone.identity.name}"
+            raise PromptmillError(f"task {task.name}: text.label_words", what, "Name other words for it.")
+    if backbone.causal and task.text.demonstrations and "demonstrations" in task.text.model_fields_set:
+        shortest = min(rows, key=lambda row: sum(len(str(row[name])) for name in (*encoding.fields, task.data.target)))
+        encoding.root_with_demonstrations([(shortest, answer(task, shortest[task.data.target]))])
 
 
 def _check_template(task: TaskSpec, frame: pl.DataFrame) -> None:

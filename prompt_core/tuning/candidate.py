@@ -11,7 +11,7 @@ import polars as pl
 import torch
 from torch import nn
 
-from prompt_core.artifact import TuningRecord
+from prompt_core.artifact import TunedPrompt, TuningRecord
 from prompt_core.backbone import Backbone
 from prompt_core.encoding import Encoded
 from prompt_core.space import Setting
@@ -34,7 +34,7 @@ def with_settings(task: TaskSpec, settings: Mapping[str, Setting], steps: int, f
     Raises:
         PromptmillError: the settings do not fit each other.
     """
-    content = task.model_dump(mode="json", exclude_unset=True)
+    content = task.model_dump(mode="json", exclude_unset=True, exclude={"text"})  # which says how words are searched
     for part in ("prompt", "tune"):
         content[part] = {name: value for name, value in content.get(part, {}).items() if name != "search"}
     for path, value in settings.items():
@@ -59,23 +59,34 @@ class Candidate:
     held_out: list[list[Encoded]]
 
     @classmethod
-    def of(cls, task: TaskSpec, rows: pl.DataFrame, folds: Sequence[Sequence[int]], backbone: Backbone) -> Candidate:
-        """Prompts for each fold of a task without a search.
+    def of(
+        cls,
+        task: TaskSpec,
+        rows: pl.DataFrame,
+        folds: Sequence[Sequence[int]],
+        backbone: Backbone,
+        sources: Sequence[TunedPrompt] | None = None,
+    ) -> Candidate:
+        """Prompts for each fold of a task without a search; `sources` are what the prompt of each fold starts from.
 
         Raises:
             PromptmillError: as `Prepared`.
         """
-        ready = Prepared(task, (rows, None), backbone)
-        whole = ready.part
-        examples, more = whole.train[: len(rows)], whole.train[len(rows) :]  # more: what is learned from beside the rows
-        members = []
-        for held_out in folds:
+        if sources:
+            all_ready = [Prepared(task, (rows, None), backbone, source=source) for source in sources]
+        else:
+            all_ready = [Prepared(task, (rows, None), backbone)] * len(folds)
+        members, out = [], []
+        for ready, held_out in zip(all_ready, folds, strict=True):
+            whole = ready.part
+            examples, more = whole.train[: len(rows)], whole.train[len(rows) :]  # more: what is learned from beside the rows
             train = [*(examples[number] for number in not_held_out(held_out, len(rows))), *more]
             part = Part(_twin(whole.prompt, backbone), _twin(whole.objective, backbone), train, ())
             generator = torch.Generator()
             generator.set_state(ready.generator.get_state())
             members.append(Member([part], task.tune, generator))
-        return cls(backbone, members, [[examples[number] for number in numbers] for numbers in folds])
+            out.append([examples[number] for number in held_out])
+        return cls(backbone, members, out)
 
     @torch.no_grad()
     def settled_folds(self) -> list[Fold]:

@@ -42,17 +42,33 @@ class Prepared:
         sides: (train, validation) frames; None for the task's own data.
         backbone: the loaded frozen model.
         search: what chose the task's settings, for the manifest.
+        source: what `prompt.start: prompt` starts from; by default `prompt.start_from` is read. Where it is a text prompt, its
+            template and label words take the place of the task's.
 
     Attributes:
         prompt: where tuning starts; may be exchanged for one of the same kind before `part` is asked for.
+        found: further parts of the manifest, about what came before.
+        seconds: of what came before, by name.
 
     Raises:
         PromptmillError: the task, its data and its backbone do not fit each other.
     """
 
-    def __init__(self, task: TaskSpec, sides: Sides | None, backbone: Backbone, search: SearchRecord | None = None) -> None:
+    def __init__(
+        self,
+        task: TaskSpec,
+        sides: Sides | None,
+        backbone: Backbone,
+        search: SearchRecord | None = None,
+        source: TunedPrompt | None = None,
+    ) -> None:
         sides = sides or own_sides(task)
+        self._source = source or _source(task, backbone)
+        if self._source and self._source.manifest.text:
+            task = self._source.manifest.text.applied_to(task)
         self.task, self._backbone, self._search = task, backbone, search
+        self.found: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
         self._train, self._validation = sides[0], sides[0].clear() if sides[1] is None else sides[1]
         if self._train.is_empty():
             raise PromptmillError(f"task {task.name}: data", "there is no training example", "Add rows.")
@@ -69,7 +85,6 @@ class Prepared:
             self._held_out = encode_frame(task, encoding, self._validation, self._labels)
         self._named = label_examples(task, encoding, backbone, self._labels)
         self.generator = torch.Generator().manual_seed(task.tune.seed)
-        self._source = _source(task, backbone)
         self.prompt = starting_prompt(
             task,
             encoding,
@@ -105,20 +120,27 @@ class Prepared:
         return Part(self.prompt, self._objective, [*self._examples, *self._named], self._held_out)
 
     @property
+    def tokens(self) -> int:
+        """Length of the prompt."""
+        prompt = self.prompt.tensors()
+        return prompt["keys"].shape[1] if self.task.prompt.kind == "deep" else len(prompt["embeddings"])
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides what the tuning gives."""
         return hashlib.sha256(self._manifest(TuningRecord(steps=0, kept_step=0, train_loss=(), validation=())).canonical()).hexdigest()
 
     def artifact(self, record: TuningRecord) -> TunedPrompt:
         """The tuned prompt, with what is to be known about it."""
-        return TunedPrompt(self._manifest(record), self.prompt.tensors() | self._objective.tensors(), self._backbone.origin)
+        tensors = self.prompt.tensors() | self._objective.tensors()
+        return TunedPrompt(self._manifest(record), tensors, self._backbone.origin, self.seconds)
 
     def _manifest(self, record: TuningRecord) -> Manifest:
         task, backbone, prompt = self.task, self._backbone, self.prompt.tensors()
         return Manifest(
             name=task.name,
             kind="soft" if task.prompt.kind == "soft" else "deep",
-            tokens=prompt["keys"].shape[1] if task.prompt.kind == "deep" else len(prompt["embeddings"]),
+            tokens=self.tokens,
             parameters=sum(tensor.numel() for tensor in (prompt | self._objective.tensors()).values()),
             task=task.without_places(backbone.identity.name),
             labels=self._labels,
@@ -127,6 +149,7 @@ class Prepared:
             distilled=DistillRecord(tokens=len(self._teacher.root), teacher=self._teacher.digest) if self._teacher else None,
             started_from=self._source.digest if self._source else None,
             search=self._search,
+            **self.found,
             tuning=record,
             entities=_entities((*self._examples, *self._held_out)),
             truncated_rows=sum(example.truncated for example in (*self._examples, *self._held_out)),

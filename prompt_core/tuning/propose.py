@@ -19,20 +19,47 @@ from prompt_core.task import TaskSpec
 from prompt_core.trials import Trial
 
 _STEPS = "tune.steps"
+_RUNGS = (("deep", "prompt"), ("soft", "prompt"), ("deep", None))  # of a ladder: kind and start
 _ATTEMPTS = 20  # at settings that were not tried yet, for each that is wanted
 
 
-def space_of(task: TaskSpec, spec: SearchSpec, backbone: Backbone) -> dict[str, Values]:
+def space_of(task: TaskSpec, spec: SearchSpec, backbone: Backbone, from_text: bool = False) -> dict[str, Values]:
     """The space of a search: the one given, or what the task file leaves open of what usually matters.
 
-    `tune.steps` in it says where the rungs are.
+    `tune.steps` in it says where the rungs are. With `from_text` a prompt may start from a text prompt or from the root.
     """
     kinds: dict[str, Values] = {"prompt.kind": ("deep", "soft") if backbone.generates else ("deep",)}
-    wanted = kinds if task.prompt.kind == "auto" else {}
+    starts: dict[str, Values] = {"prompt.start": ("prompt", None)}
+    wanted = (kinds if task.prompt.kind == "auto" else {}) | (starts if from_text else {})
     if spec.space:
         return wanted | spec.space
     given = {f"{part}.{name}" for part in ("prompt", "tune") for name in getattr(task, part).model_fields_set}
+    if from_text:
+        given |= {"prompt.start", "prompt.tokens"}  # a text is as long as it is
     return wanted | {path: values for path, values in _usual_space(task, backbone).items() if path not in given}
+
+
+def first_trials(task: TaskSpec, space: Mapping[str, Values]) -> list[dict[str, Any]]:
+    """Settings that are tried before the sampler has a say: what the task file says; in a ladder that for soft and deep from the
+    text prompt, and for deep from the root."""
+    own = task.model_dump(mode="json")
+    own["prompt"]["kind"] = "soft" if task.prompt.kind == "soft" else "deep"
+    said = {path: own[path.partition(".")[0]][path.partition(".")[2]] for path in space if path != _STEPS}
+    kinds, starts = (space.get(f"prompt.{name}", ()) for name in ("kind", "start"))
+    if isinstance(kinds, Range) or isinstance(starts, Range) or "prompt" not in starts:
+        return [said]
+    rungs = [(kind, start) for kind, start in _RUNGS if kind in kinds and start in starts]
+    return [said | {"prompt.kind": kind, "prompt.start": start} for kind, start in rungs] or [said]
+
+
+def shown_rows(task: TaskSpec, space: Mapping[str, Values]) -> int:
+    """How many of the first rows some prompt may start from as its demonstrations: no fold holds them out."""
+    starts, counts = (space.get(f"prompt.{name}", (getattr(task.prompt, name),)) for name in ("start", "demonstrations"))
+    assert not isinstance(starts, Range)  # a range of words is refused with the task file
+    if "demonstrations" not in starts:
+        return 0
+    values: Sequence[object] = (counts.high,) if isinstance(counts, Range) else counts
+    return int(max(value for value in values if isinstance(value, (int, float))))
 
 
 def _usual_space(task: TaskSpec, backbone: Backbone) -> dict[str, Values]:
@@ -74,7 +101,7 @@ def propose(task: TaskSpec, space: Mapping[str, Values], finished: Sequence[Tria
     """Settings to try together, none of them tried before; fewer than `count` where the space has no more.
 
     They depend on the task's seed and on what is finished alone, so that a search goes on as if nothing had interrupted
-    it: every wave has a study of its own, told all that is known. The first trial is what the task file says.
+    it: every wave has a study of its own, told all that is known. The first are those that `first_trials` gives.
 
     Args:
         space: values by path; `tune.steps` is no part of what is proposed.
@@ -87,8 +114,8 @@ def propose(task: TaskSpec, space: Mapping[str, Values], finished: Sequence[Tria
     sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=startup)
     study = optuna.create_study(direction="minimize", sampler=sampler)
     study.add_trials([_told(trial, distributions) for trial in finished])
-    if not finished:
-        study.enqueue_trial(_as_the_file_says(task, distributions))
+    for settings in first_trials(task, space)[len(finished) :]:
+        study.enqueue_trial({path: value for path, value in settings.items() if _contains(distributions[path], value)})
     known = {_key(trial.settings) for trial in finished}
     found: list[dict[str, Setting]] = []
     for _ in range(_ATTEMPTS * count):
@@ -122,14 +149,6 @@ def _told(trial: Trial, distributions: dict[str, BaseDistribution]) -> FrozenTri
         distributions=distributions,
         intermediate_values={} if trial.outcome == "failed" else {rung.steps: rung.score for rung in trial.rungs},
     )
-
-
-def _as_the_file_says(task: TaskSpec, distributions: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """The task's own settings, those of them that are in the space."""
-    content = task.model_dump(mode="json")
-    content["prompt"]["kind"] = "soft" if task.prompt.kind == "soft" else "deep"
-    own = {path: content[path.partition(".")[0]][path.partition(".")[2]] for path in distributions}
-    return {path: value for path, value in own.items() if _contains(distributions[path], value)}
 
 
 def _contains(distribution: BaseDistribution, value: Setting) -> bool:

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 import polars as pl
 
-import prompt_core
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
-from prompt_core.data.digest import frame_digest
 from prompt_core.errors import PromptmillError
-from prompt_core.space import Range, Values
+from prompt_core.space import Range, Setting
 from prompt_core.task import TaskSpec
 from prompt_core.trials import Measured, SearchRecord, Trial
 from prompt_core.tuning.candidate import Candidate, with_settings
 from prompt_core.tuning.diary import Diary
+from prompt_core.tuning.fingerprint import fingerprint
 from prompt_core.tuning.folds import folds_of, join_sides
 from prompt_core.tuning.gradient import Fleet
 from prompt_core.tuning.parallel import agreed, is_writer
 from prompt_core.tuning.prepared import Prepared, Sides
-from prompt_core.tuning.propose import propose, rungs_of, space_of
+from prompt_core.tuning.propose import propose, rungs_of, shown_rows, space_of
 from prompt_core.tuning.score import held_out_score
+from prompt_core.tuning.starts import Starts
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,7 @@ class Search:
         backbone: the loaded frozen model.
         on_search: called after every step of a wave.
         checkpoints: a folder for what an interrupted search goes on from; the result is the same, to the bit.
+        starts: text prompts that trials may start from, `prompt.start: prompt`, and the folds that go with them.
 
     Raises:
         PromptmillError: there are too few examples for the folds.
@@ -84,21 +83,27 @@ class Search:
     backbone: Backbone
     on_search: OnSearch | None = None
     checkpoints: Path | None = None
+    starts: Starts | None = None
     rows: pl.DataFrame = field(init=False)
 
     def __post_init__(self) -> None:
         assert self.task.search  # whoever makes a search has looked
         self._spec = self.task.search
         self.rows = join_sides(self.sides)
-        self._space = space_of(self.task, self._spec, self.backbone)
+        self._space = space_of(self.task, self._spec, self.backbone, from_text=self.starts is not None)
         self._rungs = rungs_of(self.task, self._space, self._spec.eta)
-        self._folds = folds_of(self.rows, self.task, self._spec.folds, _shown(self.task, self._space))
-        self._name = self._fingerprint()[:32]
+        if self.starts:
+            self._folds = [list(held_out) for held_out in self.starts.folds]
+        else:
+            self._folds = folds_of(self.rows, self.task, self._spec.folds, shown_rows(self.task, self._space))
+        space = {path: values.model_dump() if isinstance(values, Range) else values for path, values in self._space.items()}
+        texts = [text.digest for text in (*self.starts.texts, self.starts.whole)] if self.starts else []
+        self._name = fingerprint(self.task, self.rows, self.backbone, space, self._folds, texts)[:32]
         self._path = self.checkpoints / f"{self._name}.json" if self.checkpoints else None
         if self._path and not self._path.exists():
             self._forget()  # what lies about belongs to a search whose diary is gone
         self._diary = Diary.read(self._path)
-        self._since = time.monotonic() - self._diary.seconds
+        self._since = time.monotonic() - self._diary.seconds - (self.starts.seconds if self.starts else 0.0)
         self._began, self._done_before = time.monotonic(), self._diary.prompt_steps
 
     def run(self) -> SearchRecord:
@@ -137,10 +142,30 @@ class Search:
             optuna=version("optuna"),
         )
 
-    def finalist(self, record: SearchRecord) -> Prepared:
-        """The task with the settings chosen, on all examples, to be tuned as any other."""
-        task = with_settings(self.task, record.trials[record.chosen].settings, record.best.steps, self._rungs[0])
-        return Prepared(task, (self.rows, None), self.backbone, record)
+    @property
+    def seconds(self) -> float:
+        """Time that the search took so far, by all processes that worked on it; what it starts from is not counted."""
+        return self._diary.seconds
+
+    def prompt_steps(self, trial: Trial) -> int:
+        """Steps of a trial's prompts."""
+        return len(self._folds) * max((rung.steps for rung in trial.rungs), default=0)
+
+    def finalist(self, record: SearchRecord, number: int | None = None) -> Prepared:
+        """The task with the settings chosen, or those of the trial `number`, on all examples, to be tuned as any other."""
+        trial = record.trials[record.chosen if number is None else number]
+        assert trial.best is not None  # only what was measured is tuned
+        task = self._with(trial.settings, trial.best.steps)
+        source = self.starts.whole if self.starts and task.prompt.start == "prompt" else None
+        return Prepared(task, (self.rows, None), self.backbone, record, source)
+
+    def _with(self, settings: Mapping[str, Setting], steps: int) -> TaskSpec:
+        handed = {"prompt.start_from": "-"} if self.starts and settings.get("prompt.start") == "prompt" else {}
+        return with_settings(self.task, {**settings, **handed}, steps, self._rungs[0])
+
+    def _candidate(self, task: TaskSpec) -> Candidate:
+        sources = self.starts.texts if self.starts and task.prompt.start == "prompt" else None
+        return Candidate.of(task, self.rows, self._folds, self.backbone, sources)
 
     def averaged(self, ready: Prepared) -> TunedPrompt:
         """The mean of the folds' prompts under the settings chosen, in place of a tuning on all examples.
@@ -148,7 +173,7 @@ class Search:
         Raises:
             PromptmillError: a fold cannot be tuned again, which the search did.
         """
-        folds = Candidate.of(ready.task, self.rows, self._folds, self.backbone)
+        folds = self._candidate(ready.task)
         checkpoint = self._path.with_suffix(".average.safetensors") if self._path else None
         fleet = Fleet(self.backbone, folds.members, checkpoint)
         fleet.advance()
@@ -170,8 +195,7 @@ class Search:
         candidates: dict[int, Candidate] = {}
         for number, trial in enumerate(wave):
             try:
-                task = with_settings(self.task, trial.settings, self._rungs[-1], self._rungs[0])
-                candidates[number] = Candidate.of(task, self.rows, self._folds, self.backbone)
+                candidates[number] = self._candidate(self._with(trial.settings, self._rungs[-1]))
             except PromptmillError as error:
                 wave[number] = trial.model_copy(update={"outcome": "failed", "reason": str(error)})
         if candidates:
@@ -234,7 +258,7 @@ class Search:
         return agreed(time.monotonic() - self._since >= 60 * self._spec.minutes)
 
     def _note(self) -> None:
-        self._diary.seconds = time.monotonic() - self._since
+        self._diary.seconds = time.monotonic() - self._since - (self.starts.seconds if self.starts else 0.0)
         self._diary.write(self._path)
 
     def _report(self, fleet: Fleet, going: dict[int, Candidate], step: int, rung: int) -> None:
@@ -268,30 +292,7 @@ class Search:
         assert trial.best is not None  # only those are compared
         return trial.best.score
 
-    def _fingerprint(self) -> str:
-        """SHA-256 of what decides what the search gives."""
-        task = self.task
-        content = [
-            task.without_places(self.backbone.identity.name),
-            {path: values.model_dump() if isinstance(values, Range) else values for path, values in self._space.items()},
-            TunedPrompt.load(task.locate(task.prompt.start_from)).digest if task.prompt.start_from else None,
-            frame_digest(self.rows),
-            self.backbone.identity.model_dump(),
-            [prompt_core.__version__, *(version(package) for package in ("torch", "transformers", "tokenizers", "optuna"))],
-        ]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
     def _forget(self) -> None:
         if self.checkpoints and is_writer():
             for file in self.checkpoints.glob(f"{self._name}.*"):
                 file.unlink()
-
-
-def _shown(task: TaskSpec, space: dict[str, Values]) -> int:
-    """How many of the first rows some prompt may start from as its demonstrations: no fold holds them out."""
-    starts, counts = (space.get(f"prompt.{name}", (getattr(task.prompt, name),)) for name in ("start", "demonstrations"))
-    assert not isinstance(starts, Range)  # a range of words is refused with the task file
-    if "demonstrations" not in starts:
-        return 0
-    values: Sequence[object] = (counts.high,) if isinstance(counts, Range) else counts
-    return int(max(value for value in values if isinstance(value, (int, float))))

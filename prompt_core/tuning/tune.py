@@ -22,6 +22,7 @@ from prompt_core.tuning.prepared import Prepared, Sides, own_sides
 from prompt_core.tuning.search import OnSearch, Search
 
 if TYPE_CHECKING:
+    from prompt_core.ladder.climb import Ladder
     from prompt_core.text.search import OnRound
 
 OnFleetStep = Callable[[int, Step], None]
@@ -104,7 +105,7 @@ def tune_fleet(
     backbone = _common_backbone(tasks, backbone)
     prepared: dict[int, Prepared] = {}
     results: dict[int, TunedPrompt | PromptmillError] = {}
-    searches: list[Search] = []
+    searches: list[Search | Ladder] = []
     for number, task in enumerate(tasks):
         try:
             sides = examples[number] if examples else own_sides(task)
@@ -112,6 +113,17 @@ def tune_fleet(
                 from prompt_core.text.tune import tune_text  # which is made of parts of this package
 
                 results[number] = tune_text(task, sides, backbone, on_round, checkpoints)
+                continue
+            if task.climbs:
+                from prompt_core.ladder.climb import Ladder
+
+                ladder = Ladder(task, sides, backbone, on_round, on_search, checkpoints)
+                best = ladder.climb()
+                searches.append(ladder)  # one that fails keeps what was paid for
+                if isinstance(best, TunedPrompt):
+                    results[number] = best
+                else:
+                    prepared[number] = best
                 continue
             if not task.search:
                 prepared[number] = Prepared(task, sides, backbone)
@@ -132,8 +144,8 @@ def tune_fleet(
     records = optimise(backbone, members, _checkpoint(checkpoints, list(prepared.values()))) if members else []
     for (number, ready), record in zip(prepared.items(), records, strict=True):
         results[number] = record if isinstance(record, PromptmillError) else ready.artifact(record)
-    for search in searches:
-        search.close()
+    for done in searches:
+        done.close()
     return [results[number] for number in range(len(tasks))]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from helpers import a_task, examples
+from helpers import a_task, backbone_at, examples, save_tiny, tokenizer_of
 
 from prompt_core import PromptmillError, TunedPrompt
 from prompt_core.backbone import Backbone
@@ -171,7 +172,7 @@ def test_without_the_prompt_the_tasks_own_words_answer(found: TunedPrompt, llama
         ({"prompt": {"kind": "text", "tokens": 4}}, "prompt: tokens is not for kind: text, which is words"),
         ({"tune": {"search": "auto"}}, "tune.search is not for prompt.kind: text; leave it to text.rounds"),
         ({"tune": {"calibrate": True}}, "tune.calibrate is not for prompt.kind: text"),
-        ({"prompt": {"kind": "soft"}}, "the part text is for prompt.kind: text; this one is soft"),
+        ({"prompt": {"kind": "soft"}}, "the part text is for prompt.kind: text or auto; this one is soft"),
         ({"text": {"wordings": ["Say {{ it }}"]}}, 'text: wordings: "Say {{ it }}" holds template code'),
         ({"text": {"label_words": {"a": []}}}, "text: label_words: a has none, or an empty one"),
     ],
@@ -195,6 +196,11 @@ def test_a_setting_that_does_not_apply_is_one_line(llama: Backbone, parts: dict[
         ({}, [("x", "a")], 'task t: data.target: has only the label "a". A classifier needs examples of at least two.'),
         ({}, [("x", "_"), ("y", "b")], 'task t: labels: "_" is said as "", which is no token'),
         (
+            {"text": {"demonstrations": 2}, "tune": {"max_tokens": 200}},
+            [("late " * 60, "a"), ("wet " * 60, "b")],
+            "task t: template: 1 demonstrations take ",
+        ),
+        (
             {"text": {"endpoint": {"url": "http://127.0.0.1:9/v1", "model": "m", "attempts": 1, "timeout": 1}}},
             [("x", "a"), ("y", "b"), ("z", "a")],
             "text.endpoint.url http://127.0.0.1:9/v1: gives no answer",
@@ -205,6 +211,16 @@ def test_what_does_not_fit_the_data_is_one_line(llama: Backbone, parts: dict[str
     with pytest.raises(PromptmillError) as raised:
         tune(text_task(llama, **parts), examples(*rows), None, llama)
     assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_label_word_without_a_token_is_one_line(tmp_path: Path) -> None:
+    tokenizer = copy.deepcopy(tokenizer_of("minilm"))
+    tokenizer.eos_token = "[SEP]"
+    backbone = backbone_at(str(save_tiny("llama", tmp_path / "tiny-llama", tokenizer)))
+    task = text_task(backbone, {"label_words": {"a": ["dry", "\u200b"]}}, template="Sort: {{ text }}")
+    with pytest.raises(PromptmillError) as raised:
+        tune(task, examples(("x", "a"), ("y", "b")), None, backbone)
+    assert str(raised.value) == (r"task t: text.label_words: '\u200b', for a, is no token of tiny-llama. Name other words for it.")
 
 
 def test_demonstrations_beyond_the_context_are_named_in_the_record(llama: Backbone) -> None:

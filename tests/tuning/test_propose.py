@@ -29,6 +29,19 @@ def test_the_first_trial_is_what_the_task_file_says() -> None:
     assert found[0] == {"tune.learning_rate": 0.02, "prompt.tokens": None} and len(found) == 4
 
 
+def test_the_rungs_of_a_ladder_are_tried_first_however_few_there_are_together() -> None:
+    space = {"prompt.kind": ("deep", "soft"), "prompt.start": ("prompt", None), "tune.learning_rate": RATES}
+    rungs = [("deep", "prompt"), ("soft", "prompt"), ("deep", None)]
+    finished: list[Trial] = []
+    while len(finished) < 4:
+        found = propose(task_with(learning_rate=0.02), space, finished, 2, 2)
+        finished += [Trial(settings=settings, outcome="failed", reason="-") for settings in found]
+    tried_first = [(trial.settings["prompt.kind"], trial.settings["prompt.start"]) for trial in finished[:3]]
+    assert tried_first == rungs and {trial.settings["tune.learning_rate"] for trial in finished[:3]} == {0.02}
+    without_soft = propose(task_with(), {**space, "prompt.kind": ("deep",)}, [], 2, 2)
+    assert [(settings["prompt.kind"], settings["prompt.start"]) for settings in without_soft] == [("deep", "prompt"), ("deep", None)]
+
+
 def test_the_same_seed_proposes_the_same_and_another_does_not() -> None:
     one, other, third = (propose(task_with(seed=seed), {"tune.learning_rate": RATES}, tried((1e-2, 0.5)), 4, 4) for seed in (0, 0, 1))
     assert one == other != third
