@@ -56,7 +56,8 @@ class TextPrompt(BaseModel):
             embeddings (encoders) are averaged; the first is what a demonstration says.
         demonstrations: solved examples in front of every input, in this order; or with `retrieval` the pool of them.
         retrieval: which of the pool stand in front of an input; None for all.
-        exemplars: of an encoder's classifier, per label the fields of examples whose embeddings join its texts'.
+        exemplars: of an encoder's classifier, per label the fields of examples whose embeddings join its texts'; None for a
+            model that writes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,12 +66,12 @@ class TextPrompt(BaseModel):
     labels: dict[str, str | Annotated[tuple[str, ...], Field(min_length=1)]] = Field(default_factory=dict)
     demonstrations: tuple[Demonstration, ...] = ()
     retrieval: Retrieval | None = None
-    exemplars: dict[str, tuple[dict[str, str], ...]] = Field(default_factory=dict)
+    exemplars: dict[str, tuple[dict[str, str], ...]] | None = None
 
     @model_serializer(mode="wrap")
     def _what_there_is(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A prompt without retrieval or exemplars is written without a word of them, as it was before there were any."""
-        return {name: value for name, value in written(self).items() if value or name not in ("retrieval", "exemplars")}
+        return {name: value for name, value in written(self).items() if value is not None or name not in ("retrieval", "exemplars")}
 
     @property
     def words(self) -> dict[str, tuple[str, ...]]:

@@ -112,7 +112,7 @@ def classifier_of(task: TaskSpec, prompt: TextPrompt, encoding: TaskEncoding, ba
     for number, label in enumerate(labels):
         described = prompt.words.get(label) or (describe(worded, label),)
         texts += [(number, encoding.encode_text(text)) for text in described]
-        texts += [(number, encoding.encode(fields).input) for fields in prompt.exemplars.get(label, ())]
+        texts += [(number, encoding.encode(fields).input) for fields in (prompt.exemplars or {}).get(label, ())]
     vectors = unit_vectors(backbone, [ids for _, ids in texts], task.tune.batch_tokens)
     owner = torch.tensor([number for number, _ in texts])
     sums = torch.zeros(len(labels), vectors.shape[1]).index_add(0, owner, vectors)
