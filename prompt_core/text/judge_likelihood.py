@@ -47,10 +47,11 @@ class LikelihoodJudge(Judge):
     ) -> None:
         super().__init__(task, backbone, rows, labels, journal, budget)
         self._base += f"\n{task.tune.label_score}"
-        self._features = features
         number_of = {row["_id"]: number for number, row in enumerate(self.rows)}
         self._pool = [number_of[row] for row in self.by_id]  # as the rows stand in a prompt that retrieves
-        self._retrieved: dict[tuple[str, int], list[Demonstration]] = {}
+        self._kinds = [self.rows[number][task.data.target] if labels else "" for number in self._pool]
+        self._features, self._pooled = features, features[self._pool]
+        self._near: dict[tuple[int, int, bool], list[int]] = {}
         self._prompts: dict[str, TextPrompt] = {}
         self._questions: dict[str, Question] = {}
         self._abouts: dict[str, str] = {}
@@ -135,15 +136,17 @@ class LikelihoodJudge(Judge):
         """The demonstrations that a row has of its own."""
         if candidate.retrieval is None:
             return []
-        if (known := (candidate.digest, number)) not in self._retrieved:
-            itself = [n for n, row in enumerate(self.rows) if row["_id"] == self.rows[number]["_id"]]
-            pool = self._features[self._pool]
-            kinds = [self.rows[n][self._task.data.target] if self._labels else "" for n in self._pool]
-            without = [place for place, n in enumerate(self._pool) if n in itself]
-            found = nearest(pool, kinds, self._features[number], candidate.retrieval.count, candidate.retrieval.balanced, without)
-            self.question(candidate)
-            self._retrieved[known] = [self._prompts[candidate.digest].demonstrations[place] for place in found]
-        return self._retrieved[known]
+        self.question(candidate)
+        pool = self._prompts[candidate.digest].demonstrations
+        return [pool[place] for place in self._nearest(number, candidate.retrieval.count, candidate.retrieval.balanced)]
+
+    def _nearest(self, number: int, count: int, balanced: bool) -> list[int]:
+        """Where the rows nearest to a row stand in the pool; its own text is not among them."""
+        asked = number, count, balanced
+        if asked not in self._near:
+            itself = [place for place, n in enumerate(self._pool) if self.rows[n]["_id"] == self.rows[number]["_id"]]
+            self._near[asked] = nearest(self._pooled, self._kinds, self._features[number], count, balanced, itself)
+        return self._near[asked]
 
     def _scores(self, candidates: Sequence[Candidate], numbers: Sequence[int]) -> list[Values]:
         keys = [[self._key(candidate, number) for number in numbers] for candidate in candidates]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import polars as pl
@@ -15,8 +16,11 @@ from encoder_decoders import save_encoder_decoder
 from helpers import a_task, backbone_at, examples, plain_model
 from torch import Tensor
 
-from prompt_core import PromptmillError, TunedPrompt
+from prompt_core import PromptmillError, PromptStore, TunedPrompt
 from prompt_core.backbone import Backbone
+from prompt_core.data import Splits
+from prompt_core.evaluation.evaluate import evaluate
+from prompt_core.evaluation.sidebyside import side_by_side
 from prompt_core.export import Published, export
 from prompt_core.task import TaskSpec
 from prompt_core.text.budget import Budget
@@ -139,8 +143,6 @@ def test_the_same_seed_gives_the_same_digest_and_goes_on_from_what_was_scored(
 
 
 def test_gradients_exchange_whole_words_of_a_wording_and_begin_one(bert: Backbone, rows: pl.DataFrame) -> None:
-    from random import Random
-
     task = text_task(bert, labels={"a": "fine and sunny", "b": "foul"})
     judge = judge_of(task, bert, rows)
     edits = GradientEdits(task, judge, bert)
@@ -169,6 +171,31 @@ def test_an_instruction_at_the_head_of_a_string_is_what_is_searched(bert: Backbo
     assert search is not None and search.tried[0].wording == "Say which weather it is:"
     assert Candidate("Guess.", "before").template(prompt.task) == "Guess.\n{{ text }}"
     assert Candidate("Guess.", "before").template(text_task(bert, template="Text: {{ text }}")) == "Guess.\nText: {{ text }}"
+
+
+def test_it_is_evaluated_beside_label_names_and_stored(bert: Backbone, rows: pl.DataFrame, found: TunedPrompt, tmp_path: Path) -> None:
+    evaluation = evaluate(found.task, found, Splits(train=rows[:6], validation=rows[6:], test=rows), bert)
+    assert [each.name for each in evaluation.contenders] == ["label_names", "linear_probe", "tuned"]
+    answers = side_by_side(found, {"text": "It rains"}, bert)
+    assert answers["with"] == found.predict(["It rains"], bert)[0]
+    store = PromptStore(f"file://{tmp_path}/store")
+    store.publish(found, {"verdict": {"passed": True}})
+    assert store.get("t", 1).predict(TEXTS, bert) == found.predict(TEXTS, bert)
+
+
+def test_mistakes_are_told_and_the_budget_counts_each_wording_once(bert: Backbone, rows: pl.DataFrame) -> None:
+    judge = judge_of(text_task(bert), bert, rows)
+    own, every = Candidate("", "as_written"), list(range(len(rows)))
+    assert judge.mistakes(own) == []
+    before = judge.budget.spent_tokens
+    (values,) = judge.values([own], every)
+    paid = judge.budget.spent_tokens - before
+    judge.values([Candidate("", "as_written", shown=tuple(rows["_id"][:3])), own], every)
+    assert paid > 0 and judge.budget.spent_tokens == before + paid
+    assert len(judge.mistakes(own)) == min(int((values < 1).sum()), len(rows) // 2)
+    assert all(right != given for _, right, given in judge.mistakes(own))
+    with pytest.raises(PromptmillError, match="task t: text: the budget of 20 tokens does not suffice for the task's own prompt"):
+        tune(text_task(bert, {"max_tokens": 20}), rows, None, bert)
 
 
 def test_an_export_as_text_names_encoder_and_exemplars(found: TunedPrompt, tmp_path: Path) -> None:

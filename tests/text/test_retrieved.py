@@ -179,7 +179,7 @@ def test_an_index_of_another_model_is_refused(found: TunedPrompt, llama: Backbon
 
 def test_demonstrations_that_do_not_fit_together_are_named_in_the_record(llama: Backbone) -> None:
     long = [(f"{word} " * 40, label) for word, label in (("late", "a"), ("wet", "b"), ("lost", "a"), ("dry", "b"), ("open", "a"))]
-    task = text_task(llama, {"rounds": 4, "together": 12, "demonstrations": 2}, tune={"max_tokens": 160})
+    task = text_task(llama, {"rounds": 1, "together": 8, "demonstrations": 2}, tune={"max_tokens": 160})
     search = tune(task, examples(*long), None, llama).manifest.text_search
     assert search is not None and any("demonstrations take" in why for why in search.rejected.values())
 

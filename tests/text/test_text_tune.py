@@ -104,7 +104,7 @@ def test_a_calibrated_winner_keeps_its_bias(llama: Backbone, rows: pl.DataFrame)
 
 def test_all_of_a_labels_words_together_are_a_choice(llama: Backbone, rows: pl.DataFrame, tmp_path: Path) -> None:
     words = {"a": ["dry", "sun and wind"], "b": ["rain", "wet"]}
-    prompt = tune(text_task(llama, {"label_words": words, "rounds": 3, "together": 12}), rows, None, llama)
+    prompt = tune(text_task(llama, {"label_words": words, "rounds": 1, "together": 12, "demonstrations": 0}), rows, None, llama)
     search = prompt.manifest.text_search
     assert search is not None and {"a": ("dry", "sun and wind"), "b": ("rain", "wet")} in [tried.words for tried in search.tried]
     said = Candidate("", "as_written", tuple((label, tuple(own)) for label, own in words.items()))
