@@ -67,7 +67,8 @@ class Choices:
         return chosen(self._ids, self._targets, self._features, count, choice, draw), None
 
     def _exemplars(self, trial: optuna.Trial) -> tuple[tuple[str, ...], None]:
-        each = int(trial.suggest_categorical("exemplars", [n for n in _COUNTS if n <= self._spec.exemplars]))
+        most = self._spec.exemplars
+        each = int(trial.suggest_categorical("exemplars", sorted({*(n for n in _COUNTS if n < most), most})))
         choice, draw = self._choice(trial)
         return exemplars(self._ids, self._targets, self._features, each, choice, draw), None
 
