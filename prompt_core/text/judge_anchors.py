@@ -94,10 +94,18 @@ class AnchorJudge(Judge):
 
     def scores(self, candidate: Candidate, numbers: Sequence[int]) -> Values:
         places = torch.tensor(list(numbers))
-        vectors, (sums, own) = self._vectors(candidate)[places], self._anchors(candidate)
+        vectors, (sums, own) = self.vectors(candidate)[places], self._anchors(candidate)
         found = self._against(vectors, sums, own[places], vectors)
         scores: Values = found.double().numpy()
         return scores
+
+    def vectors(self, candidate: Candidate) -> Tensor:
+        """Embeddings of all rows under the candidate's template, float32 [rows, H]."""
+        self._charge(candidate)
+        template = str(candidate.template(self._task))
+        if template not in self._embedded:
+            self._embedded[template] = unit_vectors(self._backbone, self._inputs[template], self._task.tune.batch_tokens)
+        return self._embedded[template]
 
     def loss(self, candidate: Candidate, first: int, rows: Tensor, numbers: Sequence[int]) -> Tensor:
         """The anchors are those of the task's own template, which is embedded already: near enough to rank exchanges."""
@@ -109,7 +117,7 @@ class AnchorJudge(Judge):
         queries = F.normalize(self._backbone.pool(states, list(map(len, inputs))).float(), dim=-1)
         plain = Candidate("", "as_written", candidate.words, candidate.shown)
         places, device = torch.tensor(list(numbers)), queries.device
-        vectors, (sums, own) = self._vectors(plain)[places], self._anchors(plain)
+        vectors, (sums, own) = self.vectors(plain)[places], self._anchors(plain)
         scores = self._against(queries, sums.to(device), own[places].to(device), vectors.to(device))
         return F.cross_entropy(scores, torch.tensor(self._right[list(numbers)], device=device))
 
@@ -140,17 +148,9 @@ class AnchorJudge(Judge):
             labels, own = torch.from_numpy(self._right), torch.full((len(self.rows),), -1)
             own[shown] = labels[shown]
             if len(shown):
-                sums = sums.index_add(0, labels[shown], self._vectors(candidate)[shown])
+                sums = sums.index_add(0, labels[shown], self.vectors(candidate)[shown])
             self._anchored[candidate.digest] = sums, own
         return self._anchored[candidate.digest]
-
-    def _vectors(self, candidate: Candidate) -> Tensor:
-        """Embeddings of all rows under the candidate's template, float32 [rows, H]."""
-        self._charge(candidate)
-        template = str(candidate.template(self._task))
-        if template not in self._embedded:
-            self._embedded[template] = unit_vectors(self._backbone, self._inputs[template], self._task.tune.batch_tokens)
-        return self._embedded[template]
 
     def _charge(self, candidate: Candidate) -> None:
         """Book the rows under a template the first time, whether their values are known from an interrupted search or not."""

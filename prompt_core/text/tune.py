@@ -21,6 +21,7 @@ from prompt_core.errors import PromptmillError, nearest
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
 from prompt_core.text.budget import Budget, OutOfBudget
+from prompt_core.text.candidate import own_candidate
 from prompt_core.text.choices import Choices
 from prompt_core.text.copying import Copies
 from prompt_core.text.edits import edited
@@ -94,7 +95,10 @@ class _Tuning:
 
     @cached_property
     def _features(self) -> Tensor:
-        """Of the rows, by which examples are near, float32 [n, H]."""
+        """Of the rows, by which examples are near, float32 [n, H]; an encoder's judge has embedded them already."""
+        if not self._backbone.causal:
+            assert isinstance(self._judge, AnchorJudge)  # that of an encoder
+            return self._judge.vectors(own_candidate(self._task))
         embed = Embedder(self._task, self._retriever)
         self._budget.charge(sum(map(len, embed.inputs(self._rows))))
         return embed(self._rows)
@@ -102,9 +106,7 @@ class _Tuning:
     @cached_property
     def _judge(self) -> AnchorJudge | LikelihoodJudge:
         common = (self._task, self._backbone, self._rows, self._labels, self._journal, self._budget)
-        if not self._backbone.causal:
-            return AnchorJudge(*common)
-        return LikelihoodJudge(*common, self._features)
+        return LikelihoodJudge(*common, self._features) if self._backbone.causal else AnchorJudge(*common)
 
     def _finals(self, found: Found) -> tuple[list[Tried], list[float] | None]:
         """The finalists, the best first, and their metric where texts were written for it; the task's own prompt is among them."""
