@@ -40,7 +40,6 @@ _TUNED: dict[str, dict[str, Any]] = {
     "soft": {"prompt": {"kind": "soft"}},
     "deep": {"prompt": {"kind": "deep"}},
     "auto": {"prompt": {"kind": "auto"}},
-    "text": {"prompt": {"kind": "text"}},
 }
 
 
@@ -133,7 +132,7 @@ def _tuned(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, Any]:
     backbone = load_backbone(task.backbone)
     began = time.monotonic()
     with Progress(f"{data.name} seed {task.tune.seed}") as progress:
-        prompt = tune(task, train, train.clear(), backbone, on_step=progress.step, on_round=progress.round)
+        prompt = tune(task, train, train.clear(), backbone, on_step=progress.step)
         seconds = time.monotonic() - began
         outputs = prompt.predict(data.rows, backbone, progress.rows)
     manifest = prompt.manifest
@@ -141,14 +140,11 @@ def _tuned(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, Any]:
         "parameters": manifest.parameters,
         "seconds": round(seconds, 1),
         "tokens": manifest.tokens,
+        "steps": manifest.tuning.steps,
+        "last_train_loss": manifest.tuning.train_loss[-1],
         "prompt": manifest.task["prompt"],
         "tune": manifest.task["tune"],
     }
-    if manifest.tuning:
-        facts |= {"steps": manifest.tuning.steps, "last_train_loss": manifest.tuning.train_loss[-1]}
-    if manifest.text_search:
-        search = manifest.text_search
-        facts |= {"search": search.summary(), "chosen": search.best.model_dump(mode="json"), "search_tokens": search.tokens}
     return {"outputs": outputs, "facts": facts}
 
 
