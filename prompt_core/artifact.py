@@ -21,7 +21,7 @@ from prompt_core.ladder.record import LadderRecord
 from prompt_core.plain_json import parse_json
 from prompt_core.task import TaskSpec, parse_task
 from prompt_core.tensors import StoredTensors
-from prompt_core.text.prompt import TextPrompt
+from prompt_core.text.prompt import Demonstration, TextPrompt
 from prompt_core.text.record import TextSearchRecord
 from prompt_core.trials import SearchRecord
 
@@ -251,16 +251,30 @@ class TunedPrompt:
                     "Use the base it was tuned on, or tune it again on this one.",
                 )
 
-    def render(self, fields: Mapping[str, Any]) -> str | list[dict[str, str]]:
+    def render(self, fields: Mapping[str, Any], retrieved: Sequence[Demonstration] | None = None) -> str | list[dict[str, str]]:
         """What a model reads for one input: a string, or chat messages with `role` and `content`. Loads no model.
 
+        Args:
+            fields: of the input.
+            retrieved: its demonstrations, of a prompt that retrieves them: see `retrieve`.
+
         Raises:
-            PromptmillError: the prompt is not of kind text, or a field of its template is absent or empty.
+            PromptmillError: the prompt is not of kind text, a field of its template is absent or empty, or `retrieved` is missing.
         """
         if self.manifest.text is None:
             what = f"is of kind {self.manifest.kind}, numbers that no text can say"
             raise PromptmillError(f"prompt {self.name}", what, "Use predict, or export it.")
-        return self.manifest.text.render(self.task, fields)
+        return self.manifest.text.render(self.task, fields, retrieved)
+
+    def retrieve(self, inputs: Sequence[str | Mapping[str, Any]], backbone: Backbone | None = None) -> list[list[Demonstration]]:
+        """The demonstrations that a text prompt with retrieval shows each input, as `render` takes them. Loads its embedding model.
+
+        Raises:
+            PromptmillError: the prompt does not retrieve, an input lacks a field, or the embedding model is another one.
+        """
+        from prompt_core.prediction import demonstrations_for
+
+        return demonstrations_for(self, inputs, backbone)
 
     def predict(
         self,

@@ -74,6 +74,8 @@ class TaskEncoding:
         task: its template, and `tune.max_tokens` as the longest root + input + target.
         backbone: whose tokenizer and chat template are used.
         soft: whether the template's soft tokens are there; without them it is the plain text of an untuned prompt.
+        inside: whether an encoder reads what precedes the first field inside of every input, between its special tokens,
+            as it reads any text; the root is then empty. A causal model has the same states either way.
 
     Attributes:
         root_text: everything before the first field, the same for every example.
@@ -85,7 +87,7 @@ class TaskEncoding:
             root longer than the limit.
     """
 
-    def __init__(self, task: TaskSpec, backbone: Backbone, soft: bool = True) -> None:
+    def __init__(self, task: TaskSpec, backbone: Backbone, soft: bool = True, inside: bool = False) -> None:
         self._where = f"task {task.name}: template"
         self._template = Template(task, soft)
         self.soft_tokens = self._template.soft_tokens if soft else 0
@@ -106,10 +108,12 @@ class TaskEncoding:
         self._first, self._before = (self._leading, []) if backbone.generates else ([], self._leading)
         self._behind = [] if backbone.causal else self._trailing
         self.root: tuple[int, ...] = (*self._first, *self._front_ids(self.root_text))
+        if inside and not backbone.generates:
+            self._before, self.root = [*self._before, *self.root], ()
         self._positions = backbone.max_positions
         self._limit = min(task.tune.max_tokens, self._positions)
-        if len(self.root) >= self._limit:
-            raise PromptmillError(self._where, f"what precedes the first field has {len(self.root)} tokens", f"The limit is {self._limit}.")
+        if (taken := max(len(self.root), len(self._before))) >= self._limit:
+            raise PromptmillError(self._where, f"what precedes the first field has {taken} tokens", f"The limit is {self._limit}.")
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -120,6 +124,11 @@ class TaskEncoding:
     def leading(self) -> tuple[int, ...]:
         """The tokenizer's special tokens that the root begins with."""
         return tuple(self._first)
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """What every input of an encoder begins with: its leading special tokens, and the root's words where they stand inside."""
+        return tuple(self._before)
 
     @property
     def input_parts(self) -> list[tuple[Literal["text", "field"], str]]:

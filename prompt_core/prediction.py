@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +16,9 @@ from prompt_core.encoding import Encoded, Located, TaskEncoding, soft_ids
 from prompt_core.errors import PromptmillError
 from prompt_core.generation import generate
 from prompt_core.prompts import PromptState, lower
-from prompt_core.text.score import root_of
+from prompt_core.text.index import retrieve
+from prompt_core.text.prompt import Demonstration
+from prompt_core.text.score import behind, classifier_of, root_of
 from prompt_core.tuning.build import build_classifier
 from prompt_core.tuning.heads import LinearHead
 from prompt_core.tuning.objective import Classification, LabelAnchors
@@ -31,18 +34,35 @@ def predict(
     """Labels, generated texts or entities of a tuned prompt, see `TunedPrompt.predict`."""
     backbone = backbone or backbone_of(prompt)
     prompt.check_base(backbone.identity)
-    encoding = TaskEncoding(prompt.worded, backbone)
+    encoding = encoding_of(prompt, backbone)
     rows = as_fields(inputs, encoding.fields)
     tuned = restore(prompt, encoding, backbone)
     if prompt.task.tags:
         located = [_numbered(encoding.locate, fields, number) for number, fields in enumerate(rows, 1)]
         return find_entities(restore_tagger(prompt, backbone), tuned, located, prompt.task.tune.batch_tokens, on_progress)
     encoded = [_numbered(encoding.encode, fields, number) for number, fields in enumerate(rows, 1)]
+    if prompt.manifest.text and prompt.manifest.text.retrieval:
+        own = [behind(tuned, encoding, shown) for shown in retrieve(prompt, rows, backbone)]
+        encoded = [replace(example, input=shown + example.input) for example, shown in zip(encoded, own, strict=True)]
     if prompt.task.writes:
         assert prompt.manifest.max_new_tokens is not None  # the tuning of a generation task records it
         return generate_texts(backbone, encoding, tuned, encoded, prompt.manifest.max_new_tokens, on_progress)
     classifier = restore_classifier(prompt, encoding, backbone)
     return classify(backbone, classifier, tuned, encoded, prompt.manifest.labels, prompt.task.tune.batch_tokens, on_progress)
+
+
+def demonstrations_for(
+    prompt: TunedPrompt, inputs: Sequence[str | Mapping[str, Any]], backbone: Backbone | None = None
+) -> list[list[Demonstration]]:
+    """The demonstrations that each input gets of its own, see `TunedPrompt.retrieve`."""
+    backbone = backbone or backbone_of(prompt)
+    prompt.check_base(backbone.identity)
+    return retrieve(prompt, as_fields(inputs, encoding_of(prompt, backbone).fields), backbone)
+
+
+def encoding_of(prompt: TunedPrompt, backbone: Backbone) -> TaskEncoding:
+    """How a prompt's inputs are read: an encoder reads the words of a text prompt inside of each."""
+    return TaskEncoding(prompt.worded, backbone, inside=prompt.manifest.kind == "text")
 
 
 def generate_texts(
@@ -128,15 +148,17 @@ def restore(prompt: TunedPrompt, encoding: TaskEncoding, backbone: Backbone) -> 
 
 
 def restore_classifier(prompt: TunedPrompt, encoding: TaskEncoding, backbone: Backbone) -> Classification:
-    """The artifact's classifier: its head or tuned anchors, or the label words that the task names; calibrated as it was."""
+    """The artifact's classifier: its head or tuned anchors, or what a text prompt or the task says for the labels; calibrated as it was."""
     tensors = {name: tensor.to(backbone.device) for name, tensor in prompt.tensors.items()}
     classifier: Classification
     if "head_weights" in tensors:
         classifier = LinearHead(backbone, tensors["head_weights"], tensors["head_bias"])
     elif "anchors" in tensors:
         classifier = LabelAnchors(backbone, tensors["anchors"], prompt.task.tune.anchor_scale)
+    elif prompt.manifest.text:
+        classifier = classifier_of(prompt.task, prompt.manifest.text, encoding, backbone, prompt.manifest.labels)
     else:
-        classifier = build_classifier(prompt.worded, encoding, backbone, prompt.manifest.labels)
+        classifier = build_classifier(prompt.task, encoding, backbone, prompt.manifest.labels)
     classifier.label_bias = tensors.get("label_bias")
     return classifier
 

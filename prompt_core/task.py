@@ -377,6 +377,8 @@ class TaskSpec(Part):
             raise ValueError(
                 f"prompt.start: {self.prompt.start} beside the part text; a search chooses between the text found and the root"
             )
+        if "retrieved" in self.text.choices:
+            raise ValueError("text.choices: retrieved is for prompt.kind: text; a soft or deep prompt starts from the same words for all")
         if search.final == "average":
             raise ValueError("tune.search.final: average beside the part text; prompts of different texts have no mean")
         if min(search.trials, search.together) < LADDER_RUNGS:

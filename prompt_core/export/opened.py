@@ -119,5 +119,8 @@ def opened(published: Published, form: str) -> Opened:
     if prompt.task.backbone.quantization:
         why = f"its base holds its weights in {prompt.task.backbone.quantization}, so that the plain weights are another model"
         raise refused(published, form, why, "Tune it on the base that will serve it.")
+    if (text := prompt.manifest.text) and (text.retrieval or any(len(said) > 1 for said in text.words.values())):
+        why = "it retrieves demonstrations for each input" if text.retrieval else "its labels are said in several ways, which are averaged"
+        raise refused(published, form, why, "Use the format folder, which promptmill reads.")
     encoding = TaskEncoding(prompt.worded, backbone)
     return Opened(published, backbone, encoding, restore(prompt, encoding, backbone))

@@ -7,6 +7,7 @@ from typing import Any
 
 from prompt_core.export.package import RECIPES, Published, package, refused, write_json
 from prompt_core.template import Template
+from prompt_core.text.prompt import TextPrompt
 from prompt_core.text.spec import TEMPLATE_CODE
 
 _OPEN, _CLOSE = "\ue000", "\ue001"  # around a field's name while the prompt is written down; no text means them
@@ -23,7 +24,9 @@ asked = [message | {{"content": fill(message["content"])}} for message in prompt
 
 `asked` is what an OpenAI-compatible server takes as `messages`, or as `prompt` where the template is one string. `labels` says
 what a classifier's answers mean; one that is calibrated names `label_bias`, which is subtracted from the labels' scores (the
-`label_score` of the log-likelihoods of their tokens) where a server gives such.
+`label_score` of the log-likelihoods of their tokens) where a server gives such. Of a label with several answers these count
+by log-mean-exp. Where `encoder` is named, that model embeds `asked`: an input belongs to the label whose texts in `labels` and
+`exemplars` (filled in as inputs are) have the mean embedding of highest cosine.
 """
 
 
@@ -37,16 +40,19 @@ def export_text(published: Published, folder: Path) -> None:
     if manifest.text is None:
         why = f"it is of kind {manifest.kind}, numbers that no text can say"
         raise refused(published, "text", why, "Use folder; of a soft prompt also tokens or vllm.")
+    if manifest.text.retrieval:
+        why = "it shows each input demonstrations of its own, which takes their index"
+        raise refused(published, "text", why, "Use folder, and TunedPrompt.retrieve and render.")
     template = Template(published.prompt.worded, soft=False)
     if not template.is_plain:
         why = "its template has conditions, loops or filters"
         raise refused(published, "text", why, "Use TunedPrompt.render, which fills them in.")
     fields = str(dict.fromkeys(template.fields, "..."))
     with package(folder, [published], "any model", _USAGE.replace("FIELDS", fields)) as beside:
-        write_json(beside / RECIPES, [_recipe(published, template)])
+        write_json(beside / RECIPES, [_recipe(published, manifest.text, template)])
 
 
-def _recipe(published: Published, template: Template) -> dict[str, Any]:
+def _recipe(published: Published, text: TextPrompt, template: Template) -> dict[str, Any]:
     prompt, manifest = published.prompt, published.prompt.manifest
     shown = prompt.render({name: f"{_OPEN}{name}{_CLOSE}" for name in template.fields})
     written: dict[str, Any] = (
@@ -58,7 +64,9 @@ def _recipe(published: Published, template: Template) -> dict[str, Any]:
     from prompt_core.tuning.build import describe  # torch loads with it, which texts do without
 
     bias = {"label_bias": prompt.tensors["label_bias"].tolist()} if "label_bias" in prompt.tensors else {}
-    labels = {label: describe(prompt.worded, label) for label in manifest.labels}
+    labels = {label: text.labels.get(label) or describe(prompt.worded, label) for label in manifest.labels}
+    if text.exemplars is not None:
+        return recipe | {"encoder": manifest.backbone.name, "labels": labels, "exemplars": text.exemplars} | bias
     return recipe | {"labels": labels, "label_score": prompt.task.tune.label_score} | bias
 
 

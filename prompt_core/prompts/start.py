@@ -179,6 +179,9 @@ class _Start:
     def _words_of_source(self) -> Sequence[int]:
         """What a text prompt says before an input, its demonstrations included."""
         assert self.source is not None and self.source.manifest.text is not None  # else its tensors are taken
+        if self.source.manifest.text.retrieval:
+            what = f"{self.source.name} shows each input demonstrations of its own"
+            raise self._refused("start_from", what, "Start from a text prompt whose demonstrations are fixed.")
         shown = [(demonstration.fields, demonstration.answer) for demonstration in self.source.manifest.text.demonstrations]
         ids = self.encoding.root_with_demonstrations(shown) if shown else self.encoding.root
         if not ids:

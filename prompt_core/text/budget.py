@@ -6,6 +6,10 @@ import time
 from dataclasses import dataclass, field
 
 
+class OutOfBudget(Exception):
+    """What the budget does not admit; the message says which limit."""
+
+
 @dataclass
 class Budget:
     """A hard limit on each of three; None for no limit.
@@ -37,3 +41,13 @@ class Budget:
         if self.dollars is not None and self.spent_dollars + dollars > self.dollars:
             return f"{self.dollars} dollars"
         return None
+
+    def charge(self, tokens: int) -> None:
+        """Book tokens, before they are spent.
+
+        Raises:
+            OutOfBudget: they would pass a limit.
+        """
+        if reason := self.reason(tokens=tokens):
+            raise OutOfBudget(reason)
+        self.spent_tokens += tokens

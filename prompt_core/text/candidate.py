@@ -6,17 +6,19 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from prompt_core.errors import PromptmillError
 from prompt_core.task import Role, TaskSpec
 from prompt_core.template import Template
-from prompt_core.text.prompt import Demonstration, TextPrompt
+from prompt_core.text.prompt import Demonstration, Retrieval, TextPrompt
 from prompt_core.text.spec import TEMPLATE_CODE
 from prompt_core.tuning.build import answer
 
 Structure = Literal["as_written", "system", "before", "after", "around"]
 STRUCTURES: tuple[Structure, ...] = ("system", "before", "after", "around")
+_LEAD_IN = 2  # so many words at the head of a string are the input's name ("Text:"), more are an instruction
 
 
 @dataclass(frozen=True)
@@ -27,32 +29,55 @@ class Candidate:
         wording: the instruction; empty for none.
         structure: where it stands: in a system message, before or after the input, or both; `as_written` is the
             template as its author wrote it.
-        words: (label, what the model says for it) where that is not the task's own.
-        shown: ids of the training rows that stand in front as demonstrations, in this order.
+        words: (label, all that stands for it) where that is not the task's own.
+        shown: ids of the training rows that stand in front as demonstrations, in this order; of an encoder those that are
+            exemplars of their labels.
+        retrieval: in their place the nearest of all training rows, for each input its own.
         calibrated: whether a classifier's scores are freed of what it thinks of the labels before it reads an input.
     """
 
     wording: str
     structure: Structure
-    words: tuple[tuple[str, str], ...] = ()
+    words: tuple[tuple[str, tuple[str, ...]], ...] = ()
     shown: tuple[str, ...] = ()
+    retrieval: Retrieval | None = None
     calibrated: bool = False
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Of its content, 32 hexadecimal digits."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+        content = asdict(self) | {"retrieval": self.retrieval and self.retrieval.model_dump()}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
-    def prompt(self, task: TaskSpec, rows: Mapping[str, Mapping[str, Any]]) -> TextPrompt:
-        """The text prompt; `rows` are the training rows by id."""
-        worded = task.model_copy(update={"labels": {**task.labels, **dict(self.words)}})
+    @property
+    def labels(self) -> dict[str, str | tuple[str, ...]]:
+        """`words` as a text prompt has them."""
+        return {label: said if len(said) > 1 else said[0] for label, said in self.words}
+
+    def template(self, task: TaskSpec) -> str | tuple[dict[Role, str], ...]:
+        """The wording in its place.
+
+        Raises:
+            PromptmillError: the wording holds template code.
+        """
+        return task.template if self.structure == "as_written" else _built(task, self.wording, self.structure)
+
+    def prompt(self, task: TaskSpec, rows: Mapping[str, Mapping[str, Any]], encoder: bool = False) -> TextPrompt:
+        """The text prompt; `rows` are the training rows by id, and `encoder` says what reads it."""
+        worded = task.model_copy(update={"labels": {**task.labels, **{label: said[0] for label, said in self.words}}})
+        template = self.template(task)
         fields = Template(task).fields
+        if encoder:
+            exemplars: dict[str, tuple[dict[str, str], ...]] = {}
+            for row in (rows[i] for i in self.shown):
+                own = exemplars.setdefault(row[task.data.target], ())
+                exemplars[row[task.data.target]] = (*own, {name: str(row[name]) for name in fields})
+            return TextPrompt(template=template, labels=self.labels, exemplars=exemplars)
         shown = tuple(
-            Demonstration(fields={name: str(rows[i][name]) for name in fields}, answer=answer(worded, rows[i][task.data.target]))
-            for i in self.shown
+            Demonstration(fields={name: str(row[name]) for name in fields}, answer=answer(worded, row[task.data.target]))
+            for row in (rows.values() if self.retrieval else (rows[i] for i in self.shown))
         )
-        template = task.template if self.structure == "as_written" else _built(task, self.wording, self.structure)
-        return TextPrompt(template=template, labels=dict(self.words), demonstrations=shown)
+        return TextPrompt(template=template, labels=self.labels, demonstrations=shown, retrieval=self.retrieval)
 
 
 def own_candidate(task: TaskSpec) -> Candidate:
@@ -61,7 +86,7 @@ def own_candidate(task: TaskSpec) -> Candidate:
 
 
 def instruction(task: TaskSpec) -> str:
-    """The template's own instruction: its first message without a field; empty where there is none."""
+    """The template's own instruction: its first message without a field, or what a string begins with; empty where there is none."""
     for _, text in _messages(task):
         if not TEMPLATE_CODE.search(text):
             return text.strip()
@@ -93,6 +118,11 @@ def _built(task: TaskSpec, wording: str, structure: Structure) -> str | tuple[di
 
 
 def _messages(task: TaskSpec) -> list[tuple[Role | None, str]]:
-    if isinstance(task.template, str):
+    """Roles and texts; an instruction at the head of a string counts as a message."""
+    if not isinstance(task.template, str):
+        return [next(iter(message.items())) for message in task.template]
+    code = TEMPLATE_CODE.search(task.template)
+    head = task.template[: code.start()] if code else ""
+    if len(head.split()) <= _LEAD_IN:
         return [(None, task.template)]
-    return [next(iter(message.items())) for message in task.template]
+    return [(None, head), (None, task.template[len(head) :])]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import zip_longest
 from random import Random
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Choice = Literal["random", "diverse", "typical"]
-CHOICES: tuple[Choice, ...] = ("random", "diverse", "typical")
+from prompt_core.text.spec import Choice
 
 
 def chosen(ids: Sequence[str], labels: Sequence[str], features: Tensor, count: int, choice: Choice, random: Random) -> tuple[str, ...]:
@@ -24,14 +23,50 @@ def chosen(ids: Sequence[str], labels: Sequence[str], features: Tensor, count: i
         choice: at random; such that each is far from those before it; or those nearest to their label's mean.
         random: the stream that chooses and shuffles.
     """
-    by_label: dict[str, list[int]] = {}
-    for number, label in enumerate(labels):
-        by_label.setdefault(label, []).append(number)
-    queues = [_ordered(numbers, features, choice, random) for _, numbers in sorted(by_label.items())]
+    queues = [_ordered(numbers, features, choice, random) for numbers in _by_label(labels)]
     random.shuffle(queues)  # which label gets one more, where count is no multiple
-    taken = [queue[turn] for turn in range(max(map(len, queues))) for queue in queues if turn < len(queue)][:count]
+    taken = _in_turn(queues)[:count]
     random.shuffle(taken)
     return tuple(ids[number] for number in taken)
+
+
+def exemplars(ids: Sequence[str], labels: Sequence[str], features: Tensor, each: int, choice: Choice, random: Random) -> tuple[str, ...]:
+    """Ids of at most `each` rows of every label, label by label in the order of the rows; else as `chosen`."""
+    taken = [sorted(_ordered(numbers, features, choice, random)[:each]) for numbers in _by_label(labels)]
+    return tuple(ids[number] for numbers in taken for number in numbers)
+
+
+def nearest(pool: Tensor, labels: Sequence[str], query: Tensor, count: int, balanced: bool, without: Collection[int] = ()) -> list[int]:
+    """Numbers of the rows nearest to a query, the nearest last: next to the input (Liu et al. 2022, arXiv:2101.06804).
+
+    Args:
+        pool: unit-length features of the rows, [n, H].
+        labels: of each row; all equal where there are none.
+        query: its features, [H].
+        count: how many.
+        balanced: whether the labels take turns, that of the nearest row first.
+        without: numbers of rows that are not to be shown: the query itself.
+    """
+    ranked = [number for number in (pool @ query).argsort(descending=True, stable=True).tolist() if number not in without]
+    if balanced:
+        queues: dict[str, list[int]] = {}
+        for number in ranked:
+            queues.setdefault(labels[number], []).append(number)
+        ranked = _in_turn(list(queues.values()))
+    return ranked[:count][::-1]
+
+
+def _by_label(labels: Sequence[str]) -> list[list[int]]:
+    """The rows of each label, by the labels' names."""
+    rows: dict[str, list[int]] = {}
+    for number, label in enumerate(labels):
+        rows.setdefault(label, []).append(number)
+    return [numbers for _, numbers in sorted(rows.items())]
+
+
+def _in_turn(queues: Sequence[Sequence[int]]) -> list[int]:
+    """The first of every queue, then the second, and so on."""
+    return [number for turn in zip_longest(*queues) for number in turn if number is not None]
 
 
 def _ordered(numbers: Sequence[int], features: Tensor, choice: Choice, random: Random) -> list[int]:

@@ -9,7 +9,7 @@ from prompt_core.errors import PromptmillError
 
 
 def difference(before: TunedPrompt, after: TunedPrompt, names: tuple[str, str] = ("before", "after")) -> str:
-    """A unified diff of what two text prompts say: template, label words and demonstrations; empty where they say the same.
+    """A unified diff of what two text prompts say: template, label words, exemplars and demonstrations; empty where they say the same.
 
     Args:
         before, after: of kind text.
@@ -29,8 +29,14 @@ def _lines(prompt: TunedPrompt) -> list[str]:
     messages = [("template", text.template)] if isinstance(text.template, str) else [pair for m in text.template for pair in m.items()]
     lines = [line for role, said in messages for line in [f"[{role}]", *said.splitlines()]]
     if prompt.manifest.labels:
-        labels = prompt.worded.labels
-        lines += ["[labels]", *(f"{label}: {labels.get(label, label)}" for label in prompt.manifest.labels)]
+        described = prompt.task.labels
+        words = {label: text.words.get(label, (described.get(label, label),)) for label in prompt.manifest.labels}
+        lines += ["[labels]", *(f"{label}: {' | '.join(said)}" for label, said in words.items())]
+    for label, own in sorted((text.exemplars or {}).items()):
+        lines += [f"[exemplars of {label}]", *(f"{name}: {value}" for fields in own for name, value in fields.items())]
+    if text.retrieval:
+        lines += ["[retrieval]", *(f"{name}: {value}" for name, value in text.retrieval.model_dump(exclude={"model"}).items())]
+        lines.append(f"model: {text.retrieval.model.name}")
     for shown in text.demonstrations:
         lines += ["[demonstration]", *(f"{name}: {value}" for name, value in shown.fields.items()), f"answer: {shown.answer}"]
     return lines

@@ -10,9 +10,10 @@ from prompt_core.evaluation.extracted import as_judged
 from prompt_core.evaluation.metrics import summary
 from prompt_core.prediction import generate_texts
 from prompt_core.task import TaskSpec
+from prompt_core.text.budget import OutOfBudget
 from prompt_core.text.candidate import Candidate
 from prompt_core.text.journal import Journal
-from prompt_core.text.judge import Judge, OutOfBudget
+from prompt_core.text.judge_likelihood import LikelihoodJudge
 
 
 class Finals:
@@ -26,7 +27,7 @@ class Finals:
         journal: texts that were written before.
     """
 
-    def __init__(self, task: TaskSpec, judge: Judge, backbone: Backbone, max_new_tokens: int, journal: Journal) -> None:
+    def __init__(self, task: TaskSpec, judge: LikelihoodJudge, backbone: Backbone, max_new_tokens: int, journal: Journal) -> None:
         self._task, self._judge, self._backbone = task, judge, backbone
         self._longest, self._journal = max_new_tokens, journal
 
@@ -49,8 +50,8 @@ class Finals:
 
     def _written(self, candidate: Candidate, numbers: Sequence[int]) -> list[str]:
         question = self._judge.question(candidate)
-        examples = [question.encoding.encode(self._judge.rows[n]) for n in numbers]
-        self._judge.charge(len(question.root.root) + sum(len(e.input) + self._longest for e in examples))
+        examples = [self._judge.read(candidate, n) for n in numbers]
+        self._judge.budget.charge(len(question.root.root) + sum(len(e.input) + self._longest for e in examples))
         about = [self._judge.about(candidate), str(self._longest), *(self._judge.rows[n]["_id"] for n in numbers)]
         key = hashlib.sha256("\n".join(about).encode()).hexdigest()[:32]
         known = self._journal.get(key)

@@ -1,39 +1,32 @@
-"""`Judge`: what candidates are worth on training examples, from one packed pass over many, each score paid for once."""
+"""`Judge`: what candidates are worth on training examples, each score paid for once. How they are scored, its kinds know."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from prompt_core.backbone import Backbone
-from prompt_core.encoding import Encoded
+from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
-from prompt_core.prompts import PromptState, Tree, hidden_states
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
 from prompt_core.text.budget import Budget
 from prompt_core.text.candidate import Candidate
 from prompt_core.text.journal import Journal
 from prompt_core.text.race import Values
-from prompt_core.text.score import Question, score_prompts
 from prompt_core.tuning.build import answer
 from prompt_core.tuning.prepared import library_versions
 
 _TIE = 0.1  # of a right answer: what its probability decides between prompts that are right equally often
 
 
-class OutOfBudget(Exception):
-    """A question that the budget does not admit; the message says which limit."""
-
-
-class Judge:
+class Judge(ABC):
     """Scores candidates on the rows of a task.
 
     Args:
@@ -43,6 +36,10 @@ class Judge:
         labels: of a classifier, in order; none for a task that generates.
         journal: what was scored before.
         budget: is asked before each pass.
+
+    Attributes:
+        rows, by_id: the training rows, and by their ids.
+        budget: as given.
     """
 
     def __init__(
@@ -55,92 +52,80 @@ class Judge:
         budget: Budget,
     ) -> None:
         self._task, self._backbone, self._labels = task, backbone, list(labels)
-        self.rows, self._journal, self._budget = [dict(row) for row in rows], journal, budget
+        self.rows, self._journal, self.budget = [dict(row) for row in rows], journal, budget
         self.by_id = {row["_id"]: row for row in rows}
+        self._right = np.array([self._labels.index(row[task.data.target]) for row in self.rows] if labels else [], dtype=np.int64)
         spec, identity = task.tune, backbone.identity
-        reading = [spec.label_score, spec.max_tokens, spec.truncate, spec.batch_tokens, backbone.device.type]
+        reading = [spec.max_tokens, spec.truncate, spec.batch_tokens, backbone.device.type]
         self._base = json.dumps([identity.weights, identity.tokenizer, identity.dtype, *reading, *library_versions().values()])
-        self._questions: dict[str, Question] = {}
-        self._abouts: dict[str, str] = {}
-        self._charged: set[str] = set()
 
-    @property
-    def spent(self) -> tuple[int, float]:
-        """Tokens and dollars so far."""
-        return self._budget.spent_tokens, self._budget.spent_dollars
-
-    def question(self, candidate: Candidate) -> Question:
-        """The candidate made ready.
+    @abstractmethod
+    def encoding(self, candidate: Candidate) -> TaskEncoding:
+        """How the candidate is read.
 
         Raises:
             PromptmillError: it does not fit the model's context or the task's fields.
         """
-        if candidate.digest not in self._questions:
-            prompt = candidate.prompt(self._task, self.by_id)
-            question = Question.of(self._task, prompt, self._backbone, self._labels)
-            for column in {*question.encoding.fields, self._task.data.target}:  # a wording may leave no room for the longest ones
-                question.encode(self._task, max(self.rows, key=lambda row: len(str(row[column]))))
-            self._questions[candidate.digest] = question
-        return self._questions[candidate.digest]
 
+    @abstractmethod
+    def front(self, candidate: Candidate) -> tuple[int, ...]:
+        """The tokens that every input is read behind."""
+
+    @abstractmethod
     def tokens(self, candidate: Candidate) -> int:
-        """How long the prompt is: what stands in front of every input and behind it."""
-        question = self.question(candidate)
-        return len(question.root.root) + question.encoding.tokens_behind
+        """How long the prompt is: what stands in front of an input and behind it."""
 
-    def scores(self, candidates: Sequence[Candidate], numbers: Sequence[int]) -> list[Values]:
-        """Label scores [n, labels], or mean log-likelihoods of the target's tokens [n, 1], of each candidate on some rows.
+    @abstractmethod
+    def values(self, candidates: Sequence[Candidate], numbers: Sequence[int]) -> list[Values]:
+        """What each candidate is worth on some rows, float64 [n]: right answers, and as a tie-break how sure they are.
+
+        A text counts as the mean log-likelihood of its tokens. NaN for rows that must not judge, since the candidate shows them.
 
         Raises:
-            OutOfBudget: the scores that are not known yet would pass a limit.
+            OutOfBudget: what is not known yet would pass a limit.
         """
-        keys = [[self._key(candidate, number) for number in numbers] for candidate in candidates]
-        asked = {key: (c, n) for c, own in zip(candidates, keys, strict=True) for n, key in zip(numbers, own, strict=True)}
-        asked = {key: pair for key, pair in asked.items() if key not in self._charged}
-        if asked:
-            self._pay(asked)
-        return [np.array([self._journal.get(key) for key in own], dtype=np.float64) for own in keys]
 
-    def values(self, candidate: Candidate, scores: Values, numbers: Sequence[int]) -> Values:
-        """What the candidate is worth on each row, from its scores: right answers, and as a tie-break how sure they are.
+    @abstractmethod
+    def scores(self, candidate: Candidate, numbers: Sequence[int]) -> Values:
+        """Label scores [n, labels], or mean log-likelihoods of the target's tokens [n, 1], of a candidate on some rows.
 
-        A text counts as the mean log-likelihood of its tokens. NaN for rows that the candidate shows.
+        Raises:
+            OutOfBudget: what is not known yet would pass a limit.
         """
-        rows = [self.rows[number] for number in numbers]
-        if not self._labels:
-            values = scores[:, 0].copy()
-        else:
-            logs = _log_softmax(scores)
-            if candidate.calibrated:
-                logs = _log_softmax(logs - logs.mean(0))
-            right = np.array([self._labels.index(row[self._task.data.target]) for row in rows])
-            chances = np.exp(logs[np.arange(len(rows)), right])
-            values = (logs.argmax(1) == right) + _TIE * chances
-        values[[row["_id"] in candidate.shown for row in rows]] = np.nan
-        return values
 
-    def loss(self, question: Question, root: PromptState, numbers: Sequence[int]) -> Tensor:
-        """Mean cross-entropy of the right answers behind `root`, differentiable in what it holds; a float32 scalar.
+    @abstractmethod
+    def loss(self, candidate: Candidate, first: int, rows: Tensor, numbers: Sequence[int]) -> Tensor:
+        """Mean cross-entropy of the right answers, differentiable in `rows`, a float32 scalar.
+
+        Args:
+            candidate: whose prompt is read.
+            first: where in its `front` the tokens begin that `rows` replace.
+            rows: their input embeddings, [tokens, H].
+            numbers: of the training rows.
 
         Raises:
             OutOfBudget: the pass would exceed a limit.
         """
-        examples = [question.encode(self._task, self.rows[number]) for number in numbers]
-        self.charge(len(root.root) + sum(map(question.tokens, examples)))
-        (states,) = hidden_states(self._backbone, [Tree(root, *question.segments(examples))])
-        scores = question.scores(self._backbone, states, examples)
-        if not self._labels:
-            return -scores.mean()
-        right = [self._labels.index(self.rows[number][self._task.data.target]) for number in numbers]
-        return F.cross_entropy(scores, torch.tensor(right, device=scores.device))
+
+    def judging(self, candidate: Candidate) -> list[int]:
+        """The rows that may judge a candidate."""
+        return list(range(len(self.rows)))
+
+    @abstractmethod
+    def truncated(self, candidate: Candidate) -> int:
+        """How many of the rows are cut to fit."""
+
+    @abstractmethod
+    def _met(self, candidate: Candidate) -> list[int]:
+        """The rows that a candidate has met."""
 
     def mistakes(self, candidate: Candidate) -> list[tuple[str, str, str]]:
         """Input, right answer and given answer of rows that the candidate met and gets wrong; the worst first where it writes texts."""
-        met = [number for number in range(len(self.rows)) if self._key(candidate, number) in self._charged]
+        met = self._met(candidate)
         if not met:
             return []
-        (scores,) = self.scores([candidate], met)
-        worst = np.argsort(self.values(candidate, scores, met), kind="stable")  # NaN, a row that it shows, comes last
+        scores, (values,) = self.scores(candidate, met), self.values([candidate], met)
+        worst = np.argsort(values, kind="stable")  # NaN, a row that it shows, comes last
         task, fields = candidate.prompt(self._task, self.by_id).applied_to(self._task), Template(self._task).fields
         found = []
         for place in worst[: len(met) // 2].tolist():
@@ -151,59 +136,32 @@ class Judge:
                 found.append(("\n".join(str(row[name]) for name in fields), answer(task, right), shown))
         return found
 
-    def charge(self, tokens: int) -> None:
-        """Book tokens through the frozen model, before they are spent.
+    def label_bias(self, candidate: Candidate) -> Tensor:
+        """Each label's mean log-probability over all inputs, float32 [labels], see `tuning.calibration`."""
+        scores = torch.from_numpy(self.scores(candidate, range(len(self.rows))))
+        return scores.log_softmax(-1).mean(0).float()
 
-        Raises:
-            OutOfBudget: they would pass a limit.
-        """
-        if reason := self._budget.reason(tokens=tokens):
-            raise OutOfBudget(reason)
-        self._budget.spent_tokens += tokens
-
-    def _pay(self, asked: Mapping[str, tuple[Candidate, int]]) -> None:
-        """Book what is asked for the first time, whether it is known from an interrupted search or not, and find out what is not."""
-        groups = self._groups(asked)
-        self.charge(sum(len(question.root.root) + sum(map(question.tokens, examples)) for question, _, examples in groups))
-        self._charged |= asked.keys()
-        groups = self._groups({key: pair for key, pair in asked.items() if self._journal.get(key) is None})
-        found = score_prompts(self._backbone, [g[0] for g in groups], [g[2] for g in groups], self._task.tune.batch_tokens)
-        self._journal.put(
-            {key: row for (_, keys, _), scores in zip(groups, found, strict=True) for key, row in zip(keys, scores.tolist(), strict=True)}
-        )
-
-    def _groups(self, asked: Mapping[str, tuple[Candidate, int]]) -> list[tuple[Question, list[str], list[Encoded]]]:
-        """Per candidate its question, and keys and inputs of the rows."""
-        groups: dict[str, tuple[Question, list[str], list[Encoded]]] = {}
-        for key, (candidate, number) in asked.items():
-            question = self.question(candidate)
-            _, keys, examples = groups.setdefault(candidate.digest, (question, [], []))
-            keys.append(key)
-            examples.append(question.encode(self._task, self.rows[number]))
-        return list(groups.values())
-
-    def about(self, candidate: Candidate) -> str:
-        """What a candidate's answers depend on beside the row: model, settings and prompt, by content. Calibration comes after."""
-        if candidate.digest not in self._abouts:
-            prompt = candidate.prompt(self._task, self.by_id).model_dump_json()
-            self._abouts[candidate.digest] = hashlib.sha256("\n".join([self._base, prompt, *self._labels]).encode()).hexdigest()
-        return self._abouts[candidate.digest]
-
-    def _key(self, candidate: Candidate, number: int) -> str:
-        row = self.rows[number]
-        about = "\n".join([self.about(candidate), row["_id"], str(row[self._task.data.target])])
-        return hashlib.sha256(about.encode()).hexdigest()[:32]
+    def _worth(self, candidate: Candidate, scores: Values, numbers: Sequence[int]) -> Values:
+        """Values from scores, whether a row may judge or not."""
+        if not self._labels:
+            return scores[:, 0].copy()
+        logs = _log_softmax(scores)
+        if candidate.calibrated:
+            logs = _log_softmax(logs - logs.mean(0))
+        right = self._right[list(numbers)]
+        values: Values = (logs.argmax(1) == right) + _TIE * np.exp(logs[np.arange(len(right)), right])
+        return values
 
 
 def fits(judge: Judge, candidate: Candidate) -> str | None:
     """Why a candidate cannot be asked; None if it can."""
     try:
-        question = judge.question(candidate)
+        encoding = judge.encoding(candidate)
     except PromptmillError as error:
         return f"{error.what}"
-    if special := next((mark for mark in question.encoding.special_texts if mark in candidate.wording), None):
+    if special := next((mark for mark in encoding.special_texts if mark in candidate.wording), None):
         return f"holds {special}, which the model reads as a mark of its own"
-    words = [word for _, word in candidate.words]
+    words = [word for _, said in candidate.words for word in set(said)]
     return "two labels have the same words" if len(set(words)) < len(words) else None
 
 

@@ -42,7 +42,7 @@ class OwnWords:
         asked = [self._rephrased(best) if best and turn % 2 else self._induced(random) for turn in range(self._together)]
         room = self._backbone.max_positions - _LONGEST
         asked = [ids for ids in asked if len(ids) <= room]
-        self._judge.charge(sum(len(ids) + _LONGEST for ids in asked))
+        self._judge.budget.charge(sum(len(ids) + _LONGEST for ids in asked))
         seeds = [random.randrange(2**63) for _ in asked]
         sampling = Sampling(seeds=seeds, temperature=1.0, top_p=0.9)
         end = self._encoding.end_of_turn

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 
 class _Record(BaseModel):
@@ -14,6 +16,8 @@ class TriedRecord(_Record):
 
     Attributes:
         wording, structure, words, shown, calibrated: as of `Candidate`; `shown` are the first 12 digits of the rows' ids.
+        retrieved: demonstrations that each input gets of its own.
+        exemplars: rows that are exemplars of their labels, with an encoder.
         tokens: length of its prompt.
         value: mean over the rows that it met: right answers and a tenth of how sure they are, or the log-likelihood per
             target token; None where it showed all of them.
@@ -23,13 +27,20 @@ class TriedRecord(_Record):
 
     wording: str
     structure: str
-    words: dict[str, str]
+    words: dict[str, str | tuple[str, ...]]
     shown: tuple[str, ...]
+    retrieved: int = 0
+    exemplars: int = 0
     calibrated: bool
     tokens: int
     value: float | None
     rows: int
     metric: float | None = None
+
+    @model_serializer(mode="wrap")
+    def _what_there_is(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A candidate without retrieval or exemplars is written without a word of them, as it was before there were any."""
+        return {name: value for name, value in written(self).items() if value or name not in ("retrieved", "exemplars")}
 
 
 class TextSearchRecord(_Record):
@@ -84,8 +95,9 @@ class TextSearchRecord(_Record):
             tried = self.tried[number]
             outcome = ["**chosen**" if number == self.chosen else "", "" if number else "the task's own"]
             outcome += ["Pareto" if number in self.pareto else "", "" if tried.metric is None else f"{self.judged_by} {tried.metric:.1f}"]
-            words = ", ".join(f"{label}: {word}" for label, word in tried.words.items())
-            choices = [tried.structure, words, str(len(tried.shown)), "yes" if tried.calibrated else ""]
+            words = ", ".join(f"{label}: {said if isinstance(said, str) else ' | '.join(said)}" for label, said in tried.words.items())
+            shown = f"{tried.retrieved} retrieved" if tried.retrieved else str(len(tried.shown) + tried.exemplars)
+            choices = [tried.structure, words, shown, "yes" if tried.calibrated else ""]
             measured = [str(tried.tokens), f"{_value(tried):.4f}", str(tried.rows)]
             lines.append([str(number), tried.wording, *choices, *measured, ", ".join(filter(None, outcome))])
         lines += [["", wording, *[""] * 7, f"rejected: {why}"] for wording, why in self.rejected.items()]

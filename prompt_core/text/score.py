@@ -5,8 +5,8 @@ Candidates are the roots of the forest, with their demonstrations; examples stan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -18,10 +18,11 @@ from prompt_core.data.packing import pack
 from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.prompts import PromptState, Tree, hidden_states
 from prompt_core.task import TaskSpec
-from prompt_core.text.prompt import TextPrompt
-from prompt_core.tuning.build import answer, build_classifier
+from prompt_core.text.index import unit_vectors
+from prompt_core.text.prompt import Demonstration, TextPrompt
+from prompt_core.tuning.build import answer, build_classifier, describe
 from prompt_core.tuning.likelihood import next_token_losses
-from prompt_core.tuning.objective import Classification, Segments
+from prompt_core.tuning.objective import Classification, LabelAnchors, Segments
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +31,8 @@ class Question:
 
     Attributes:
         encoding: tokens of its inputs.
-        root: what stands in front of them, demonstrations included.
-        classifier: how its label words are scored; None where it writes texts.
+        root: what stands in front of them, demonstrations included that all of them share.
+        classifier: how what stands for its labels is scored; None where it writes texts.
     """
 
     encoding: TaskEncoding
@@ -41,15 +42,23 @@ class Question:
     @classmethod
     def of(cls, task: TaskSpec, prompt: TextPrompt, backbone: Backbone, labels: Sequence[str]) -> Question:
         """Raises PromptmillError: the prompt does not fit the backbone's context, or names a field that is not there."""
-        worded = prompt.applied_to(task)
-        encoding = TaskEncoding(worded, backbone, soft=False)
-        classifier = build_classifier(worded, encoding, backbone, labels) if labels else None
+        encoding = TaskEncoding(prompt.applied_to(task), backbone, soft=False, inside=True)
+        classifier = classifier_of(task, prompt, encoding, backbone, labels) if labels else None
         return cls(encoding, root_of(prompt, encoding, backbone), classifier)
 
-    def encode(self, task: TaskSpec, row: dict[str, Any]) -> Encoded:
-        """A row with its answer as the target of a text; of a classifier the input alone."""
-        target = None if self.classifier else answer(task, row[task.data.target])
-        return self.encoding.encode(row, target)
+    def encode(self, task: TaskSpec, row: Mapping[str, Any], shown: Sequence[Demonstration] = ()) -> Encoded:
+        """A row with its answer as the target of a text; of a classifier the input alone. `shown` are demonstrations of its own."""
+        return self.read(row, None if self.classifier else answer(task, row[task.data.target]), shown)
+
+    def read(self, row: Mapping[str, Any], target: str | None = None, shown: Sequence[Demonstration] = ()) -> Encoded:
+        """Token ids of one input, with demonstrations of its own in front of it, behind the root."""
+        encoded = self.encoding.encode(row, target)
+        return replace(encoded, input=behind(self.root, self.encoding, shown) + encoded.input) if shown else encoded
+
+    @property
+    def front(self) -> tuple[int, ...]:
+        """The tokens that the model reads before every input's own: the root, or what an encoder's inputs begin with."""
+        return self.root.root + self.encoding.before
 
     def tokens(self, example: Encoded) -> int:
         """Of an example in a pass."""
@@ -70,12 +79,44 @@ class Question:
 def root_of(prompt: TextPrompt, encoding: TaskEncoding, backbone: Backbone) -> PromptState:
     """What stands in front of every input of a text prompt: its words before the first field, and its demonstrations.
 
+    Where these are retrieved, what all inputs share ends before them.
+
     Raises:
-        PromptmillError: they do not fit the backbone's context.
+        PromptmillError: they do not fit the backbone's context; those retrieved: the longest that may come together.
     """
     shown = [(demonstration.fields, demonstration.answer) for demonstration in prompt.demonstrations]
-    root = encoding.root_with_demonstrations(shown) if shown else encoding.root
-    return PromptState.of(backbone, root=root)
+    if not shown:
+        return PromptState.of(backbone, root=encoding.root)
+    if prompt.retrieval is None:
+        return PromptState.of(backbone, root=encoding.root_with_demonstrations(shown))
+    alone = [encoding.root_with_demonstrations([each]) for each in shown]
+    longest = sorted(range(len(shown)), key=lambda number: len(alone[number]))[-prompt.retrieval.count :]
+    encoding.root_with_demonstrations([shown[number] for number in longest])
+    common = len(encoding.root)
+    while any(ids[:common] != encoding.root[:common] for ids in alone):  # what follows may melt with its end, in some vocabularies
+        common -= 1
+    return PromptState.of(backbone, root=encoding.root[:common])
+
+
+def behind(root: PromptState, encoding: TaskEncoding, shown: Sequence[Demonstration]) -> tuple[int, ...]:
+    """What stands between a shared root and an input that has demonstrations of its own: with it, a child of that root."""
+    return encoding.root_with_demonstrations([(each.fields, each.answer) for each in shown])[len(root.root) :]
+
+
+def classifier_of(task: TaskSpec, prompt: TextPrompt, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> Classification:
+    """Label words; for an encoder anchors, each the mean embedding of what stands for its label: descriptions and exemplars."""
+    worded = prompt.applied_to(task)
+    if backbone.causal:
+        return build_classifier(worded, encoding, backbone, labels, prompt.words)
+    texts: list[tuple[int, Sequence[int]]] = []
+    for number, label in enumerate(labels):
+        described = prompt.words.get(label) or (describe(worded, label),)
+        texts += [(number, encoding.encode_text(text)) for text in described]
+        texts += [(number, encoding.encode(fields).input) for fields in (prompt.exemplars or {}).get(label, ())]
+    vectors = unit_vectors(backbone, [ids for _, ids in texts], task.tune.batch_tokens)
+    owner = torch.tensor([number for number, _ in texts])
+    sums = torch.zeros(len(labels), vectors.shape[1]).index_add(0, owner, vectors)
+    return LabelAnchors(backbone, sums.to(backbone.device), task.tune.anchor_scale)
 
 
 @torch.inference_mode()

@@ -12,23 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-import numpy as np
 import optuna
-from torch import Tensor
 
 from prompt_core.task import TaskSpec
-from prompt_core.text.candidate import Candidate, Structure, own_candidate, structures
+from prompt_core.text.budget import OutOfBudget
+from prompt_core.text.candidate import Candidate, own_candidate, structures
+from prompt_core.text.choices import Choices
 from prompt_core.text.copying import Copies
-from prompt_core.text.demonstrations import CHOICES, Choice, chosen
-from prompt_core.text.judge import Judge, OutOfBudget, fits
+from prompt_core.text.judge import Judge, fits
 from prompt_core.text.race import Values, mean, race
 from prompt_core.text.spec import TEMPLATE_CODE
 
 Propose = Callable[[Sequence["Tried"], Random], Sequence[str]]
 OnRound = Callable[["Round"], None]
-
-_POOL = 8  # best wordings that the sampler chooses from
-_ORDERS = 8  # draws of demonstrations that the sampler tells apart
 
 
 @dataclass(frozen=True)
@@ -104,13 +100,13 @@ class TextSearch:
     Args:
         task: `text` says what is searched and how long.
         judge: scores candidates.
-        features: of the judge's rows, float32 [n, H], for the choice of demonstrations.
+        choices: what the sampler chooses from.
         propose: makers of wordings; asked in turn.
         copies: what wordings may not repeat.
     """
 
-    def __init__(self, task: TaskSpec, judge: Judge, features: Tensor, propose: Sequence[Propose], copies: Copies) -> None:
-        self._task, self._judge, self._features, self._propose, self._copies = task, judge, features, propose, copies
+    def __init__(self, task: TaskSpec, judge: Judge, choices: Choices, propose: Sequence[Propose], copies: Copies) -> None:
+        self._task, self._judge, self._choices, self._propose, self._copies = task, judge, choices, propose, copies
         self._spec = task.text
         self._random = Random(task.tune.seed)
         sampler = optuna.samplers.TPESampler(seed=task.tune.seed, constant_liar=True, n_startup_trials=self._spec.together)
@@ -124,8 +120,6 @@ class TextSearch:
         self._random.shuffle(numbers)
         size = self._spec.block
         self._blocks = [numbers[i : i + size] for i in range(0, len(numbers), size)]
-        target = task.data.target
-        self._targets = [str(row[target]) if task.objective == "classify" else "" for row in judge.rows]
 
     def run(self, on_round: OnRound | None = None) -> Found:
         """Search until the rounds, the patience or the budget end.
@@ -135,7 +129,7 @@ class TextSearch:
             OutOfBudget: the budget does not admit one round over the task's own prompt.
         """
         own = own_candidate(self._task)
-        self._judge.question(own)  # its errors are the user's
+        self._judge.encoding(own)  # its errors are the user's
         self._race([own])  # alone, so that it meets every row: what is found has to be better on all of them
         ended, waited, began = "rounds", 0, time.monotonic()
         for number in range(1, self._spec.rounds + 1):
@@ -147,7 +141,7 @@ class TextSearch:
                 break
             if on_round:
                 eta = (time.monotonic() - began) / number * (self._spec.rounds - number)
-                tokens, dollars = self._judge.spent
+                tokens, dollars = self._judge.budget.spent_tokens, self._judge.budget.spent_dollars
                 best, rounds = self._best(), self._spec.rounds
                 on_round(Round(self._task.name, number, rounds, best, len(self._tried), tokens, dollars, eta))
             waited = waited + 1 if self._best().worth(self._spec.length_penalty) <= before else 0
@@ -161,7 +155,7 @@ class TextSearch:
         half = self._spec.together // 2
         fresh = [self._reworded(wording) for wording in self._new_wordings(half)]
         trials = [self._study.ask() for _ in range(self._spec.together - len(fresh))]
-        asked = [self._sampled(trial) for trial in trials]
+        asked = [self._choices.candidate(trial, self._wordings()) for trial in trials]
         self._race([*given, *fresh, *asked])
         for trial, candidate in zip(trials, asked, strict=True):
             tried = self._tried.get(candidate.digest)
@@ -179,26 +173,6 @@ class TextSearch:
             for structure in structures(self._task)[: 1 if len(wordings) > self._spec.together else None]
             if wording
         ]
-
-    def _sampled(self, trial: optuna.Trial) -> Candidate:
-        wordings = self._wordings()[:_POOL]
-        rank = trial.suggest_int("wording", 0, _POOL - 1)
-        words = []
-        for label, alternatives in sorted(self._spec.label_words.items()):
-            word = trial.suggest_categorical(f"word:{label}", list(alternatives))
-            words.append((label, str(word)))
-        most = min(self._spec.demonstrations, len(self._judge.rows) // 2)
-        count = trial.suggest_categorical("demonstrations", [n for n in (0, 1, 2, 4, 8, 16, 32) if n <= most])
-        choice: Choice = trial.suggest_categorical("choice", CHOICES)  # type: ignore[assignment]
-        order = trial.suggest_int("order", 0, _ORDERS - 1)
-        calibrated = trial.suggest_categorical("calibrated", [False, True]) if self._task.objective == "classify" else False
-        shown: tuple[str, ...] = ()
-        if count:
-            ids = [str(row["_id"]) for row in self._judge.rows]
-            draw = Random(f"{self._task.tune.seed}/{order}")
-            shown = chosen(ids, self._targets, self._features, int(count), choice, draw)
-        structure: Structure = trial.suggest_categorical("structure", list(structures(self._task)))  # type: ignore[assignment]
-        return Candidate(wordings[min(rank, len(wordings) - 1)], structure, tuple(words), shown, bool(calibrated))
 
     def _reworded(self, wording: str) -> Candidate:
         """The new wording with everything else as in one of the best candidates."""
@@ -247,21 +221,16 @@ class TextSearch:
             return
         known = [tried.candidate for tried in self._ranked()[:2] if len(tried.values) == len(self._judge.rows)]
         runners = [*known, *entering]
-        met: list[list[Values]] = [[] for _ in runners]
 
         def score(alive: Sequence[int], block: Sequence[int]) -> list[Values]:
-            scores = self._judge.scores([runners[i] for i in alive], block)
-            for i, own in zip(alive, scores, strict=True):
-                met[i].append(own)
-            return [self._judge.values(runners[i], own, block) for i, own in zip(alive, scores, strict=True)]
+            return self._judge.values([runners[i] for i in alive], block)
 
-        race(len(runners), self._blocks, score, keep=max(2, self._spec.keep))
         order = [number for block in self._blocks for number in block]
-        for candidate, scores in zip(runners, met, strict=True):
+        for candidate, values in zip(runners, race(len(runners), self._blocks, score, keep=max(2, self._spec.keep)), strict=True):
             if candidate in known:  # met every row before, and may have left now
                 continue
-            together = np.concatenate(scores)
-            values = self._judge.values(candidate, together, order[: len(together)])
+            if candidate.calibrated:  # on all that it met, rather than on each block
+                (values,) = self._judge.values([candidate], order[: len(values)])
             self._tried[candidate.digest] = Tried(candidate, self._judge.tokens(candidate), values, mean(values))
 
     def _ranked(self) -> list[Tried]:

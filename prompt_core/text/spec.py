@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from prompt_core.parts import Part
 
 TEMPLATE_CODE = re.compile(r"\{\{|\{%|\{#")
+
+Choice = Literal["random", "diverse", "typical", "retrieved"]
 
 
 class EndpointSpec(Part):
@@ -38,8 +41,24 @@ class TextSpec(Part):
     """How a text prompt is searched, for prompt.kind: text, and auto that begins with text."""
 
     wordings: tuple[str, ...] = Field(default=(), description="instructions to begin with, beside the template's own")
-    label_words: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="per label, what the model may say for it")
-    demonstrations: int = Field(default=8, ge=0, le=32, description="solved examples in front of an input, at most")
+    label_words: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="per label, what may stand for it: words, for an encoder descriptions; one is chosen, or all averaged",
+    )
+    demonstrations: int = Field(default=8, ge=0, le=32, description="solved examples in front of an input, at most (causal models)")
+    exemplars: int = Field(
+        default=16, ge=0, le=1024, description="examples of each label whose embeddings join its description's, at most (encoders)"
+    )
+    choices: tuple[Choice, ...] = Field(
+        default=("random", "diverse", "typical"),
+        min_length=1,
+        description="ways to choose them: random; diverse: far from each other; typical: near their label's mean; retrieved: the "
+        "nearest to each input, which is read anew with its own (causal models)",
+    )
+    retriever: str | None = Field(
+        default=None,
+        description="embedded name of the frozen encoder by which examples are near, such as minilm; left out: the backbone's own states",
+    )
     rounds: int = Field(default=8, ge=1, le=1000, description="rounds of candidates at most")
     together: int = Field(default=16, ge=2, le=1024, description="candidates per round")
     patience: int = Field(default=3, ge=1, description="rounds without a better prompt before the search ends")

@@ -5,30 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 from torch import Tensor
 
 from prompt_core.artifact import DataRecord, Manifest, TunedPrompt
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.data.digest import frame_digest
-from prompt_core.data.packing import pack
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError, nearest
-from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
-from prompt_core.text.budget import Budget
+from prompt_core.text.budget import Budget, OutOfBudget
+from prompt_core.text.candidate import own_candidate
+from prompt_core.text.choices import Choices
 from prompt_core.text.copying import Copies
 from prompt_core.text.edits import edited
 from prompt_core.text.finals import Finals
 from prompt_core.text.gradient import GradientEdits
+from prompt_core.text.index import Embedder, embedding_model, retriever_of
 from prompt_core.text.journal import Journal
-from prompt_core.text.judge import Judge, OutOfBudget
+from prompt_core.text.judge_anchors import AnchorJudge
+from prompt_core.text.judge_likelihood import LikelihoodJudge
 from prompt_core.text.own import OwnWords
 from prompt_core.text.record import TextSearchRecord, TriedRecord
 from prompt_core.text.reflection import Reflection
@@ -36,7 +38,6 @@ from prompt_core.text.remembered import Remembered
 from prompt_core.text.search import Found, OnRound, Propose, TextSearch, Tried
 from prompt_core.tuning.build import answer
 from prompt_core.tuning.folds import join_sides
-from prompt_core.tuning.objective import embed_texts
 from prompt_core.tuning.parallel import is_writer
 from prompt_core.tuning.prepared import Sides, library_versions
 
@@ -53,7 +54,7 @@ def tune_text(
     Args:
         task: with `prompt.kind: text`.
         sides: its (train, validation) frames; their rows are searched together.
-        backbone: the frozen causal model.
+        backbone: the frozen causal model or encoder.
         on_round: called after every round.
         checkpoints: a folder for what was scored and answered, which an interrupted or longer search does not pay for again.
 
@@ -81,24 +82,41 @@ class _Tuning:
             dollars=spec.endpoint.dollars if spec.endpoint else None,
         )
         self._journal = Journal(checkpoints / f"text-{self._fingerprint()[:32]}.jsonl" if checkpoints and is_writer() else None)
-        self._judge = Judge(task, backbone, self._rows, self._labels, self._journal, self._budget)
+        self._retriever = retriever_of(task, backbone)
 
     def run(self, on_round: OnRound | None) -> TunedPrompt:
         try:
-            search = TextSearch(self._task, self._judge, self._features(), self._proposers(), self._copies())
-            found = search.run(on_round)
+            model = embedding_model(self._retriever)
+            choices = Choices(self._task, self._rows, self._features, model, encoder=not self._backbone.causal)
+            found = TextSearch(self._task, self._judge, choices, self._proposers(), self._copies()).run(on_round)
         except OutOfBudget as limit:
             what = f"the budget of {limit} does not suffice for the task's own prompt"
             raise PromptmillError(f"task {self._task.name}: text", what, "Raise text.max_tokens or text.minutes.") from None
         finalists, metrics = self._finals(found)
         return self._artifact(found, finalists, metrics)
 
+    @cached_property
+    def _features(self) -> Tensor:
+        """Of the rows, by which examples are near, float32 [n, H]; an encoder's judge has embedded them already."""
+        if not self._backbone.causal:
+            assert isinstance(self._judge, AnchorJudge)  # that of an encoder
+            return self._judge.vectors(own_candidate(self._task))
+        embed = Embedder(self._task, self._retriever)
+        self._budget.charge(sum(map(len, embed.inputs(self._rows))))
+        return embed(self._rows)
+
+    @cached_property
+    def _judge(self) -> AnchorJudge | LikelihoodJudge:
+        common = (self._task, self._backbone, self._rows, self._labels, self._journal, self._budget)
+        return LikelihoodJudge(*common, self._features) if self._backbone.causal else AnchorJudge(*common)
+
     def _finals(self, found: Found) -> tuple[list[Tried], list[float] | None]:
         """The finalists, the best first, and their metric where texts were written for it; the task's own prompt is among them."""
-        if self._labels:
+        judge = self._judge
+        if self._labels or not isinstance(judge, LikelihoodJudge):
             return list(found.finalists), None
         best = list({tried.candidate.digest: tried for tried in [*found.finalists[: self._task.text.keep], found.tried[0]]}.values())
-        finals = Finals(self._task, self._judge, self._backbone, self._longest(), self._journal)
+        finals = Finals(self._task, judge, self._backbone, self._longest(), self._journal)
         metrics = finals.measure([tried.candidate for tried in best])
         if metrics is None:
             return list(found.finalists), None
@@ -108,10 +126,9 @@ class _Tuning:
 
     def _proposers(self) -> list[Propose]:
         task, backbone = self._task, self._backbone
-        makers: list[tuple[str, Propose]] = [
-            ("gradient", GradientEdits(self._judge, backbone)),
-            ("own words", OwnWords(task, self._judge, backbone)),
-        ]
+        makers: list[tuple[str, Propose]] = [("gradient", GradientEdits(task, self._judge, backbone))]
+        if backbone.causal:
+            makers.append(("own words", OwnWords(task, self._judge, backbone)))
         if task.text.endpoint:
             from prompt_core.text.endpoint import Endpoint  # the client takes long to load
 
@@ -126,31 +143,16 @@ class _Tuning:
         columns = [*Template(self._task).fields, self._task.data.target]
         return Copies(str(row[column]) for row in self._rows for column in columns)
 
-    @torch.inference_mode()
-    def _features(self) -> Tensor:
-        """Unit-length mean states of the rows' bare inputs, float32 [n, H]."""
-        encoding, bare = TaskEncoding(self._task, self._backbone, soft=False), PromptState.of(self._backbone)
-        inputs = [encoding.encode(row).input for row in self._rows]
-        self._judge.charge(sum(map(len, inputs)))
-        return torch.cat([embed_texts(self._backbone, bare, batch) for batch in pack(inputs, len, self._task.tune.batch_tokens)]).cpu()
-
     def _longest(self) -> int:
         encoding = TaskEncoding(self._task, self._backbone, soft=False)
         targets = [len(encoding.encode_target(row[self._task.data.target])) for row in self._rows]
         return self._task.evaluate.max_new_tokens or -(-5 * max(targets) // 4)
 
-    def _label_bias(self, tried: Tried) -> Tensor:
-        """Each label's mean log-probability over all inputs, float32 [labels], see `tuning.calibration`; it was paid for already."""
-        (scores,) = self._judge.scores([tried.candidate], range(len(self._rows)))
-        return torch.from_numpy(scores).log_softmax(-1).mean(0).float()
-
     def _artifact(self, found: Found, finalists: Sequence[Tried], metrics: Sequence[float] | None) -> TunedPrompt:
         task, backbone, best = self._task, self._backbone, finalists[0]
         train, validation = self._sides[0], self._sides[1]
         validation = train.clear() if validation is None else validation
-        tensors = {"label_bias": self._label_bias(best)} if best.candidate.calibrated else {}
-        question = self._judge.question(best.candidate)
-        inputs = [question.encode(task, row) for row in self._rows]
+        tensors = {"label_bias": self._judge.label_bias(best.candidate)} if best.candidate.calibrated else {}
         manifest = Manifest(
             name=task.name,
             kind="text",
@@ -160,9 +162,9 @@ class _Tuning:
             labels=tuple(self._labels),
             max_new_tokens=None if self._labels else self._longest(),
             backbone=backbone.identity,
-            text=best.candidate.prompt(task, self._judge.by_id),
+            text=best.candidate.prompt(task, self._judge.by_id, encoder=not backbone.causal),
             text_search=self._record(found, finalists, metrics),
-            truncated_rows=sum(example.truncated for example in inputs),
+            truncated_rows=self._judge.truncated(best.candidate),
             data=DataRecord(
                 train_rows=len(train), train=frame_digest(train), validation_rows=len(validation), validation=frame_digest(validation)
             ),
@@ -179,17 +181,16 @@ class _Tuning:
         for value, tried in sorted(zip(values, finalists, strict=True), key=lambda pair: (pair[1].tokens, -pair[0])):
             if not front or value > front[-1][0]:
                 front.append((value, tried))
-        tokens, dollars = self._judge.spent
         return TextSearchRecord(
-            tried=tuple(_tried_record(tried, measured.get(tried.candidate.digest)) for tried in found.tried),
+            tried=tuple(_tried_record(tried, measured.get(tried.candidate.digest), not self._backbone.causal) for tried in found.tried),
             chosen=numbers[finalists[0].candidate.digest],
             pareto=tuple(numbers[tried.candidate.digest] for _, tried in front),
             rejected=dict(found.rejected),
             judged_by="accuracy" if self._labels else self._task.gate_metric if metrics else "log-likelihood",
             ended=found.ended,
             rows=len(self._rows),
-            tokens=tokens,
-            dollars=round(dollars, 6),
+            tokens=self._budget.spent_tokens,
+            dollars=round(self._budget.spent_dollars, 6),
             optuna=version("optuna"),
         )
 
@@ -201,13 +202,15 @@ class _Tuning:
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
-def _tried_record(tried: Tried, metric: float | None) -> TriedRecord:
+def _tried_record(tried: Tried, metric: float | None, encoder: bool) -> TriedRecord:
     candidate = tried.candidate
     return TriedRecord(
         wording=candidate.wording,
         structure=candidate.structure,
-        words=dict(candidate.words),
-        shown=tuple(row[:_ID_DIGITS] for row in candidate.shown),
+        words=candidate.labels,
+        shown=() if encoder else tuple(row[:_ID_DIGITS] for row in candidate.shown),
+        retrieved=candidate.retrieval.count if candidate.retrieval else 0,
+        exemplars=len(candidate.shown) if encoder else 0,
         calibrated=candidate.calibrated,
         tokens=tried.tokens,
         value=round(tried.value, 6) if tried.value > float("-inf") else None,
@@ -233,11 +236,13 @@ def _checked_labels(task: TaskSpec, frame: pl.DataFrame) -> list[str]:
 
 
 def _check_backbone(task: TaskSpec, backbone: Backbone) -> None:
-    if not backbone.causal or isinstance(backbone, EncoderDecoder) or task.tags:
-        kind = "an encoder-decoder" if isinstance(backbone, EncoderDecoder) else "an encoder"
-        raise PromptmillError(
-            f"task {task.name}: prompt.kind", f"text, but {backbone.identity.name} is {kind}", "Use a causal model, or deep."
-        )
+    where, name = f"task {task.name}", backbone.identity.name
+    if isinstance(backbone, EncoderDecoder) or task.tags:
+        what = f"text, but {name} is {'an encoder-decoder' if isinstance(backbone, EncoderDecoder) else 'an encoder that finds entities'}"
+        raise PromptmillError(f"{where}: prompt.kind", what, "Use a causal model, or deep.")
+    if not backbone.causal and "retrieved" in task.text.choices:
+        what = f"retrieved, but {name} is an encoder, which reads no demonstrations"
+        raise PromptmillError(f"{where}: text.choices", what, "Leave it out; examples count as exemplars of their labels.")
 
 
 def _check_tokens(task: TaskSpec, rows: Sequence[dict[str, Any]], backbone: Backbone) -> None:

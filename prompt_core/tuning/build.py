@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -40,7 +40,8 @@ def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, 
         what = f"{spec.loss} is not for {backbone.identity.name}, {'a causal model' if backbone.causal else 'an encoder'}"
         raise PromptmillError(f"task {task.name}: tune.loss", what, f"It has {', '.join(fitting)}.")
     if spec.loss == "vocabulary":
-        return VocabularyWords(backbone, _words(task, encoding, labels), spec.label_score == "mean", spec.label_smoothing)
+        words = _words(task, encoding, [(label, describe(task, label)) for label in labels])
+        return VocabularyWords(backbone, words, spec.label_score == "mean", spec.label_smoothing)
     if spec.contrastive:
         compare = pairs_loss if spec.loss == "pairs" else partial(supervised_contrastive_loss, scale=spec.anchor_scale)
         head, tokens = spec.head or "means", spec.batch_tokens
@@ -49,20 +50,29 @@ def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, 
 
 
 @torch.no_grad()
-def build_classifier(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> Classification:
-    """Label words for a causal model; for an encoder label anchors that start at the descriptions' embeddings."""
+def build_classifier(
+    task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str], said: Mapping[str, Sequence[str]] | None = None
+) -> Classification:
+    """Label words for a causal model; for an encoder label anchors that start at the descriptions' embeddings.
+
+    Args:
+        said: of a causal model, several ways to say a label, whose likelihoods are averaged; its description where it has none here.
+    """
     spec = task.tune
     if backbone.causal:
-        return LabelWords(backbone, _words(task, encoding, labels), spec.label_score == "mean", spec.label_smoothing)
+        ways = [list((said or {}).get(label) or [describe(task, label)]) for label in labels]
+        words = _words(task, encoding, [(label, way) for label, own in zip(labels, ways, strict=True) for way in own])
+        return LabelWords(backbone, words, spec.label_score == "mean", spec.label_smoothing, [len(own) for own in ways])
     anchors = embed_texts(backbone, PromptState.of(backbone), [encoding.encode_text(describe(task, label)) for label in labels])
     return LabelAnchors(backbone, anchors, spec.anchor_scale, spec.label_smoothing)
 
 
-def _words(task: TaskSpec, encoding: TaskEncoding, labels: Sequence[str]) -> list[list[int]]:
-    words = [encoding.encode_target(describe(task, label)) for label in labels]
-    for label, ids in zip(labels, words, strict=True):
-        if len(ids) <= len(encoding.end_of_turn) or not describe(task, label).strip():
-            what = f'"{label}" is said as "{describe(task, label)}", which is no token of {task.backbone.name}'
+def _words(task: TaskSpec, encoding: TaskEncoding, said: Sequence[tuple[str, str]]) -> list[list[int]]:
+    """Token ids of what is said for labels, given as (label, text)."""
+    words = [encoding.encode_target(text) for _, text in said]
+    for (label, text), ids in zip(said, words, strict=True):
+        if len(ids) <= len(encoding.end_of_turn) or not text.strip():
+            what = f'"{label}" is said as "{text}", which is no token of {task.backbone.name}'
             raise PromptmillError(f"task {task.name}: labels", what, "Name other words for it.")
     return words
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
@@ -14,6 +15,7 @@ from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.encoding import Encoded
 from prompt_core.prompts import PromptState, Tree, hidden_states, lower
 from prompt_core.tuning.calibration import Calibration, mean_log_chances
+from prompt_core.tuning.label_tree import LabelTree
 from prompt_core.tuning.likelihood import next_token_losses
 
 # Segments and parents of a `Tree`, and its rows where the loss needs some only.
@@ -202,11 +204,19 @@ class LabelWords(Classification):
         words: token ids of each label, ending in the end of turn, at least one token each, no label twice.
         normalised: score a label by the mean over its tokens (Brown et al. 2020, arXiv:2005.14165), else by their sum.
         smoothing: label smoothing while training.
+        ways: how many of the `words` in turn say each label, if not one; its score is then log-mean-exp of theirs.
     """
 
-    def __init__(self, backbone: Backbone, words: Sequence[Sequence[int]], normalised: bool = True, smoothing: float = 0.0) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        words: Sequence[Sequence[int]],
+        normalised: bool = True,
+        smoothing: float = 0.0,
+        ways: Sequence[int] | None = None,
+    ) -> None:
         super().__init__(backbone, smoothing)
-        self._branches = LabelTree(words)
+        self._branches, self._ways = LabelTree(words), None if ways is None or max(ways) == 1 else list(ways)
         self._per_token = torch.tensor([1 / len(ids) if normalised else 1.0 for ids in words], device=backbone.device)
 
     def tokens(self, example: Encoded) -> int:
@@ -235,60 +245,10 @@ class LabelWords(Classification):
         losses = next_token_losses(self._backbone, states, row_of.flatten(), targets.flatten()).view(targets.shape)
         member = torch.tensor(branches.members, device=device)
         totals = losses.new_zeros(len(examples), len(self._per_token)).index_add(1, member[:, 1], losses[:, member[:, 0]])
-        return -totals * self._per_token
-
-
-class LabelTree:
-    """Token sequences as the tree of their common beginnings (a trie).
-
-    Attributes:
-        segments, parents: runs of tokens without a branch, depth first; parent -1 is what stands in front of all. The
-            last token of a sequence predicts nothing and has no row.
-        num_tokens: of all segments.
-        row_of, targets: each prediction: the row that makes it (0 is the last one in front, 1 + i the i-th token of the
-            segments) and the token that it is about. What sequences have in common is predicted once.
-        members: (prediction, sequence) for every token of every sequence.
-    """
-
-    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
-        self.segments: list[Sequence[int]] = []
-        self.parents: list[int] = []
-        self.num_tokens = 0
-        self.row_of: list[int] = []
-        self.targets: list[int] = []
-        self.members: list[tuple[int, int]] = []
-        self._grow([(number, tuple(ids)) for number, ids in enumerate(sequences)], depth=0, parent=-1, row=0)
-
-    def _grow(self, sequences: Sequence[tuple[int, tuple[int, ...]]], depth: int, parent: int, row: int) -> None:
-        """Add what comes after the first `depth` tokens, which the sequences share and `row` ends."""
-        by_token: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
-        for number, ids in sequences:
-            if len(ids) > depth:
-                by_token.setdefault(ids[depth], []).append((number, ids))
-        for branch in by_token.values():
-            self._branch(branch, depth, parent, row)
-
-    def _branch(self, sequences: Sequence[tuple[int, tuple[int, ...]]], depth: int, parent: int, row: int) -> None:
-        run: list[int] = []
-        while True:
-            token = sequences[0][1][depth]
-            self.members += [(len(self.targets), number) for number, _ in sequences]
-            self.row_of.append(row)
-            self.targets.append(token)
-            depth += 1
-            following = {ids[depth] if len(ids) > depth else None for _, ids in sequences}
-            if following == {None}:
-                break  # nothing is predicted from here
-            run.append(token)
-            self.num_tokens += 1
-            row = self.num_tokens
-            if len(following) > 1:
-                break
-        if run:
-            self.segments.append(run)
-            self.parents.append(parent)
-        if following != {None}:
-            self._grow(sequences, depth, len(self.segments) - 1, row)
+        said = -totals * self._per_token
+        if self._ways is None:
+            return said
+        return torch.stack([own.logsumexp(-1) - math.log(own.shape[1]) for own in torch.split(said, self._ways, -1)], -1)
 
 
 def embed_texts(backbone: Backbone, prompt: PromptState, inputs: Sequence[Sequence[int]]) -> Tensor:

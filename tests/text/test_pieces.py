@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from random import Random
 
+import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prompt_core.text.budget import Budget
 from prompt_core.text.copying import Copies
+from prompt_core.text.demonstrations import exemplars
 from prompt_core.text.edits import edited, phrases, sentence
 from prompt_core.text.journal import Journal
+from prompt_core.text.spec import Choice
 
 _WORDS = st.lists(st.text("abcdefg", min_size=1, max_size=4), min_size=1, max_size=12)
 
@@ -45,6 +49,23 @@ def test_a_line_that_a_crash_cut_short_is_left_out_and_the_rest_stays(tmp_path: 
     assert journal.get("a") == [1.5, 2.0] and journal.get("b") == "text" and journal.get("c") is None
     journal.put({"d": 1})
     assert Journal(path).get("d") == 1 and Journal(path).get("b") == "text"
+
+
+@given(
+    st.lists(st.sampled_from("abc"), min_size=1, max_size=20),
+    st.integers(0, 6),
+    st.sampled_from(["random", "diverse", "typical"]),
+    st.integers(),
+)
+def test_every_label_has_as_many_exemplars_as_asked_for_or_all_of_its_rows(labels: list[str], each: int, choice: Choice, seed: int) -> None:
+    features = F.normalize(torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(seed % 2**32)), dim=-1)
+    ids = [f"{number}{label}" for number, label in enumerate(labels)]
+    taken = exemplars(ids, labels, features, each, choice, Random(seed))
+    assert len(set(taken)) == len(taken) and set(taken) <= set(ids)
+    assert all(sum(row.endswith(label) for row in taken) == min(each, labels.count(label)) for label in "abc")
+    assert exemplars(ids, labels, features, each, choice, Random(seed)) == taken
+    if each >= len(labels):  # whichever way they are chosen, all of them are one choice
+        assert taken == exemplars(ids, labels, features, each, "random", Random(0))
 
 
 def test_a_budget_names_the_limit_that_would_be_passed() -> None:

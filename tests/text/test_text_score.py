@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,23 @@ def test_label_scores_are_those_of_each_triple_by_itself(
     examples = [[question.encode(task, ROWS[row]) for row in own] for question, own in zip(questions, rows, strict=False)]
     found = score_prompts(llama, questions, examples, batch_tokens)
     for prompt, question, own, scores in zip(prompts, questions, examples, found, strict=True):
-        said = {label: prompt.labels.get(label, label.replace("_", " ")) for label in LABELS}
+        said = {label: prompt.words.get(label, (label.replace("_", " "),))[0] for label in LABELS}
         for example, row in zip(own, scores, strict=False):
             for label, score in zip(LABELS, row.tolist(), strict=True):
                 words = tuple(question.encoding.encode_target(said[label]))
                 assert score == pytest.approx(plainly(llama_folder, question.root.root, example.input, words), abs=1e-4)
+
+
+def test_several_ways_to_say_a_label_count_by_the_mean_of_their_likelihoods(llama: Backbone, llama_folder: Path) -> None:
+    task, ways = task_for(llama_folder, PROMPTS), {"late": ("late", "delayed by a day"), "broken_box": ("broken box",)}
+    question = Question.of(task, TextPrompt(template=CHAT, labels=ways), llama, LABELS)
+    examples = [question.encode(task, row) for row in ROWS]
+    (scores,) = score_prompts(llama, [question], [examples], 100)
+    for example, row in zip(examples, scores.tolist(), strict=True):
+        for label, score in zip(LABELS, row, strict=True):
+            said = [tuple(question.encoding.encode_target(way)) for way in ways[label]]
+            chances = [math.exp(plainly(llama_folder, question.root.root, example.input, words)) for words in said]
+            assert score == pytest.approx(math.log(sum(chances) / len(chances)), abs=1e-4)
 
 
 @given(batch_tokens=st.integers(8, 400))

@@ -43,7 +43,7 @@ def planted(backbone: Backbone) -> pl.DataFrame:
     task = text_task(backbone)
     unlabelled = examples(*[(text, "a") for text in TEXTS])
     rows = {row["_id"]: row for row in unlabelled.rows(named=True)}
-    candidate = Candidate(PLANTED, "system", (("a", "sun and wind"), ("b", "rain")))
+    candidate = Candidate(PLANTED, "system", (("a", ("sun and wind",)), ("b", ("rain",))))
     question = Question.of(task, candidate.prompt(task, rows), backbone, ["a", "b"])
     (scores,) = score_prompts(backbone, [question], [[question.encode(task, row) for row in rows.values()]], 4096)
     logs = scores.log_softmax(-1)
@@ -101,6 +101,20 @@ def test_a_calibrated_winner_keeps_its_bias(llama: Backbone, rows: pl.DataFrame)
     prompt = tune(text_task(llama, text), rows, None, llama)
     assert prompt.manifest.text_search is not None and prompt.manifest.text_search.best.calibrated
     assert prompt.tensors["label_bias"].shape == (2,) and prompt.manifest.parameters == 2
+
+
+def test_all_of_a_labels_words_together_are_a_choice(llama: Backbone, rows: pl.DataFrame, tmp_path: Path) -> None:
+    words = {"a": ["dry", "sun and wind"], "b": ["rain", "wet"]}
+    prompt = tune(text_task(llama, {"label_words": words, "rounds": 1, "together": 12, "demonstrations": 0}), rows, None, llama)
+    search = prompt.manifest.text_search
+    assert search is not None and {"a": ("dry", "sun and wind"), "b": ("rain", "wet")} in [tried.words for tried in search.tried]
+    said = Candidate("", "as_written", tuple((label, tuple(own)) for label, own in words.items()))
+    averaged = TunedPrompt(prompt.manifest.model_copy(update={"text": said.prompt(prompt.task, {})}), {}, prompt.origin)
+    averaged.save(tmp_path / "p")
+    loaded, texts = TunedPrompt.load(tmp_path / "p"), rows["text"].to_list()
+    assert loaded.digest == averaged.digest and loaded.predict(texts, llama) == averaged.predict(texts, llama)
+    with pytest.raises(PromptmillError, match="export t@1 as kv: its labels are said in several ways"):
+        export([Published(loaded, 1, {})], tmp_path / "out", "kv")
 
 
 def test_a_wording_that_copies_an_example_is_rejected_and_one_that_does_not_is_tried(llama: Backbone) -> None:
@@ -228,8 +242,3 @@ def test_demonstrations_beyond_the_context_are_named_in_the_record(llama: Backbo
     task = text_task(llama, {"rounds": 3}, tune={"max_tokens": 120})
     search = tune(task, examples(*long), None, llama).manifest.text_search
     assert search is not None and any("demonstrations take" in why for why in search.rejected.values())
-
-
-def test_an_encoder_is_refused_by_name(bert: Backbone) -> None:
-    with pytest.raises(PromptmillError, match=r"task t: prompt\.kind: text, but tiny-bert is an encoder. Use a causal model"):
-        tune(text_task(bert, template="{{ text }}"), examples(("x", "a"), ("y", "b")), None, bert)

@@ -17,7 +17,8 @@ from prompt_core.backbone import Backbone
 from prompt_core.data.packing import pack
 from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.prompts import DeepPrefix, Prompt, PromptState, SoftPrompt, Tree, hidden_states
-from prompt_core.tuning.objective import Generation, LabelAnchors, LabelTree, LabelWords, Objective, embed_texts
+from prompt_core.tuning.label_tree import LabelTree
+from prompt_core.tuning.objective import Generation, LabelAnchors, LabelWords, Objective, embed_texts
 
 
 def encoded(input_lengths: tuple[int, ...], target_lengths: tuple[int, ...]) -> list[Encoded]:
