@@ -214,7 +214,7 @@ def test_an_export_as_text_names_encoder_and_exemplars(found: TunedPrompt, tmp_p
     [
         ({"text": {"choices": ["retrieved"]}}, "task t: text.choices: retrieved, but tiny-bert is an encoder, which reads no"),
         ({"template": [{"user": "{{ text }}"}]}, "task t: template: backbone tiny-bert has no chat format"),
-        ({"template": "word " * 80 + "{{ text }}"}, "task t: template: what precedes the first field has 81 tokens"),
+        ({"template": "word " * 80 + "{{ text }}"}, "task t: template: what precedes the first field has 80 tokens"),
     ],
 )
 def test_what_does_not_fit_an_encoder_is_one_line(bert: Backbone, rows: pl.DataFrame, parts: dict[str, Any], message: str) -> None:
