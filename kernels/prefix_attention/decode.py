@@ -161,7 +161,7 @@ def _check(
         raise ValueError(f"q has {heads} heads and cache_k has {kv_heads}: the first must be a multiple of the second")
     if len({given is None for given in (prefix_k, prefix_v, tiles)}) > 1:
         raise ValueError("prefix_k, prefix_v and tiles must be given together or not at all")
-    if prefix_k is not None and (prefix_k.ndim != 4 or tiles is not None and prefix_k.shape[2] < tiles.longest):
+    if prefix_k is not None and (prefix_k.ndim != 4 or (tiles is not None and prefix_k.shape[2] < tiles.longest)):
         raise ValueError(f"prefix_k has shape {list(prefix_k.shape)}: needed is [G, {kv_heads}, P, {dim}], P at least that of the tiles")
     of_prefix = [] if prefix_k is None else [len(prefix_k), kv_heads, prefix_k.shape[2], dim]
     expected = {
