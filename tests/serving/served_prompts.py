@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from helpers import a_task, random_prefix
 
 from prompt_core.artifact import DataRecord, Manifest, TunedPrompt, TuningRecord
 from prompt_core.backbone import Backbone
+from prompt_core.ready import ReadyPrompt
 from prompt_core.store import PromptStore
 
 PASSED: dict[str, Any] = {"verdict": {"passed": True}}
@@ -72,3 +73,8 @@ def a_served_store(folder: Path, backbone: Backbone) -> PromptStore:
     ):
         publish(store, a_prompt(backbone, name, kind=kind, writes=writes, tokens=3 + number, seed=number))  # type: ignore[arg-type]
     return store
+
+
+def ready_on(backbone: Backbone) -> Callable[[TunedPrompt], ReadyPrompt]:
+    """What makes prompts ready on a model that is loaded already."""
+    return lambda tuned: ReadyPrompt.of(tuned, backbone)
