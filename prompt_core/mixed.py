@@ -44,7 +44,7 @@ def predict(
 ) -> list[Answer]:
     """Labels, generated texts or entities of one tuned prompt, see `TunedPrompt.predict`."""
     ready = ReadyPrompt.of(prompt, backbone or backbone_of(prompt))
-    return answer([(ready, example) for example in ready.encode_all(list(inputs))], on_progress)
+    return answer([(ready, example) for example in ready.encode_all(inputs)], on_progress)
 
 
 def _scored(backbone: Backbone, rows: Sequence[tuple[ReadyPrompt, Encoded]], on_progress: OnProgress | None) -> list[Answer]:

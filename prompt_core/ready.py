@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +118,7 @@ class ReadyPrompt:
         (fields,) = as_fields([given], self.encoding.fields)
         return self.encoding.locate(fields) if isinstance(self.scorer, TokenTags) else self.encoding.encode(fields)
 
-    def encode_all(self, inputs: list[str | Mapping[str, Any]]) -> list[Encoded]:
+    def encode_all(self, inputs: Sequence[str | Mapping[str, Any]]) -> list[Encoded]:
         """Inputs as tokens.
 
         Raises:

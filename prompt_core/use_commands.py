@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,4 +89,34 @@ def _fields(prompt: TunedPrompt, text: str, options: tuple[str, ...]) -> dict[st
     return given
 
 
-USE_COMMANDS = [predict, try_]
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option("--queue", type=click.IntRange(1), default=512, show_default=True, help="Inputs that may wait or be answered; more get 503.")
+@click.option("--max-body", type=click.IntRange(1), default=2**20, show_default=True, help="Bytes of a request; more get 413.")
+@click.option("--refresh", type=click.FloatRange(0.05), default=2.0, show_default=True, help="Seconds between looks at the aliases.")
+@store_option
+def serve(names: tuple[str, ...], host: str, port: int, queue: int, max_body: int, refresh: float, store_url: str) -> None:
+    """Serve the prompts NAMES, or all of the store, over HTTP: a playground at /, OpenAI's routes and /v1/predict.
+
+    Prompts on one frozen model share its passes. When an alias moves, the next request gets the new version and no request
+    is lost. With PROMPTMILL_TOKEN set, clients must send it as a bearer token.
+    """
+    try:
+        import uvicorn
+
+        from prompt_core.serving import Limits, create_app
+    except ModuleNotFoundError as error:
+        raise PromptmillError("serve", f"needs the package {error.name}", "Install promptmill[serve].") from None
+    from prompt_core.store import PromptStore
+
+    token = os.environ.get("PROMPTMILL_TOKEN") or None
+    if token is None and host not in ("127.0.0.1", "localhost", "::1"):
+        click.echo(f"{host} may be reached by others and PROMPTMILL_TOKEN is not set: anybody can use the prompts", err=True)
+    limits = Limits(unfinished=queue, body_bytes=max_body)
+    app = create_app(PromptStore(store_url), names, token=token, limits=limits, refresh_seconds=refresh)
+    uvicorn.run(app, host=host, port=port)
+
+
+USE_COMMANDS = [predict, try_, serve]

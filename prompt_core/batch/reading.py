@@ -96,6 +96,8 @@ def _csv(path: Path) -> tuple[Iterator[_Raw], Callable[[list[Any]], pl.DataFrame
     csv.field_size_limit(_LARGEST_FIELD)
     lines = csv.reader(path.open(encoding="utf-8-sig", errors="surrogateescape", newline=""))
     header = next(lines, [])
+    if not _is_utf8("".join(header)):
+        raise PromptmillError(f"{path}: line 1", "is not UTF-8", "Save the file as UTF-8.")
     if not header or len(set(header)) < len(header):
         what = "has no line of column names" if not header else f"names a column twice ({', '.join(header)})"
         raise PromptmillError(str(path), what, "Give every column a name of its own in the first line.")
