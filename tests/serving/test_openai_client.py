@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Iterator
+from pathlib import Path
 
 import openai
 import pytest
@@ -100,3 +102,13 @@ def test_what_a_tuned_prompt_cannot_do_is_refused_and_what_stays_aside_is_said(c
     assert raw.parse().choices[0].message.content == chat(client, "reply").choices[0].message.content
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="wrong").models.list()
+
+
+def test_the_example_of_a_client_streams_an_answer(
+    client: openai.OpenAI, store: PromptStore, llama: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).resolve().parents[2] / "examples" / "consumer" / "http_client.py"
+    monkeypatch.setattr("sys.argv", [path.name, "--url", str(client.base_url), "long", TEXT])
+    monkeypatch.setenv("PROMPTMILL_TOKEN", "secret")
+    runpy.run_path(str(path), run_name="__main__")
+    assert capsys.readouterr().out == store.get("long").predict([TEXT], llama)[0] + "\n"
