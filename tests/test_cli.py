@@ -17,22 +17,8 @@ from click.testing import CliRunner, Result
 from prompt_core.cli import main
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = [
-    "tune",
-    "evaluate",
-    "predict",
-    "try",
-    "serve",
-    "list",
-    "show",
-    "export",
-    "promote",
-    "rollback",
-    "history",
-    "verify",
-    "gc",
-    "schema",
-]
+USES = ["predict", "try", "serve"]
+COMMANDS = ["tune", "evaluate", *USES, "list", "show", "export", "promote", "rollback", "history", "verify", "gc", "schema"]
 
 
 def messages_of_two_intents() -> list[tuple[str, str]]:
@@ -198,9 +184,8 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     rejected = json.loads(Path("a.csv.rejected.jsonl").read_text())
     assert rejected == {"row": 2, "reason": 'task desk: template: field "text" is empty. Give it a text.'}
     pl.DataFrame({"txt": ["a"]}).write_csv("other.csv")
-    assert 'there is no column "text", a field of the template of desk. Did you mean "txt"?' in refused(
-        tmp_path, "predict", "desk", "other.csv", "a.csv"
-    )
+    missing = refused(tmp_path, "predict", "desk", "other.csv", "a.csv")
+    assert 'there is no column "text", a field of the template of desk. Did you mean "txt"?' in missing
     assert "there is no such file" in refused(tmp_path, "predict", "desk", "none.csv", "a.csv")
     assert 'the ending ".doc" is not known' in refused(tmp_path, "predict", "desk", "new.csv", "a.doc")
     assert 'field "text" is empty' in refused(tmp_path, "try", "desk", " ")
