@@ -116,7 +116,9 @@ def serve(names: tuple[str, ...], host: str, port: int, queue: int, max_body: in
         click.echo(f"{host} may be reached by others and PROMPTMILL_TOKEN is not set: anybody can use the prompts", err=True)
     limits = Limits(unfinished=queue, body_bytes=max_body)
     app = create_app(PromptStore(store_url), names, token=token, limits=limits, refresh_seconds=refresh)
-    uvicorn.run(app, host=host, port=port)
+    uvicorn.Server(uvicorn.Config(app, host=host, port=port)).run()
+    if refused := getattr(app.state, "refused", None):
+        raise refused
 
 
 USE_COMMANDS = [predict, try_, serve]

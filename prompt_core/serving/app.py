@@ -59,10 +59,14 @@ def create_app(
     catalogue = Catalogue(store, names, engine, refresh_seconds, metrics)
 
     @asynccontextmanager
-    async def running(_: FastAPI) -> AsyncIterator[None]:
+    async def running(app: FastAPI) -> AsyncIterator[None]:
         engine.start()
         try:
-            catalogue.start()
+            try:
+                catalogue.start()
+            except PromptmillError as error:
+                app.state.refused = error  # for whoever runs the server to say in one line
+                raise
             yield
             catalogue.close()
         finally:

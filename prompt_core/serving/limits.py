@@ -31,8 +31,8 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, _briefly(send))
             return
         route = next((route for route in _ROUTES if scope["path"] == route), "other")
         start, status = time.perf_counter(), 500
@@ -86,6 +86,16 @@ class Guard:
 def error_body(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
     """An error as OpenAI's clients read it."""
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def _briefly(send: Send) -> Send:
+    """A failed start in one line, without its traceback."""
+
+    async def brief(message: Message) -> None:
+        lines = message.get("message", "").strip().splitlines()
+        await send({**message, "message": lines[-1]} if lines else message)
+
+    return brief
 
 
 async def _refuse(send: Send, status: int, message: str, headers: Mapping[str, str]) -> None:

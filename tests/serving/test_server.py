@@ -10,10 +10,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from click.testing import CliRunner
 from running import running
 from served_prompts import a_prompt, a_served_store, publish, ready_on
 
 from prompt_core.backbone import Backbone
+from prompt_core.cli import main
 from prompt_core.errors import PromptmillError
 from prompt_core.serving import Limits
 from prompt_core.serving.engine import Engine, EngineFull, Job
@@ -173,6 +175,15 @@ def test_what_is_served_stays_when_the_store_cannot_be_read(tmp_path: Path, llam
         while 'promptmill_reloads_total{outcome="failed"}' not in client.get("/metrics").text:
             pass
         assert ask(client, "mood", "a").status_code == 200
+
+
+def test_a_server_that_cannot_start_says_why_in_one_line_with_status_2(tmp_path: Path, store: PromptStore) -> None:
+    for arguments, finding in (
+        (["--store", str(tmp_path / "none")], "holds no prompt"),
+        (["mod", "--store", store.url], 'there is no prompt "mod". Did you mean "mood"?'),
+    ):
+        result = CliRunner().invoke(main, ["serve", "--port", "0", *arguments])
+        assert result.exit_code == 2 and finding in result.stderr and "Traceback" not in result.stderr
 
 
 def test_versions_and_the_untuned_model_stand_side_by_side(client: httpx2.Client, store: PromptStore, llama: Backbone) -> None:
