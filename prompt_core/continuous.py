@@ -107,8 +107,10 @@ class TextBatch(ABC):
             text.ended = token in text.end
             if not text.ended:
                 text.ids.append(token)
-            done = text.ended or text.cancelled or len(text.ids) >= text.max_new_tokens
-            finished.append(text) if done else going.append(row)
+            if text.ended or text.cancelled or len(text.ids) >= text.max_new_tokens:
+                finished.append(text)
+            else:
+                going.append(row)
         if finished:
             self._leave(going)
         if self.texts:
@@ -117,13 +119,14 @@ class TextBatch(ABC):
 
     def _chosen(self, logits: Tensor) -> Tensor:
         """The next token of each row, int64 [B]; notes its log-probability."""
-        tokens = logits.argmax(-1)
+        largest, tokens = logits.max(-1)
         for sampling in {text.sampling for text in self.texts if text.sampling}:
             rows = [row for row, text in enumerate(self.texts) if text.sampling is sampling]
             drawn_with = [text.uniforms[len(text.ids)] for text in (self.texts[row] for row in rows) if text.uniforms is not None]
             tokens[rows] = sampling.draw(logits[rows], torch.stack(drawn_with))
-        logits = logits.float()
-        chances = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+        taken = logits.gather(1, tokens[:, None])[:, 0].float()
+        largest = largest.float()
+        chances = taken - largest - logits.float().sub_(largest[:, None]).exp_().sum(-1).log()  # the logits are not needed any more
         for text, chance in zip(self.texts, chances.tolist(), strict=True):
             text.log_chance += chance
         return tokens

@@ -116,9 +116,10 @@ def serve(names: tuple[str, ...], host: str, port: int, queue: int, max_body: in
         click.echo(f"{host} may be reached by others and PROMPTMILL_TOKEN is not set: anybody can use the prompts", err=True)
     limits = Limits(unfinished=queue, body_bytes=max_body)
     app = create_app(PromptStore(store_url), names, token=token, limits=limits, refresh_seconds=refresh)
-    uvicorn.Server(uvicorn.Config(app, host=host, port=port)).run()
-    if refused := getattr(app.state, "refused", None):
-        raise refused
+    try:
+        uvicorn.run(app, host=host, port=port)
+    except SystemExit:
+        raise getattr(app.state, "refused", None) or SystemExit(1) from None
 
 
 USE_COMMANDS = [predict, try_, serve]

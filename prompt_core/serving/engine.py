@@ -91,7 +91,10 @@ class Engine:
 
         Raises:
             EngineFull: more would be unfinished than may be.
+            PromptmillError: there are more than may ever be.
         """
+        if len(jobs) > self._most:
+            raise PromptmillError("inputs", f"are {len(jobs)}, the server takes {self._most} at a time", "Send them in several requests.")
         with self._changed:
             if self._closing or self._unfinished + len(jobs) > self._most:
                 raise EngineFull
