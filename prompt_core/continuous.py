@@ -22,8 +22,8 @@ from prompt_core.prefix_stack import PrefixStack
 from prompt_core.prompts import PromptState, Tree, encoder_states, hidden_states
 from prompt_core.sampling import Sampling
 
-_ROWS = 96
-_CELLS = 96 * 1024  # rows times the longest of them, in tokens: what the caches hold at most
+_ROWS = 256
+_CELLS = 64 * 1024  # rows times the longest of them, in tokens: what the caches hold at most
 _PREFILL = 8192  # tokens of inputs in one pass
 _COLUMNS = 64  # by which caches grow
 OnProgress = Callable[[int, int], None]
