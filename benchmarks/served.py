@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +19,11 @@ LABELS = ("good", "bad", "late", "lost")
 
 
 def random_prompt(backbone: Backbone, name: str, tokens: int, seed: int, max_new_tokens: int | None = None) -> TunedPrompt:
-    """A prompt of `tokens` soft tokens on a causal model (an encoder: keys and values), real words' embeddings at random.
+    """A prompt of `tokens` soft tokens on a causal model, the embeddings of words at random; for an encoder random keys and values.
 
     Args:
         max_new_tokens: of one that writes; None for a classifier of `LABELS`.
     """
-    from pathlib import Path
-
     generator = torch.Generator().manual_seed(seed)
     task: dict[str, Any] = {
         "name": name,
@@ -35,8 +34,8 @@ def random_prompt(backbone: Backbone, name: str, tokens: int, seed: int, max_new
         "prompt": {"kind": "soft" if backbone.causal else "deep", "tokens": tokens},
     }
     if backbone.causal:
-        chosen = torch.randint(len(backbone.vocabulary), (tokens,), generator=generator)
-        tensors = {"embeddings": backbone.vocabulary[chosen].float().clone()}
+        words = " ".join(random_sentences(tokens, 2, 4, seed))
+        tensors = {"embeddings": backbone.vocabulary[backbone.tokenizer(words).input_ids[:tokens]].float().clone()}
     else:
         shape = (backbone.num_layers, tokens, backbone.num_kv_heads, backbone.head_dim)
         tensors = {part: torch.randn(shape, generator=generator) for part in ("keys", "values")}
