@@ -12,6 +12,7 @@ from typing import IO
 import polars as pl
 
 _REJECTED = ".rejected.jsonl"
+_GROUP = 16_384  # rows of a row group: so many are held at least
 
 
 class Parts:
@@ -70,7 +71,7 @@ class Parts:
         schema = _common(schemas)
         if self._target.suffix == ".parquet":
             frames = [_aligned(pl.scan_parquet(path, glob=False), own, schema) for path, own in zip(self._paths, schemas, strict=True)]
-            (pl.concat(frames) if frames else pl.LazyFrame(schema=schema)).sink_parquet(beside)
+            (pl.concat(frames) if frames else pl.LazyFrame(schema=schema)).sink_parquet(beside, row_group_size=_GROUP)
             return int(pl.scan_parquet(beside, glob=False).select(pl.len()).collect().item())
         rows = 0
         with beside.open("wb") as file:
