@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # torch loads where numbers are needed: a text prompt is rend
     import torch
 
     from prompt_core.backbone import Backbone
+    from prompt_core.ready import Answer
 
 MANIFEST, TENSORS, DIGEST, ORIGIN = "manifest.json", "prompt.safetensors", "digest", "origin.json"
 _LARGEST_MANIFEST = 16 * 2**20
@@ -292,7 +293,16 @@ class TunedPrompt:
         Raises:
             PromptmillError: an input lacks a field, or the backbone is not the one the prompt was tuned on.
         """
-        from prompt_core.prediction import predict  # torch and transformers load when they are needed
+        return [answer.text for answer in self.answer(inputs, backbone, on_progress)]
+
+    def answer(
+        self,
+        inputs: Sequence[str | Mapping[str, Any]],
+        backbone: Backbone | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[Answer]:
+        """`predict` with scores: an `Answer`, text and score, for each input."""
+        from prompt_core.mixed import predict  # torch and transformers load when they are needed
 
         return predict(self, inputs, backbone, on_progress)
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prompt_core.errors import PromptmillError, nearest
-from prompt_core.options import as_json, current_user, store_option, why_option
+from prompt_core.errors import PromptmillError
+from prompt_core.options import as_json, current_user, published, store_option, why_option
 from prompt_core.store_commands import STORE_COMMANDS
+from prompt_core.use_commands import USE_COMMANDS
 
 if TYPE_CHECKING:  # torch, polars and pydantic are imported by the commands that need them: `--help` answers at once
     from prompt_core.artifact import TunedPrompt
     from prompt_core.export import Published
-    from prompt_core.store import PromptStore
     from prompt_core.task import TaskSpec
 
 _PROMPTS = ".promptmill/prompts"
@@ -128,59 +128,13 @@ def evaluate(task: str, prompt: Path, publish: bool, force: bool, why: str, stor
 
 @main.command()
 @click.argument("name")
-@click.argument("input", type=click.Path(path_type=Path))
-@click.argument("output", type=click.Path(path_type=Path))
-@store_option
-def predict(name: str, input: Path, output: Path, store_url: str) -> None:
-    """Run NAME[@VERSION] over INPUT (CSV, JSONL or Parquet) and write OUTPUT: all columns and the prediction."""
-    import polars as pl
-
-    from prompt_core.data.table import check_writable, read_table, write_table
-    from prompt_core.progress import Progress
-
-    check_writable(output)
-    table = read_table(input)
-    version, prompt = _published(name, store_url)
-    rows = list(table.iter_rows(named=True))
-    with Progress(prompt.name) as progress:
-        predictions = prompt.predict(rows, on_progress=progress.rows)
-    columns = [pl.Series("prediction", predictions), pl.lit(version).alias("prompt_version"), pl.lit(prompt.digest).alias("prompt_digest")]
-    write_table(table.with_columns(columns), output)
-    click.echo(f"{len(rows)} rows -> {output}", err=True)
-
-
-@main.command("try")
-@click.argument("name")
-@click.argument("text")
-@click.option("--field", "fields", multiple=True, metavar="NAME=TEXT", help="Another field of the template; repeatable.")
-@store_option
-@as_json
-def try_(name: str, text: str, fields: tuple[str, ...], store_url: str, as_json: bool) -> None:
-    """The frozen model's answer to TEXT without and with the prompt NAME[@VERSION], side by side.
-
-    TEXT is the template's first field; lines after its first one fill the fields after it, and what is still
-    missing is asked for on a terminal.
-    """
-    from prompt_core.evaluation.sidebyside import side_by_side
-
-    version, prompt = _published(name, store_url)
-    answers = side_by_side(prompt, _fields(prompt, text, fields))
-    if as_json:
-        click.echo(json.dumps({"prompt": f"{prompt.name}@{version}", **answers}, ensure_ascii=False, indent=1))
-        return
-    for title, answer in (("without the prompt", answers["without"]), (f"with {prompt.name}@{version}", answers["with"])):
-        click.echo(click.style(title, bold=True) + f"\n{answer}\n")
-
-
-@main.command()
-@click.argument("name")
 @store_option
 @as_json
 def show(name: str, store_url: str, as_json: bool) -> None:
     """What NAME[@VERSION] is: manifest, digest, evaluation; of a text prompt what it says, of a ladder its rungs."""
     from prompt_core import PromptStore
 
-    version, prompt = _published(name, store_url)
+    version, prompt = published(name, store_url)
     record = PromptStore(store_url).record(prompt.name, version)
     if as_json:
         content = {"version": version, "digest": prompt.digest, "manifest": prompt.manifest.model_dump(mode="json")}
@@ -241,43 +195,13 @@ def _check_place(folder: Path) -> None:
         raise PromptmillError(str(folder), f"cannot be written, {above} is no folder that you can write to", "Name another place.")
 
 
-def _published(given: str, store_url: str) -> tuple[int, TunedPrompt]:
-    """The version number and prompt that `name`, `name@3` or `name@alias` means."""
-    from prompt_core import PromptStore
-
-    store: PromptStore = PromptStore(store_url)
-    name, _, version = given.partition("@")
-    number = store.resolve(name, version or "production")
-    return number, store.get(name, number)
-
-
 def _with_record(given: str, store_url: str) -> Published:
     """A version with the evaluation that let it through."""
     from prompt_core import PromptStore
     from prompt_core.export import Published
 
-    version, prompt = _published(given, store_url)
+    version, prompt = published(given, store_url)
     return Published(prompt, version, PromptStore(store_url).record(prompt.name, version).evaluation)
-
-
-def _fields(prompt: TunedPrompt, text: str, options: tuple[str, ...]) -> dict[str, str]:
-    from prompt_core.template import Template
-
-    names = Template(prompt.task).fields
-    given: dict[str, str] = {}
-    for option in options:
-        field, found, value = option.partition("=")
-        if not found or field not in names:
-            raise PromptmillError("--field", f'"{option}" sets no field of the template', nearest(field, names))
-        given[field] = value
-    open_fields = [name for name in names if name not in given]
-    parts = text.split("\n", len(open_fields) - 1) if open_fields else []
-    given |= dict(zip(open_fields, parts, strict=False))
-    for name in (name for name in names if name not in given):
-        if not sys.stdin.isatty():
-            raise PromptmillError(f"prompt {prompt.name}", f'its template also needs the field "{name}"', f'Add --field {name}="..."')
-        given[name] = click.prompt(name)
-    return given
 
 
 def _summary(prompt: TunedPrompt) -> dict[str, Any]:
@@ -303,5 +227,5 @@ def _table(content: dict[str, Any]) -> str:
     return "\n".join(f"{key:<{width}}  {value}" for key, value in content.items())
 
 
-for command in STORE_COMMANDS:
+for command in [*STORE_COMMANDS, *USE_COMMANDS]:
     main.add_command(command)

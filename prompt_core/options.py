@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:  # torch is imported by the commands that need it
+    from prompt_core.artifact import TunedPrompt
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 store_option = click.option(
@@ -21,3 +25,12 @@ why_option = click.option("--why", default="", help="Kept in the history.")
 def current_user() -> str:
     """Who is recorded for what the command line does."""
     return os.environ.get("USER") or os.environ.get("LOGNAME") or "unknown"
+
+
+def published(given: str, store_url: str) -> tuple[int, TunedPrompt]:
+    """The version number and prompt that `name`, `name@3` or `name@alias` means."""
+    from prompt_core.store import PromptStore
+
+    store = PromptStore(store_url)
+    name, number = store.find(given)
+    return number, store.get(name, number)

@@ -1,54 +1,29 @@
-"""Prediction: inputs to labels, generated texts or entities, the same way for a tuned prompt and for every untuned contender."""
+"""What prediction is made of: a prompt restored from its artifact, and inputs to labels, texts or entities behind one prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, load_backbone
-from prompt_core.data.packing import pack
 from prompt_core.encoding import Encoded, Located, TaskEncoding, soft_ids
 from prompt_core.errors import PromptmillError
 from prompt_core.generation import generate
+from prompt_core.packed_scores import packed_scores
 from prompt_core.prompts import PromptState, lower
-from prompt_core.text.index import retrieve
+from prompt_core.text.index import Retriever
 from prompt_core.text.prompt import Demonstration
-from prompt_core.text.score import behind, classifier_of, root_of
+from prompt_core.text.score import classifier_of, root_of
 from prompt_core.tuning.build import build_classifier
 from prompt_core.tuning.heads import LinearHead
 from prompt_core.tuning.objective import Classification, LabelAnchors
 from prompt_core.tuning.tags import TokenTags, answer_of
 
 OnProgress = Callable[[int, int], None]
-Read = TypeVar("Read", bound=Encoded)
-
-
-def predict(
-    prompt: TunedPrompt, inputs: Sequence[str | Mapping[str, Any]], backbone: Backbone | None = None, on_progress: OnProgress | None = None
-) -> list[str]:
-    """Labels, generated texts or entities of a tuned prompt, see `TunedPrompt.predict`."""
-    backbone = backbone or backbone_of(prompt)
-    prompt.check_base(backbone.identity)
-    encoding = encoding_of(prompt, backbone)
-    rows = as_fields(inputs, encoding.fields)
-    tuned = restore(prompt, encoding, backbone)
-    if prompt.task.tags:
-        located = [_numbered(encoding.locate, fields, number) for number, fields in enumerate(rows, 1)]
-        return find_entities(restore_tagger(prompt, backbone), tuned, located, prompt.task.tune.batch_tokens, on_progress)
-    encoded = [_numbered(encoding.encode, fields, number) for number, fields in enumerate(rows, 1)]
-    if prompt.manifest.text and prompt.manifest.text.retrieval:
-        own = [behind(tuned, encoding, shown) for shown in retrieve(prompt, rows, backbone)]
-        encoded = [replace(example, input=shown + example.input) for example, shown in zip(encoded, own, strict=True)]
-    if prompt.task.writes:
-        assert prompt.manifest.max_new_tokens is not None  # the tuning of a generation task records it
-        return generate_texts(backbone, encoding, tuned, encoded, prompt.manifest.max_new_tokens, on_progress)
-    classifier = restore_classifier(prompt, encoding, backbone)
-    return classify(backbone, classifier, tuned, encoded, prompt.manifest.labels, prompt.task.tune.batch_tokens, on_progress)
 
 
 def demonstrations_for(
@@ -57,7 +32,7 @@ def demonstrations_for(
     """The demonstrations that each input gets of its own, see `TunedPrompt.retrieve`."""
     backbone = backbone or backbone_of(prompt)
     prompt.check_base(backbone.identity)
-    return retrieve(prompt, as_fields(inputs, encoding_of(prompt, backbone).fields), backbone)
+    return Retriever(prompt, backbone)(as_fields(inputs, encoding_of(prompt, backbone).fields))
 
 
 def encoding_of(prompt: TunedPrompt, backbone: Backbone) -> TaskEncoding:
@@ -91,7 +66,6 @@ def classify(
     return best_labels(label_scores(backbone, classifier, prompt, inputs, len(labels), batch_tokens, on_progress), labels)
 
 
-@torch.inference_mode()
 def label_scores(
     backbone: Backbone,
     classifier: Classification,
@@ -102,14 +76,9 @@ def label_scores(
     on_progress: OnProgress | None = None,
 ) -> Tensor:
     """The scores of each input, float32 [inputs, labels] on the CPU; the prompt's root is read once."""
-    scores = torch.empty(len(inputs), labels)
-    prompt, done = lower(backbone, prompt), 0
-    for batch in pack(inputs, classifier.scoring_tokens, batch_tokens):
-        scores[done : done + len(batch)] = classifier.scores_behind(prompt, batch)
-        done += len(batch)
-        if on_progress:
-            on_progress(done, len(inputs))
-    return scores
+    prompt = lower(backbone, prompt)
+    scores = packed_scores(backbone, [(prompt, classifier, example) for example in inputs], batch_tokens, on_progress)
+    return torch.stack(scores) if scores else torch.empty(0, labels)
 
 
 def best_labels(scores: Tensor, labels: Sequence[str]) -> list[str]:
@@ -117,7 +86,6 @@ def best_labels(scores: Tensor, labels: Sequence[str]) -> list[str]:
     return [labels[i] for i in scores.argmax(-1).tolist()]
 
 
-@torch.inference_mode()
 def find_entities(
     tagger: TokenTags,
     prompt: PromptState,
@@ -126,13 +94,8 @@ def find_entities(
     on_progress: OnProgress | None = None,
 ) -> list[str]:
     """The entities of each input as a JSON list, see `answer_of`."""
-    found: list[str] = []
-    for batch in pack(inputs, tagger.tokens, batch_tokens):
-        scores = tagger.scores_behind(prompt, batch)
-        found += [answer_of(own, example, tagger.labels) for own, example in zip(scores, batch, strict=True)]
-        if on_progress:
-            on_progress(len(found), len(inputs))
-    return found
+    scores = packed_scores(tagger.backbone, [(prompt, tagger, example) for example in inputs], batch_tokens, on_progress)
+    return [answer_of(own, example, tagger.labels) for own, example in zip(scores, inputs, strict=True)]
 
 
 def restore(prompt: TunedPrompt, encoding: TaskEncoding, backbone: Backbone) -> PromptState:
@@ -184,13 +147,6 @@ def as_fields(inputs: Sequence[str | Mapping[str, Any]], fields: Sequence[str]) 
             )
         rows.append({fields[0]: given} if isinstance(given, str) else given)
     return rows
-
-
-def _numbered(read: Callable[[Mapping[str, Any]], Read], fields: Mapping[str, Any], number: int) -> Read:
-    try:
-        return read(fields)
-    except PromptmillError as error:
-        raise PromptmillError(f"input {number}: {error.where}", error.what, error.fix) from None
 
 
 def backbone_of(prompt: TunedPrompt) -> Backbone:

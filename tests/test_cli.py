@@ -17,7 +17,8 @@ from click.testing import CliRunner, Result
 from prompt_core.cli import main
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ["tune", "evaluate", "predict", "try", "list", "show", "export", "promote", "rollback", "history", "verify", "gc", "schema"]
+USES = ["predict", "try", "serve"]
+COMMANDS = ["tune", "evaluate", *USES, "list", "show", "export", "promote", "rollback", "history", "verify", "gc", "schema"]
 
 
 def messages_of_two_intents() -> list[tuple[str, str]]:
@@ -148,7 +149,7 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     pl.DataFrame({"id": [7, 8], "text": ["Where is it?", "It is broken"]}).write_csv("new.csv")
     passed("predict", "desk", "new.csv", "answered.jsonl")
     answered = pl.read_ndjson("answered.jsonl")
-    assert answered.columns == ["id", "text", "prediction", "prompt_version", "prompt_digest"]
+    assert answered.columns == ["id", "text", "prediction", "prediction_score", "prompt_version", "prompt_digest"]
     assert set(answered["prediction"]) <= {"kind_1", "kind_2"} and answered["prompt_digest"].unique().to_list() == [tuned["digest"]]
 
     tried = json.loads(passed("try", "desk", "It is broken", "--json").stdout)
@@ -176,11 +177,15 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     assert '"desk" names no version. Write desk@VERSION' in refused(tmp_path, "promote", "desk")
 
     pl.DataFrame({"id": [7, 8], "text": ["Where is it?", " "]}).write_csv("empty.csv")
-    assert 'input 2: task desk: template: field "text" is empty. Give it a text.' in refused(
-        tmp_path, "predict", "desk", "empty.csv", "a.csv"
-    )
+    assert passed("predict", "desk", "empty.csv", "a.csv").stderr.splitlines() == [
+        "1 rows -> a.csv",
+        "1 rows rejected -> a.csv.rejected.jsonl",
+    ]
+    rejected = json.loads(Path("a.csv.rejected.jsonl").read_text())
+    assert rejected == {"row": 2, "reason": 'task desk: template: field "text" is empty. Give it a text.'}
     pl.DataFrame({"txt": ["a"]}).write_csv("other.csv")
-    assert 'field "text" is not in the input. Did you mean "txt"?' in refused(tmp_path, "predict", "desk", "other.csv", "a.csv")
+    missing = refused(tmp_path, "predict", "desk", "other.csv", "a.csv")
+    assert 'there is no column "text", a field of the template of desk. Did you mean "txt"?' in missing
     assert "there is no such file" in refused(tmp_path, "predict", "desk", "none.csv", "a.csv")
     assert 'the ending ".doc" is not known' in refused(tmp_path, "predict", "desk", "new.csv", "a.doc")
     assert 'field "text" is empty' in refused(tmp_path, "try", "desk", " ")

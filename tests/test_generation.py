@@ -57,11 +57,11 @@ def test_rows_that_end_early_leave_and_the_rest_goes_on(llama: Backbone) -> None
 def test_an_input_is_answered_the_same_alone_and_among_others(llama: Backbone) -> None:
     keys, values = random_prefix(llama, 5)
     prefix = PromptState.of(llama, keys=keys, values=values)
-    inputs = [ids.tolist() for ids in random_ids(*range(1, 101))]  # more than are generated at a time
+    inputs = [ids.tolist() for ids in random_ids(*(1 + i % 60 for i in range(270)))]  # more than are generated at a time
     seen: list[tuple[int, int]] = []
     together = generate(llama, prefix, inputs, 3, (), lambda done, total: seen.append((done, total)))
-    assert [generate(llama, prefix, [ids], 3, ())[0] for ids in inputs[::10]] == together[::10]
-    assert seen == [(96, 100), (100, 100)]
+    assert [generate(llama, prefix, [ids], 3, ())[0] for ids in inputs[::30]] == together[::30]
+    assert seen == [(256, 270), (270, 270)]
 
 
 def test_draws_are_those_of_the_seeds_whatever_stands_beside(llama: Backbone) -> None:

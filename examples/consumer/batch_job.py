@@ -1,34 +1,32 @@
-"""A plain job that uses a published prompt: no Dagster, `prompt_core` alone.
+"""A plain job that uses published prompts: no Dagster, `prompt_core` alone.
 
 python examples/consumer/batch_job.py --name support_intent examples/consumer/messages_to_route.csv routed.csv
+
+A table of any size takes the same memory, and a job that was killed goes on when it is started again.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-import polars as pl
-
 from prompt_core import PromptmillError, PromptStore
-from prompt_core.data.table import check_writable, read_table, write_table
+from prompt_core.batch import predict_table
+from prompt_core.shelf import Shelf
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Answer every row of a table with a published prompt.")
+    parser = argparse.ArgumentParser(description="Answer every row of a table with a published prompt, or with the one that it names.")
     parser.add_argument("--store", default=".promptmill/store", help="folder or URL of the prompt store")
-    parser.add_argument("--name", required=True, help="the prompt's name; the version in production is used")
+    parser.add_argument("--name", help="the prompt's name; the version in production is used")
+    parser.add_argument("--prompt-column", help="the column that names a prompt per row")
     parser.add_argument("input", type=Path, help="CSV, JSONL or Parquet with the fields of the prompt's template as columns")
-    parser.add_argument("output", type=Path, help="the same table with the column `prediction`")
+    parser.add_argument("output", type=Path, help="the same table with the columns `prediction`, `prediction_score` and what made them")
     given = parser.parse_args()
     try:
-        check_writable(given.output)
-        table = read_table(given.input)
-        prompt = PromptStore(given.store).get(given.name)
-        predictions = prompt.predict(table.rows(named=True))
-        write_table(table.with_columns(pl.Series("prediction", predictions)), given.output)
+        done = predict_table(Shelf(PromptStore(given.store)), given.name, given.input, given.output, given.prompt_column)
     except PromptmillError as error:
         sys.exit(f"Error: {error}")
-    print(f"{len(table)} rows -> {given.output} by {prompt.name} {prompt.digest[:12]}")
+    print(f"{done.rows} rows -> {given.output}" + (f", {done.rejected} -> {done.rejected_path}" if done.rejected else ""))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ import dagster as dg
 import polars as pl
 
 from prompt_core import PromptStore
-from prompt_core.data.table import read_table, write_table
+from prompt_core.batch import predict_table
+from prompt_core.shelf import Shelf
 
 HERE = Path(__file__).resolve().parent
 
@@ -23,20 +24,19 @@ class SupportDesk(dg.ConfigurableResource):
 
     def process(self, prompt_name: str, messages: str, result: str) -> dg.MaterializeResult:
         """Answer a file of messages with the prompt that is in production now, and write the answers beside them."""
-        store = PromptStore(self.store)
-        version = store.resolve(prompt_name, "production")
-        prompt = store.get(prompt_name, version)
-        table = read_table(HERE / messages)
-        answered = table.with_columns(pl.Series("prediction", prompt.predict(table.rows(named=True))))
+        shelf = Shelf(PromptStore(self.store))
+        prompt = shelf.find(prompt_name)
         path = Path(self.output) / f"{result}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_table(answered, path)
+        done = predict_table(shelf, prompt.address, HERE / messages, path)
+        answered = pl.read_parquet(path)
         columns = [dg.TableColumn(name) for name in answered.columns]
         shown = [dg.TableRecord(row) for row in answered.head(5).rows(named=True)]
         return dg.MaterializeResult(
             metadata={
-                "dagster/row_count": len(answered),
-                "prompt": f"{prompt_name}@{version}",
+                "dagster/row_count": done.rows,
+                "rejected": done.rejected,
+                "prompt": prompt.address,
                 "digest": prompt.digest,
                 "path": dg.MetadataValue.path(str(path)),
                 "sample": dg.MetadataValue.table(shown, dg.TableSchema(columns)),

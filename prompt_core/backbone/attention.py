@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from prefix_attention import PromptForest, decode_attention, prefix_attention
+from prefix_attention import PrefixTiles, PromptForest, decode_attention, prefix_attention
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
@@ -82,18 +82,20 @@ class ForestPass:
 
 @dataclass
 class DecodePass:
-    """One new token per row, against the row's own cache and a prefix that all rows share.
+    """One new token per row, against the row's own cache and the prefix that it shares with others.
 
     Attributes:
         cache: per layer (k, v), each [B, Hkv, capacity, D], written in place.
         lengths: tokens in each row's cache before this step, int64 [B].
-        keys, values: the shared prefix, each [L, P, Hkv, D] in the cache's dtype; P may be 0.
+        keys, values: the prefixes, each [L, G, Hkv, P, D] in the cache's dtype; P may be 0.
+        tiles: which row reads which of them.
     """
 
     cache: list[tuple[Tensor, Tensor]]
     lengths: Tensor
     keys: Tensor
     values: Tensor
+    tiles: PrefixTiles
     rows: None = field(init=False, default=None)
     _rows: Tensor = field(init=False)
 
@@ -105,13 +107,18 @@ class DecodePass:
         """The cache's."""
         return self.lengths.device
 
+    @property
+    def positions(self) -> Tensor:
+        """Of the new tokens, int64 [B]."""
+        return self.tiles.lengths + self.lengths
+
     def attend(self, module: torch.nn.Module, q: Tensor, k: Tensor, v: Tensor, **scores: Any) -> Tensor:
         """Append this token's key and value to the cache, then attend, see `decode_attention`."""
         layer = layer_of(module)
         cache_k, cache_v = self.cache[layer]
         cache_k[self._rows, :, self.lengths] = k
         cache_v[self._rows, :, self.lengths] = v
-        return decode_attention(q, cache_k, cache_v, self.lengths + 1, self.keys[layer], self.values[layer], **scores)
+        return decode_attention(q, cache_k, cache_v, self.lengths + 1, self.keys[layer], self.values[layer], self.tiles, **scores)
 
 
 def _attend(

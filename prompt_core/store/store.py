@@ -136,6 +136,15 @@ class PromptStore:
         """
         return self._number(self._log(name).state(), name, version)
 
+    def find(self, given: str) -> tuple[str, int]:
+        """Name and number of the version that `name` (in production), `name@3` or `name@alias` means.
+
+        Raises:
+            PromptmillError: there is no such prompt, version or alias.
+        """
+        name, _, version = given.partition("@")
+        return name, self.resolve(name, version or PRODUCTION)
+
     def promote(self, name: str, version: int | str, alias: str = PRODUCTION, who: str = "", why: str = "", force: bool = False) -> None:
         """Let an alias stand for a version. Where it does already, nothing is recorded.
 

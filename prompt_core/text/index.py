@@ -78,26 +78,31 @@ def embedding_model(model: Backbone) -> EmbeddingModel:
     return EmbeddingModel(name=model.identity.name, weights=model.identity.weights, tokenizer=model.identity.tokenizer)
 
 
-def retrieve(prompt: TunedPrompt, rows: Sequence[Mapping[str, Any]], backbone: Backbone) -> list[list[Demonstration]]:
-    """The demonstrations of each input of a prompt that retrieves them, as `TextPrompt.render` takes them.
+class Retriever:
+    """The demonstrations of each input of a prompt that retrieves them, as `TextPrompt.render` takes them. The pool is embedded once.
 
     Args:
         prompt: a text prompt with `retrieval`.
-        rows: the fields of each input.
         backbone: its own.
 
     Raises:
         PromptmillError: the prompt does not retrieve, or the embedding model is not the one that it was made with.
     """
-    text = prompt.manifest.text
-    if text is None or text.retrieval is None:
-        raise PromptmillError(f"prompt {prompt.name}", "does not retrieve demonstrations", "Use render alone.")
-    model, expected = retriever_of(prompt.task, backbone), text.retrieval.model
-    if (model.identity.weights, model.identity.tokenizer) != (expected.weights, expected.tokenizer):
-        what = f"retrieves by {expected.name} with weights {expected.weights[:12]}, those here are {model.identity.weights[:12]}"
-        raise PromptmillError(f"prompt {prompt.name}", what, "Install the version that it was tuned with, or tune it again.")
-    embed = Embedder(prompt.task, model)
-    pool, answers = embed([shown.fields for shown in text.demonstrations]), [shown.answer for shown in text.demonstrations]
-    labels = answers if prompt.manifest.labels else [""] * len(answers)
-    found = [nearest_rows(pool, labels, query, text.retrieval.count, text.retrieval.balanced) for query in embed(rows)]
-    return [[text.demonstrations[number] for number in own] for own in found]
+
+    def __init__(self, prompt: TunedPrompt, backbone: Backbone) -> None:
+        text = prompt.manifest.text
+        if text is None or text.retrieval is None:
+            raise PromptmillError(f"prompt {prompt.name}", "does not retrieve demonstrations", "Use render alone.")
+        model, expected = retriever_of(prompt.task, backbone), text.retrieval.model
+        if (model.identity.weights, model.identity.tokenizer) != (expected.weights, expected.tokenizer):
+            what = f"retrieves by {expected.name} with weights {expected.weights[:12]}, those here are {model.identity.weights[:12]}"
+            raise PromptmillError(f"prompt {prompt.name}", what, "Install the version that it was tuned with, or tune it again.")
+        self._embed, self._text, self._retrieval = Embedder(prompt.task, model), text, text.retrieval
+        self._pool = self._embed([shown.fields for shown in text.demonstrations])
+        self._labels = [shown.answer if prompt.manifest.labels else "" for shown in text.demonstrations]
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> list[list[Demonstration]]:
+        """The demonstrations of inputs, given by their fields."""
+        count, balanced, pool = self._retrieval.count, self._retrieval.balanced, self._text.demonstrations
+        found = [nearest_rows(self._pool, self._labels, query, count, balanced) for query in self._embed(rows)]
+        return [[pool[number] for number in own] for own in found]

@@ -53,7 +53,7 @@ class Question:
     def read(self, row: Mapping[str, Any], target: str | None = None, shown: Sequence[Demonstration] = ()) -> Encoded:
         """Token ids of one input, with demonstrations of its own in front of it, behind the root."""
         encoded = self.encoding.encode(row, target)
-        return replace(encoded, input=behind(self.root, self.encoding, shown) + encoded.input) if shown else encoded
+        return replace(encoded, input=behind(len(self.root.root), self.encoding, shown) + encoded.input) if shown else encoded
 
     @property
     def front(self) -> tuple[int, ...]:
@@ -98,9 +98,9 @@ def root_of(prompt: TextPrompt, encoding: TaskEncoding, backbone: Backbone) -> P
     return PromptState.of(backbone, root=encoding.root[:common])
 
 
-def behind(root: PromptState, encoding: TaskEncoding, shown: Sequence[Demonstration]) -> tuple[int, ...]:
+def behind(root_tokens: int, encoding: TaskEncoding, shown: Sequence[Demonstration]) -> tuple[int, ...]:
     """What stands between a shared root and an input that has demonstrations of its own: with it, a child of that root."""
-    return encoding.root_with_demonstrations([(each.fields, each.answer) for each in shown])[len(root.root) :]
+    return encoding.root_with_demonstrations([(each.fields, each.answer) for each in shown])[root_tokens:]
 
 
 def classifier_of(task: TaskSpec, prompt: TextPrompt, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> Classification:

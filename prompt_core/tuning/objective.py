@@ -45,6 +45,14 @@ class Objective(nn.Module, ABC):
     def loss(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
         """Summed loss, a float32 scalar, of the last hidden states [n, H] of `segments` or its rows; smoothed in training mode."""
 
+    def scoring_tokens(self, example: Encoded) -> int:
+        """`tokens` of an example in a pass that scores."""
+        return self.tokens(example)
+
+    def scoring_segments(self, examples: Sequence[Encoded]) -> Segments:
+        """`segments` of a pass that scores, whose states `scores` takes."""
+        return self.segments(examples)
+
     def order(self, examples: Sequence[Encoded], size: int, generator: torch.Generator) -> list[int]:
         """Indices of one round of examples, in the order in which batches of `size` take them; drawn anew for every round."""
         drawn: list[int] = torch.randperm(len(examples), generator=generator).tolist()
@@ -121,7 +129,7 @@ class Classification(Objective):
         smoothing: label smoothing while training.
 
     Attributes:
-        label_bias: what `scores_behind` subtracts from the labels' scores, float32 [labels]; None for nothing.
+        label_bias: what `final_scores` subtracts from the labels' scores, float32 [labels]; None for nothing.
         calibration: given one, `settle` measures that bias on the training inputs and these.
     """
 
@@ -140,17 +148,13 @@ class Classification(Objective):
         smoothing = self._smoothing if self.training else 0.0
         return F.cross_entropy(self.scores(states, examples), targets, reduction="sum", label_smoothing=smoothing)
 
-    def scoring_tokens(self, example: Encoded) -> int:
-        """`tokens` of an example in a pass that scores."""
-        return self.tokens(example)
-
-    def scoring_segments(self, examples: Sequence[Encoded]) -> Segments:
-        """`segments` of a pass that scores, whose states `scores` takes."""
-        return self.segments(examples)
-
     def scores_behind(self, prompt: PromptState, examples: Sequence[Encoded]) -> Tensor:
         """Final scores of examples behind one prompt, float32 [examples, labels]; after `settle` those of the artifact."""
         (states,) = hidden_states(self._backbone, [Tree(prompt, *self.scoring_segments(examples))])
+        return self.final_scores(states, examples)
+
+    def final_scores(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
+        """`scores` without the bias that was measured, float32 [examples, labels]."""
         scores = self.scores(states, examples)
         return scores if self.label_bias is None else scores - self.label_bias
 

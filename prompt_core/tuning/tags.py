@@ -14,7 +14,6 @@ from prompt_core.encoding import Encoded, Located
 from prompt_core.errors import PromptmillError
 from prompt_core.extraction.spans import entities_json, parse_entities
 from prompt_core.extraction.tags import IGNORED, best_tags, entities_of, num_tags, tag_entities
-from prompt_core.prompts import PromptState, Tree, hidden_states
 from prompt_core.tuning.objective import Objective
 
 
@@ -60,7 +59,7 @@ class TokenTags(Objective):
 
     def __init__(self, backbone: Backbone, labels: Sequence[str], smoothing: float = 0.0) -> None:
         super().__init__()
-        self._backbone, self._smoothing, self.labels = backbone, smoothing, tuple(labels)
+        self.backbone, self._smoothing, self.labels = backbone, smoothing, tuple(labels)
         self.tag_weights = nn.Parameter(torch.zeros(num_tags(labels), backbone.hidden_size, device=backbone.device))
         self.tag_bias = nn.Parameter(torch.zeros(num_tags(labels), device=backbone.device))
 
@@ -82,9 +81,8 @@ class TokenTags(Objective):
         """A score for each token and tag. states [n, H] -> float32 [n, tags]."""
         return states.float() @ self.tag_weights.T + self.tag_bias
 
-    def scores_behind(self, prompt: PromptState, examples: Sequence[Encoded]) -> list[Tensor]:
-        """`scores` of the tokens of each example behind one prompt."""
-        (states,) = hidden_states(self._backbone, [Tree(prompt, *self.segments(examples))])
+    def final_scores(self, states: Tensor, examples: Sequence[Encoded]) -> list[Tensor]:
+        """`scores` of the tokens of each example."""
         return list(torch.split(self.scores(states), [len(e.input) for e in examples]))
 
 

@@ -21,7 +21,7 @@ from helpers import (
     save_tiny,
     wordless_tokenizer,
 )
-from prefix_attention import PromptForest
+from prefix_attention import PrefixTiles, PromptForest
 from torch import Tensor
 
 from prompt_core.backbone import Backbone, DecodePass, ForestPass
@@ -99,10 +99,12 @@ def test_token_by_token_gives_what_the_whole_text_gives(family: Family) -> None:
     forest = PromptForest.from_segments([6], [-1], prefix_lengths=[3])
     backbone.hidden_states(backbone.embed(ids[:6]), forest.position_ids, ForestPass(forest, keys, values, captured))
     cache = [(with_room(k, 3), with_room(v, 3)) for k, v in captured]
+    shared = [states.transpose(1, 2)[:, None] for states in (keys, values)]
     found = []
     for length in range(6, 9):
         lengths = torch.tensor([length])
-        found.append(backbone.hidden_states(backbone.embed(ids[lengths]), 3 + lengths, DecodePass(cache, lengths, keys, values)))
+        step = DecodePass(cache, lengths, *shared, PrefixTiles.of([0], [3]))
+        found.append(backbone.hidden_states(backbone.embed(ids[lengths]), step.positions, step))
     assert_equal_to_rounding(found, [behind_cache(family.own, keys, values, ids)[6:]])
 
 

@@ -1,0 +1,173 @@
+"""Tables read in chunks of rows, in constant memory: CSV, JSONL and Parquet. A row that cannot be read is said with its reason."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from prompt_core.errors import PromptmillError
+
+SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet")
+_LARGEST_FIELD = 2**27
+_Raw = tuple[int, list[str] | dict[str, Any] | str]  # number, and the row or why it is none
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of a table.
+
+    Attributes:
+        first: number of the first row, from 1.
+        frame: the rows that could be read; a CSV file's columns are text, as they stand there.
+        numbers: their numbers.
+        bad: the others, with the reason.
+    """
+
+    first: int
+    frame: pl.DataFrame
+    numbers: list[int]
+    bad: dict[int, str] = field(default_factory=dict)
+
+
+def check_source(path: Path) -> None:
+    """Raise PromptmillError where a table cannot be read at all: missing, of another kind, or not readable."""
+    _check_suffix(path)
+    try:
+        with path.open("rb"):
+            pass
+    except FileNotFoundError:
+        raise PromptmillError(str(path), "there is no such file", "Check the path.") from None
+    except OSError as error:
+        raise PromptmillError(str(path), f"cannot be read ({error.strerror})", "Check the access rights.") from None
+
+
+def check_target(path: Path) -> None:
+    """Raise PromptmillError where a table cannot be written, before hours of work are spent."""
+    _check_suffix(path)
+    if not path.parent.is_dir():
+        raise PromptmillError(str(path), f"there is no folder {path.parent}", "Make it first.")
+
+
+def read_chunks(path: Path, rows: int) -> Iterator[Chunk]:
+    """The table's rows in order, `rows` at a time.
+
+    Raises:
+        PromptmillError: the file is damaged as a whole, such as a Parquet file without an end.
+    """
+    if path.suffix == ".parquet":
+        yield from _parquet(path, rows)
+        return
+    raw, frame = _READERS[path.suffix](path)
+    first, part = 1, list(islice(raw, rows))
+    while part or first == 1:  # an empty table has columns too
+        good = [(number, row) for number, row in part if not isinstance(row, str)]
+        bad = {number: row for number, row in part if isinstance(row, str)}
+        yield Chunk(first, frame([row for _, row in good]), [number for number, _ in good], bad)
+        first += len(part) or 1
+        part = list(islice(raw, rows))
+
+
+def count_rows(path: Path) -> int:
+    """How many rows a table has, for a progress bar: exact for Parquet, else the lines of the file."""
+    if path.suffix == ".parquet":
+        try:
+            return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise _damaged(path, error) from None
+    with path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _csv(path: Path) -> tuple[Iterator[_Raw], Callable[[list[Any]], pl.DataFrame]]:
+    csv.field_size_limit(_LARGEST_FIELD)
+    lines = csv.reader(path.open(encoding="utf-8-sig", errors="surrogateescape", newline=""))
+    header = next(lines, [])
+    if not _is_utf8("".join(header)):
+        raise PromptmillError(f"{path}: line 1", "is not UTF-8", "Save the file as UTF-8.")
+    if not header or len(set(header)) < len(header):
+        what = "has no line of column names" if not header else f"names a column twice ({', '.join(header)})"
+        raise PromptmillError(str(path), what, "Give every column a name of its own in the first line.")
+
+    def rows() -> Iterator[_Raw]:
+        for number, row in enumerate(filter(None, lines), 1):
+            if len(row) != len(header):
+                yield number, f"has {len(row)} fields, the header {len(header)}"
+            elif not _is_utf8("".join(row)):
+                yield number, "is not UTF-8"
+            else:
+                yield number, row
+
+    schema = dict.fromkeys(header, pl.String())
+    return rows(), lambda good: pl.DataFrame([[value or None for value in row] for row in good], schema=schema, orient="row")
+
+
+def _jsonl(path: Path) -> tuple[Iterator[_Raw], Callable[[list[Any]], pl.DataFrame]]:
+    def rows() -> Iterator[_Raw]:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+            for number, line in enumerate(filter(str.strip, lines), 1):
+                try:
+                    row = json.loads(line) if _is_utf8(line) else "is not UTF-8"
+                except (json.JSONDecodeError, RecursionError) as error:
+                    row = f"is not JSON ({getattr(error, 'msg', 'too deep')})"
+                if not isinstance(row, dict):
+                    row = row if isinstance(row, str) and row.startswith("is not ") else f"holds a JSON {type(row).__name__}, not an object"
+                yield number, row
+
+    return rows(), _frame_of_objects
+
+
+_READERS = {".csv": _csv, ".jsonl": _jsonl, ".ndjson": _jsonl}
+
+
+def _parquet(path: Path, rows: int) -> Iterator[Chunk]:
+    try:
+        for first in range(0, max(1, count_rows(path)), rows):
+            frame = pl.scan_parquet(path, glob=False).slice(first, rows).collect()
+            yield Chunk(first + 1, frame, list(range(first + 1, first + 1 + len(frame))))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def _frame_of_objects(objects: list[dict[str, Any]]) -> pl.DataFrame:
+    """JSON objects as columns; one whose values have no common type becomes text, JSON for what is none."""
+    names = dict.fromkeys(name for row in objects for name in row)
+    columns = []
+    for name in names:
+        values = [row.get(name) for row in objects]
+        try:
+            columns.append(pl.Series(name, values, strict=True))
+        except (TypeError, OverflowError, pl.exceptions.PolarsError):
+            texts = [value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
+            columns.append(pl.Series(name, texts, dtype=pl.String))
+    return pl.DataFrame(columns) if columns else pl.DataFrame([{} for _ in objects])
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in SUFFIXES:
+        raise PromptmillError(str(path), f'the ending "{path.suffix}" is not known', f"Use one of {', '.join(SUFFIXES)}.")
+
+
+def _damaged(path: Path, error: Exception) -> PromptmillError:
+    return PromptmillError(str(path), f"cannot be read ({str(error).splitlines()[0]})", "Check the file.")

@@ -1,0 +1,208 @@
+"""The engine: one thread that owns the models. What waits when it is free is answered together, whatever the prompts.
+
+Nobody waits for others to come: while a pass or a step runs, requests gather, and the next one takes all of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from threading import Condition, Thread
+from typing import Any, TypeVar, cast
+
+from prompt_core.backbone import Backbone
+from prompt_core.continuous import Text, TextBatch
+from prompt_core.encoding import Encoded
+from prompt_core.errors import PromptmillError
+from prompt_core.mixed import answer
+from prompt_core.ready import Answer, ReadyPrompt
+from prompt_core.serving.metrics import Metrics
+
+_MOST_SCORED = 256  # inputs between two steps of the texts that are being written
+Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
+
+
+class EngineFull(Exception):
+    """More inputs wait than the engine takes."""
+
+
+@dataclass(eq=False)
+class Job:
+    """An input that is to be answered.
+
+    Attributes:
+        prompt, example: what is asked.
+        text: for a prompt that writes, the text that is asked for.
+        on_tokens: called from the engine's thread with all tokens so far, whenever there are more.
+        answer: the result.
+    """
+
+    prompt: ReadyPrompt
+    example: Encoded
+    text: Text | None = None
+    on_tokens: Callable[[list[int]], None] | None = None
+    answer: Future[Answer] = field(default_factory=Future)
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        if self.text:
+            self.text.cancelled = True
+        self.answer.cancel()
+
+
+class Engine:
+    """Answers jobs and runs calls on one thread, from `start` to `close`.
+
+    Args:
+        most: jobs that may be unfinished.
+        metrics: where passes and tokens are counted.
+    """
+
+    def __init__(self, most: int, metrics: Metrics) -> None:
+        self._most, self._metrics = most, metrics
+        self._changed = Condition()
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._scored: deque[Job] = deque()
+        self._asked: deque[Job] = deque()
+        self._waiting: dict[Backbone, deque[Text]] = {}
+        self._batches: dict[Backbone, TextBatch] = {}
+        self._writing: dict[Text, Job] = {}
+        self._unfinished = 0
+        self._closing = False
+        self._thread = Thread(target=self._run, name="promptmill-engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Finish what was submitted, then end."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Take jobs, all or none.
+
+        Raises:
+            EngineFull: more would be unfinished than may be.
+            PromptmillError: there are more than may ever be.
+        """
+        if len(jobs) > self._most:
+            raise PromptmillError("inputs", f"are {len(jobs)}, the server takes {self._most} at a time", "Send them in several requests.")
+        with self._changed:
+            if self._closing or self._unfinished + len(jobs) > self._most:
+                raise EngineFull
+            self._unfinished += len(jobs)
+            self._metrics.unfinished.set(self._unfinished)
+            for job in jobs:
+                (self._asked if job.text else self._scored).append(job)
+            self._changed.notify()
+
+    def call(self, work: Callable[[], Result]) -> Result:
+        """Run something on the engine's thread, between two steps, and wait for it."""
+        future: Future[Any] = Future()
+        with self._changed:
+            if self._closing:
+                raise EngineFull
+            self._calls.append((work, future))
+            self._changed.notify()
+        return cast(Result, future.result())
+
+    def _run(self) -> None:
+        while self._gather():
+            while self._calls:
+                _settle(*self._calls.popleft())
+            if scored := [self._scored.popleft() for _ in range(min(_MOST_SCORED, len(self._scored)))]:
+                self._score(scored)
+            for backbone in list(self._batches):
+                self._step(backbone)
+
+    def _gather(self) -> bool:
+        """Wait for work and sort in what came; False where there will be no more."""
+        with self._changed:
+            while not (self._calls or self._scored or self._asked or self._writing):
+                if self._closing:
+                    return False
+                self._changed.wait()
+            asked, self._asked = self._asked, deque()
+        for job in asked:
+            assert job.text is not None  # `submit` sorts by it
+            self._writing[job.text] = job
+            backbone = job.prompt.backbone
+            self._batches.setdefault(backbone, TextBatch.of(backbone))
+            self._waiting.setdefault(backbone, deque()).append(job.text)
+        return True
+
+    def _score(self, jobs: list[Job]) -> None:
+        alive = [job for job in jobs if not job.answer.cancelled()]
+        try:
+            found: list[Answer | Exception] = [*answer([(job.prompt, job.example) for job in alive])]
+        except PromptmillError as error:  # the others must not pay for one that the model refuses
+            if len(alive) > 1:
+                for job in alive:
+                    self._score([job])
+                self._finish(set(jobs) - set(alive), [])
+                return
+            found = [error]
+        except Exception as error:
+            _log.exception("a pass failed")
+            found = [error] * len(alive)
+        self._metrics.pass_inputs.labels("score").observe(len(alive))
+        self._finish(set(jobs) - set(alive), [])
+        self._finish(alive, found)
+
+    def _step(self, backbone: Backbone) -> None:
+        batch, waiting = self._batches[backbone], self._waiting[backbone]
+        for text in [text for text in waiting if text.cancelled]:
+            waiting.remove(text)
+            self._finish([self._writing.pop(text)], [])
+        before = list(waiting)
+        try:
+            batch.admit(waiting)
+            if not batch.texts:
+                return
+            self._metrics.pass_inputs.labels("write").observe(len(batch.texts))
+            self._metrics.tokens.inc(len(batch.texts))
+            going = list(batch.texts)
+            finished = batch.step()
+        except Exception as error:
+            if not isinstance(error, PromptmillError):
+                _log.exception("a step failed")
+            failed = {*batch.texts, *(text for text in before if text not in waiting)}
+            self._batches[backbone] = TextBatch.of(backbone)
+            lost = [self._writing.pop(text) for text in failed if text in self._writing]
+            self._finish(lost, [error] * len(lost))
+            return
+        for text in going:
+            job = self._writing[text]
+            if job.on_tokens and not text.cancelled:
+                job.on_tokens(list(text.ids))
+        for text in finished:
+            job = self._writing.pop(text)
+            self._finish([job], [job.prompt.answer_of_text(text)])
+
+    def _finish(self, jobs: Sequence[Job] | set[Job], found: Sequence[Answer | Exception]) -> None:
+        """Hand out what was found; without anything found, the jobs were given up."""
+        with self._changed:
+            self._unfinished -= len(jobs)
+            self._metrics.unfinished.set(self._unfinished)
+        for job, one in zip(jobs, found, strict=False):
+            if not job.answer.set_running_or_notify_cancel():
+                continue
+            if isinstance(one, Exception):
+                job.answer.set_exception(one)
+            else:
+                job.answer.set_result(one)
+
+
+def _settle(work: Callable[[], Any], future: Future[Any]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)

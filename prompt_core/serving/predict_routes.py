@@ -1,0 +1,89 @@
+"""Promptmill's own routes: predictions, what is served, and versions side by side."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+
+from fastapi import APIRouter
+
+from prompt_core.ready import Answer, ReadyPrompt
+from prompt_core.serving.models import (
+    Compared,
+    CompareRequest,
+    CompareResponse,
+    Prediction,
+    PredictRequest,
+    PredictResponse,
+    ServedPrompt,
+)
+from prompt_core.serving.service import Service, a_job
+from prompt_core.shelf import Shelved
+
+
+def predict_routes(service: Service) -> APIRouter:
+    """`/v1/predict`, `/v1/prompts` and `/v1/compare`."""
+    router = APIRouter(prefix="/v1", tags=["promptmill"])
+
+    @router.post("/predict")
+    async def predict(request: PredictRequest) -> PredictResponse:
+        """Labels, texts or entities of one prompt; requests for any prompts are answered together."""
+        shelved = await service.find(request.prompt)
+        answers = await service.answers([a_job(shelved.ready, example) for example in shelved.ready.encode_all(request.inputs)])
+        service.count(shelved, len(answers))
+        predictions = [
+            Prediction(prediction=answer.text, score=answer.score, prompt=shelved.name, version=shelved.version, digest=shelved.digest)
+            for answer in answers
+        ]
+        return PredictResponse(predictions=predictions)
+
+    @router.get("/prompts")
+    async def prompts() -> list[ServedPrompt]:
+        """What is served, with versions and aliases."""
+        return [
+            ServedPrompt(
+                name=summary.name,
+                base=live.tuned.manifest.backbone.name,
+                kind=live.tuned.manifest.kind,
+                fields=list(live.ready.encoding.fields),
+                labels=list(live.ready.labels),
+                versions=list(summary.versions),
+                aliases=summary.aliases,
+            )
+            for summary in service.catalogue.summaries
+            for live in [shelved for shelved in service.catalogue.addresses.values() if shelved.name == summary.name][:1]
+        ]
+
+    @router.post("/compare")
+    async def compare(request: CompareRequest) -> CompareResponse:
+        """Versions of a prompt and the untuned model side by side, answered in one pass."""
+        aliases: dict[int, list[str]] = {}
+        for summary in service.catalogue.summaries:
+            for alias, version in summary.aliases.items() if summary.name == request.prompt else ():
+                aliases.setdefault(version, []).append(alias)
+        chosen = sorted(set(request.versions or aliases), reverse=True)
+        shelved = [await service.find(f"{request.prompt}@{version}") for version in chosen] or [await service.find(request.prompt)]
+        untuned = await asyncio.to_thread(service.catalogue.untuned, shelved[0])
+        contenders: list[tuple[Shelved | None, ReadyPrompt]] = [(None, untuned), *((one, one.ready) for one in shelved)]
+        jobs = [a_job(ready, ready.encode(request.input)) for _, ready in contenders]
+        start = time.perf_counter()
+        service.engine.submit(jobs)
+        timed = await asyncio.gather(*(_timed(asyncio.wrap_future(job.answer), start) for job in jobs))
+        answers = [
+            Compared(
+                version=one.version if one else None,
+                aliases=aliases.get(one.version, []) if one else [],
+                prediction=answer.text,
+                score=answer.score,
+                seconds=seconds,
+            )
+            for (one, _), (answer, seconds) in zip(contenders, timed, strict=True)
+        ]
+        return CompareResponse(answers=answers)
+
+    return router
+
+
+async def _timed(answer: Awaitable[Answer], start: float) -> tuple[Answer, float]:
+    return await answer, round(time.perf_counter() - start, 4)

@@ -1,0 +1,59 @@
+"""What the routes share: from a name and inputs to jobs of the engine, and their answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prompt_core.encoding import Encoded
+from prompt_core.errors import PromptmillError
+from prompt_core.ready import Answer, ReadyPrompt
+from prompt_core.serving.catalogue import Catalogue
+from prompt_core.serving.engine import Engine, Job
+from prompt_core.serving.metrics import Metrics
+from prompt_core.shelf import Shelved
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts of a running server."""
+
+    catalogue: Catalogue
+    engine: Engine
+    metrics: Metrics
+
+    async def find(self, given: str) -> Shelved:
+        """What a name stands for. Raises `NotServed`."""
+        try:
+            return await asyncio.to_thread(self.catalogue.find, given)
+        except PromptmillError as error:
+            raise NotServed(error.where, error.what, error.fix) from None
+
+    async def answers(self, jobs: Sequence[Job]) -> list[Answer]:
+        """Submit jobs and wait for all; when the one who asked goes away, they are given up.
+
+        Raises:
+            EngineFull: too many wait.
+            PromptmillError: the model refuses an input.
+        """
+        self.engine.submit(jobs)
+        try:
+            return list(await asyncio.gather(*(asyncio.wrap_future(job.answer) for job in jobs)))
+        except BaseException:
+            for job in jobs:
+                job.cancel()
+            raise
+
+    def count(self, shelved: Shelved, inputs: int = 1) -> None:
+        """Count inputs that a version has answered."""
+        self.metrics.answers.labels(shelved.name, str(shelved.version)).inc(inputs)
+
+
+class NotServed(PromptmillError):
+    """A name that stands for nothing here."""
+
+
+def a_job(prompt: ReadyPrompt, example: Encoded) -> Job:
+    """An input as it was proven: the label or tags, or the most likely text."""
+    return Job(prompt, example, None if prompt.scorer else prompt.text(example))

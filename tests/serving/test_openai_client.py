@@ -1,0 +1,114 @@
+"""The real `openai` client works with the server as it works with OpenAI's."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+from running import running
+from served_prompts import a_prompt, a_served_store, publish
+
+from prompt_core.backbone import Backbone
+from prompt_core.store import PromptStore
+
+TEXT = "Text number 3, good"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, llama: Backbone) -> PromptStore:
+    store = a_served_store(tmp_path_factory.mktemp("openai") / "store", llama)
+    publish(store, a_prompt(llama, "pair", template="{{ text }} and {{ more }}\nIt is"))
+    publish(store, a_prompt(llama, "long", writes=True, max_new_tokens=40, seed=9))
+    return store
+
+
+@pytest.fixture(scope="module")
+def client(store: PromptStore) -> Iterator[openai.OpenAI]:
+    with running(store, token="secret") as http, openai.OpenAI(base_url=f"{http.base_url}/v1", api_key="secret", max_retries=0) as client:
+        yield client
+
+
+def chat(client: openai.OpenAI, model: str, text: str = TEXT, **more: object) -> openai.types.chat.ChatCompletion:
+    return client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}], **more)  # type: ignore[call-overload]
+
+
+def test_models_are_listed_and_answer(client: openai.OpenAI, store: PromptStore, llama: Backbone) -> None:
+    names = [model.id for model in client.models.list()]
+    assert "reply" in names and "reply@production" in names and client.models.retrieve("reply@1").id == "reply@1"
+    for name in ("reply", "mood", "tone@production", "long@1"):
+        prompt = store.get(name.partition("@")[0])
+        found = chat(client, name)
+        assert [found.choices[0].message.content] == prompt.predict([TEXT], llama)
+        assert found.usage is not None and found.usage.prompt_tokens > prompt.manifest.tokens
+        assert found.system_fingerprint == prompt.digest[:12]
+    assert chat(client, "long").choices[0].finish_reason == "length" and chat(client, "mood").choices[0].finish_reason == "stop"
+
+
+def test_a_stream_carries_the_same_text_in_parts(client: openai.OpenAI, store: PromptStore, llama: Backbone) -> None:
+    for name in ("long", "mood"):
+        (whole,) = store.get(name).predict([TEXT], llama)
+        events = list(chat(client, name, stream=True, stream_options={"include_usage": True}))
+        parts = [event.choices[0].delta.content or "" for event in events if event.choices]
+        assert "".join(parts) == whole
+        assert events[-1].usage is not None and (len([part for part in parts if part]) > 3) == (name == "long")
+        assert [event.choices[0].finish_reason for event in events if event.choices][-1] == ("length" if name == "long" else "stop")
+
+
+def test_a_stop_ends_the_text_and_a_listener_who_leaves_ends_the_work(client: openai.OpenAI, store: PromptStore, llama: Backbone) -> None:
+    (whole,) = store.get("long").predict([TEXT], llama)
+    stop = whole[len(whole) // 2 :][:4]
+    for stream in (False, True):
+        found = chat(client, "long", stop=stop, stream=stream)
+        text = "".join(event.choices[0].delta.content or "" for event in found) if stream else found.choices[0].message.content
+        assert text == whole[: whole.index(stop)]
+    assert chat(client, "long", max_tokens=3).usage.completion_tokens == 3  # type: ignore[union-attr]
+    for event in (stream := chat(client, "long", stream=True, max_tokens=200)):
+        if event.choices and event.choices[0].delta.content:
+            stream.close()
+            break
+    assert chat(client, "mood").choices[0].message.content
+
+
+def test_draws_follow_the_seed(client: openai.OpenAI) -> None:
+    drawn = [chat(client, "long", temperature=1.5, seed=seed).choices[0].message.content for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_several_fields_come_as_json_or_beside_the_message(client: openai.OpenAI, store: PromptStore, llama: Backbone) -> None:
+    fields = {"text": "a", "more": "b"}
+    (expected,) = store.get("pair").predict([fields], llama)
+    assert chat(client, "pair", '{"text": "a", "more": "b"}').choices[0].message.content == expected
+    assert chat(client, "pair", "-", extra_body={"fields": fields}).choices[0].message.content == expected
+    with pytest.raises(openai.BadRequestError, match="pair takes the fields text, more"):
+        chat(client, "pair", "a")
+
+
+def test_what_a_tuned_prompt_cannot_do_is_refused_and_what_stays_aside_is_said(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="is not served"):
+        chat(client, "gpt-4")
+    with pytest.raises(openai.BadRequestError, match="Send several requests"):
+        chat(client, "reply", n=2)
+    with pytest.raises(openai.BadRequestError, match="tools: is not supported"):
+        chat(client, "reply", tools=[{"type": "function", "function": {"name": "f"}}])
+    turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
+    with pytest.raises(openai.BadRequestError, match="takes one input"):
+        client.chat.completions.create(model="reply", messages=turns)  # type: ignore[arg-type]
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": [{"type": "text", "text": TEXT}]}]
+    raw = client.chat.completions.with_raw_response.create(model="reply", messages=messages)  # type: ignore[arg-type]
+    assert raw.headers["x-promptmill-ignored"] == "system" and raw.headers["x-promptmill-version"] == "reply@1"
+    assert raw.parse().choices[0].message.content == chat(client, "reply").choices[0].message.content
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key="wrong").models.list()
+
+
+def test_the_example_of_a_client_streams_an_answer(
+    client: openai.OpenAI, store: PromptStore, llama: Backbone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).resolve().parents[2] / "examples" / "consumer" / "http_client.py"
+    monkeypatch.setattr("sys.argv", [path.name, "--url", str(client.base_url), "long", TEXT])
+    monkeypatch.setenv("PROMPTMILL_TOKEN", "secret")
+    runpy.run_path(str(path), run_name="__main__")
+    assert capsys.readouterr().out == store.get("long").predict([TEXT], llama)[0] + "\n"

@@ -1,0 +1,207 @@
+"""The batch job: all columns and rows come out, bad rows with their reason, and a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from served_prompts import a_prompt, a_served_store, publish, ready_on
+
+from prompt_core.backbone import Backbone
+from prompt_core.batch import Predicted, predict_table
+from prompt_core.batch.job import ADDED
+from prompt_core.batch.reading import read_chunks
+from prompt_core.errors import PromptmillError
+from prompt_core.shelf import Shelf
+from prompt_core.store import PromptStore
+
+ROWS = [{"id": f"00{i}", "text": f"Text number {i} {'good' if i % 2 else 'bad'}", "more": {"n": [i]}} for i in range(7)]
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory, llama: Backbone) -> Shelf:
+    return Shelf(a_served_store(tmp_path_factory.mktemp("served") / "store", llama), ready_on(llama))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    frame = pl.DataFrame(rows)
+    if path.suffix == ".csv":
+        frame.with_columns(pl.col("more").struct.json_encode()).write_csv(path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        frame.write_parquet(path)
+    return path
+
+
+def read(path: Path) -> pl.DataFrame:
+    if path.suffix == ".csv":
+        return pl.read_csv(path, infer_schema=False)
+    return pl.read_ndjson(path) if path.suffix == ".jsonl" else pl.read_parquet(path)
+
+
+@pytest.mark.parametrize("target", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("source", ["csv", "jsonl", "parquet"])
+def test_every_column_and_row_comes_out_in_order_whatever_the_kinds_of_file(tmp_path: Path, shelf: Shelf, source: str, target: str) -> None:
+    given, path = write(tmp_path / f"in.{source}", ROWS), tmp_path / f"out.{target}"
+    assert predict_table(shelf, "mood", given, path, part_rows=3) == Predicted(7, 0, 0, None)
+    found = read(path)
+    prompt = shelf.find("mood")
+    assert found.columns == ["id", "text", "more", *ADDED]
+    assert found["id"].to_list() == [row["id"] for row in ROWS]
+    assert found["prediction"].to_list() == prompt.tuned.predict([row["text"] for row in ROWS], prompt.ready.backbone)
+    assert set(found["prompt_digest"]) == {prompt.digest} and set(map(int, found["prompt_version"])) == {1}
+    assert all(0.5 <= float(score) <= 1 for score in found["prediction_score"])
+    nested = "csv" not in (source, target)
+    assert found["more"][2] == ({"n": [2]} if nested else found["more"][2]) and (nested or json.loads(found["more"][2]) == {"n": [2]})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"in.{source}", f"out.{target}"]
+
+
+def test_a_column_names_the_prompt_of_each_row(tmp_path: Path, shelf: Shelf) -> None:
+    names = ["mood", "tone@1", None, "reply@production", "story", "nobody", "reply@9"]
+    given = write(tmp_path / "in.jsonl", [{**row, "use": name} for row, name in zip(ROWS, names, strict=True)])
+    done = predict_table(shelf, "tone", given, tmp_path / "out.jsonl", "use")
+    found = pl.read_ndjson(tmp_path / "out.jsonl")
+    assert found["id"].to_list() == [f"00{i}" for i in range(5)] and (done.rows, done.rejected) == (5, 2)
+    for row, name in zip(found.iter_rows(named=True), ["mood", "tone", "tone", "reply", "story"], strict=True):
+        prompt = shelf.find(name)
+        assert [row["prediction"]] == prompt.tuned.predict([row["text"]], prompt.ready.backbone)
+        assert row["prompt_digest"] == prompt.digest
+    assert done.rejected_path is not None
+    rejected = [json.loads(line) for line in done.rejected_path.read_text().splitlines()]
+    assert [line["row"] for line in rejected] == [6, 7]
+    assert 'there is no prompt "nobody"' in rejected[0]["reason"] and "there is no version 9" in rejected[1]["reason"]
+    assert predict_table(shelf, None, given, tmp_path / "out.jsonl", "use").rejected == 3  # the empty cell too
+
+
+def test_bad_rows_go_to_a_side_file_with_number_and_reason(tmp_path: Path, shelf: Shelf) -> None:
+    lines = ['{"text": "good"}', "{", "[1]", "", '{"text": " "}', '{"other": 1}', '{"text": "bad", "n": 1}', '{"text": "x", "n": "y"}']
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    done = predict_table(shelf, "mood", tmp_path / "in.jsonl", tmp_path / "out.csv", part_rows=2)
+    assert done == Predicted(3, 4, 0, tmp_path / "out.csv.rejected.jsonl")
+    assert done.rejected_path is not None
+    reasons = {line["row"]: line["reason"] for line in map(json.loads, done.rejected_path.read_text().splitlines())}
+    assert list(reasons) == [2, 3, 4, 5]
+    assert reasons[2].startswith("is not JSON (") and reasons[3] == "holds a JSON list, not an object"
+    assert 'field "text" is empty' in reasons[4] and 'field "text" is ' in reasons[5]
+    assert pl.read_csv(tmp_path / "out.csv")["n"].to_list() == [None, "1", "y"]
+    (tmp_path / "in.csv").write_bytes('id,text\n1,good\n2,bad,"x"\n3\n4,\xff\n5,"a\nb"\n'.encode("latin-1"))
+    done = predict_table(shelf, "mood", tmp_path / "in.csv", tmp_path / "out.csv")
+    reasons = {line["row"]: line["reason"] for line in map(json.loads, (tmp_path / "out.csv.rejected.jsonl").read_text().splitlines())}
+    assert reasons == {2: "has 3 fields, the header 2", 3: "has 1 fields, the header 2", 4: "is not UTF-8"}
+    assert pl.read_csv(tmp_path / "out.csv")["text"].to_list() == ["good", "a\nb"]
+    (tmp_path / "in.csv").write_text("id,text\n1,good\n")
+    assert predict_table(shelf, "mood", tmp_path / "in.csv", tmp_path / "out.csv").rejected_path is None
+    assert not (tmp_path / "out.csv.rejected.jsonl").exists()  # that of the run before is gone
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_an_empty_table_keeps_its_columns(tmp_path: Path, shelf: Shelf, kind: str) -> None:
+    given = write(tmp_path / f"in.{kind}", ROWS)
+    if kind == "csv":
+        given.write_text("id,text\n")
+    else:
+        pl.read_parquet(given).head(0).drop("more").write_parquet(given)
+    assert predict_table(shelf, "mood", given, tmp_path / f"out.{kind}").rows == 0
+    assert read(tmp_path / f"out.{kind}").columns == ["id", "text", *ADDED]
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "column", "finding"),
+    [
+        ("txet\na\n", "mood", None, r'there is no column "text", a field of the template of mood. Did you mean "txet"\?'),
+        ("text,prediction\na,b\n", "mood", None, "prediction: a column of this name is added. Rename"),
+        ("text\na\n", "mood", "use", 'there is no column "use"'),
+        ("text\na\n", "moood", None, 'there is no prompt "moood". Did you mean "mood"'),
+        ("text,text\na,b\n", "mood", None, "names a column twice"),
+        ("", "mood", None, "has no line of column names"),
+    ],
+)
+def test_what_no_row_can_be_answered_with_is_refused_at_once(
+    tmp_path: Path, shelf: Shelf, content: str, name: str, column: str | None, finding: str
+) -> None:
+    (tmp_path / "in.csv").write_text(content)
+    with pytest.raises(PromptmillError, match=finding):
+        predict_table(shelf, name, tmp_path / "in.csv", tmp_path / "out.csv", column)
+    with pytest.raises(PromptmillError, match="is the input"):
+        predict_table(shelf, "mood", tmp_path / "in.csv", tmp_path / "in.csv")
+    (tmp_path / "in.parquet").write_bytes(b"PAR1 and no end")
+    with pytest.raises(PromptmillError, match="cannot be read"):
+        predict_table(shelf, "mood", tmp_path / "in.parquet", tmp_path / "out.csv")
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    content=st.binary(max_size=80) | st.text(alphabet='ab,"\n\r{}:[]1\\', max_size=60).map(str.encode),
+    suffix=st.sampled_from(["csv", "jsonl"]),
+)
+def test_any_bytes_are_rows_reasons_or_one_clear_error(tmp_path_factory: pytest.TempPathFactory, content: bytes, suffix: str) -> None:
+    path = tmp_path_factory.getbasetemp() / f"any.{suffix}"
+    path.write_bytes(content)
+    try:
+        chunks = list(read_chunks(path, 2))
+    except PromptmillError:
+        return
+    numbers = [number for chunk in chunks for number in sorted([*chunk.numbers, *chunk.bad])]
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert all(len(chunk.frame) == len(chunk.numbers) or not chunk.frame.columns for chunk in chunks)
+
+
+def test_a_killed_run_goes_on_behind_its_finished_parts(tmp_path: Path, llama: Backbone) -> None:
+    store = PromptStore(tmp_path / "store")
+    publish(store, a_prompt(llama, "reply", writes=True, max_new_tokens=60))
+    given = write(tmp_path / "in.parquet", [{"id": i, "text": f"Text {i}", "more": {"n": [i]}} for i in range(160)])
+    arguments = ["predict", "reply", "in.parquet", "out.parquet", "--part-rows", "4", "--store", str(tmp_path / "store")]
+    command = [sys.executable, "-c", "from prompt_core.cli import main; main()", *arguments]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    folder = tmp_path / ".out.parquet.parts"
+    while len(list(folder.glob("*.parquet"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {path: path.stat().st_mtime_ns for path in folder.glob("*.parquet")}
+    assert 3 <= len(finished) < 40 and not (tmp_path / "out.parquet").exists()
+    shelf = Shelf(store, ready_on(llama))
+    done = predict_table(shelf, "reply", given, tmp_path / "out.parquet", part_rows=4)
+    assert (done.rows, done.found) == (160, 4 * len(finished)) and not folder.exists()
+    predict_table(shelf, "reply", given, tmp_path / "whole.parquet")
+    together, whole = (pl.read_parquet(tmp_path / f"{name}.parquet") for name in ("out", "whole"))
+    assert together.drop("prediction_score").equals(whole.drop("prediction_score"))
+
+
+def test_parts_of_another_prompt_or_input_are_not_taken(tmp_path: Path, llama: Backbone) -> None:
+    store = PromptStore(tmp_path / "store")
+    for seed in (1, 2):
+        publish(store, a_prompt(llama, "mood", seed=seed))
+    given, shelf = write(tmp_path / "in.jsonl", ROWS), Shelf(store, ready_on(llama))
+
+    def run(name: str, interrupted: bool = False) -> int:
+        def stop(done: int, total: int) -> None:
+            if interrupted:
+                raise KeyboardInterrupt
+
+        return predict_table(shelf, name, given, tmp_path / "out.csv", part_rows=3, on_progress=stop).found
+
+    def interrupt(name: str) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            run(name, interrupted=True)
+        assert len(list((tmp_path / ".out.csv.parts").glob("*.parquet"))) == 1
+
+    interrupt("mood@1")
+    assert run("mood@2") == 0
+    interrupt("mood@1")
+    assert run("mood@1") == 3
+    interrupt("mood@1")
+    write(given, [*ROWS, ROWS[0]])
+    assert run("mood@1") == 0

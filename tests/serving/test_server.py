@@ -1,0 +1,214 @@
+"""The server: right answers to requests for many prompts at once, limits that answer instead of crashing, aliases that move."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import pytest
+from click.testing import CliRunner
+from running import running
+from served_prompts import a_prompt, a_served_store, publish, ready_on
+
+from prompt_core.backbone import Backbone
+from prompt_core.cli import main
+from prompt_core.errors import PromptmillError
+from prompt_core.serving import Limits
+from prompt_core.serving.engine import Engine, EngineFull, Job
+from prompt_core.serving.metrics import Metrics
+from prompt_core.serving.service import a_job
+from prompt_core.store import PromptStore
+
+TEXTS = [f"Text number {i}, {'good' if i % 2 else 'bad'}" for i in range(6)]
+NAMES = ("mood", "tone", "reply", "story")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, llama: Backbone) -> PromptStore:
+    return a_served_store(tmp_path_factory.mktemp("served") / "store", llama)
+
+
+@pytest.fixture(scope="module")
+def client(store: PromptStore) -> Iterator[httpx2.Client]:
+    with running(store, limits=Limits(unfinished=64, body_bytes=4000)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def expected(store: PromptStore, llama: Backbone) -> dict[tuple[str, str], str]:
+    prompts = {name: store.get(name) for name in NAMES}
+    return {(name, text): answer for name in NAMES for text, answer in zip(TEXTS, prompts[name].predict(TEXTS, llama), strict=True)}
+
+
+def ask(client: httpx2.Client, prompt: str, *texts: str) -> httpx2.Response:
+    return client.post("/v1/predict", json={"prompt": prompt, "inputs": list(texts)})
+
+
+def test_requests_for_many_prompts_at_once_each_get_their_own_answer(
+    client: httpx2.Client, expected: dict[tuple[str, str], str], store: PromptStore
+) -> None:
+    asked = [(name, text) for name in NAMES for text in TEXTS] * 2
+    random.Random(0).shuffle(asked)
+    with ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda pair: ask(client, *pair), asked))
+    for (name, text), response in zip(asked, found, strict=True):
+        (prediction,) = response.json()["predictions"]
+        assert prediction["prediction"] == expected[name, text]
+        assert (prediction["version"], prediction["digest"]) == (1, store.get(name).digest)
+    metrics = client.get("/metrics").text
+    assert 'promptmill_answers_total{prompt="mood",version="1"}' in metrics and "promptmill_unfinished_inputs 0.0" in metrics
+    shared = [float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("promptmill_pass_inputs_sum")]
+    passes = [float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("promptmill_pass_inputs_count")]
+    assert sum(shared) > sum(passes)  # some were answered together
+
+
+def test_several_inputs_are_answered_in_order(client: httpx2.Client, expected: dict[tuple[str, str], str]) -> None:
+    for name in NAMES:
+        found = ask(client, f"{name}@production", *TEXTS).json()["predictions"]
+        assert [one["prediction"] for one in found] == [expected[name, text] for text in TEXTS]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "finding"),
+    [
+        ({"prompt": "mod", "inputs": ["a"]}, 404, 'model "mod": is not served. Did you mean "mood"?'),
+        ({"prompt": "mood@9", "inputs": ["a"]}, 404, "there is no version 9"),
+        ({"prompt": "../mood", "inputs": ["a"]}, 404, "is not served"),
+        ({"prompt": "mood", "inputs": ["a", " "]}, 400, 'input 2: task mood: template: field "text" is empty'),
+        ({"prompt": "mood", "inputs": [{"txt": "a"}]}, 400, 'Did you mean "txt"?'),
+        ({"prompt": "mood", "inputs": []}, 422, "inputs: "),
+        ({"prompt": "mood", "inputs": ["a"], "more": 1}, 422, "more: "),
+    ],
+)
+def test_a_bad_request_is_told_what_is_wrong(client: httpx2.Client, body: dict[str, object], status: int, finding: str) -> None:
+    response = client.post("/v1/predict", json=body)
+    assert response.status_code == status and finding in response.json()["error"]["message"]
+
+
+def test_a_body_that_is_too_long_is_refused_however_it_comes(client: httpx2.Client) -> None:
+    long = b'{"prompt": "mood", "inputs": ["' + b"a" * 5000 + b'"]}'
+    assert client.post("/v1/predict", content=long).status_code == 413
+    response = client.post("/v1/predict", content=iter([long[:3000], long[3000:]]))  # without a length
+    assert response.status_code == 413 and response.json()["error"]["message"] == "the body has more than 4000 bytes"
+    assert ask(client, "mood", "a").status_code == 200
+
+
+def test_a_token_is_asked_for_where_one_is_set(store: PromptStore) -> None:
+    with running(store, names=["mood"], token="secret") as client:
+        assert client.get("/health").json() == {"status": "ok", "prompts": 1} and client.get("/").status_code == 200
+        for headers in ({}, {"authorization": "Bearer secreT"}, {"authorization": "Basic secret"}):
+            response = client.get("/v1/models", headers=headers)
+            assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer" and "secret" not in response.text
+        assert client.get("/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
+
+
+def test_a_full_queue_turns_requests_away_and_serves_on(store: PromptStore) -> None:
+    body = {"model": "story", "messages": [{"role": "user", "content": "a"}], "stream": True, "max_tokens": 240}
+    with running(store, names=["story"], limits=Limits(unfinished=2)) as client:
+        with (
+            client.stream("POST", "/v1/chat/completions", json=body) as one,
+            client.stream("POST", "/v1/chat/completions", json=body) as other,
+        ):
+            assert one.status_code == other.status_code == 200
+            response = ask(client, "story", "a")
+            assert response.status_code == 503 and response.headers["retry-after"] == "1"
+            assert response.json()["error"]["code"] == "queue_full"
+        while (response := ask(client, "story", "a")).status_code == 503:  # until the two whom nobody listens to are gone
+            pass
+        assert response.status_code == 200
+        assert "the server takes 2 at a time" in ask(client, "story", "a", "b", "c").json()["error"]["message"]
+
+
+def test_the_engine_takes_all_jobs_of_a_request_or_none_and_goes_on_after_a_failure(store: PromptStore, llama: Backbone) -> None:
+    engine = Engine(3, Metrics())
+    ready = ready_on(llama)(store.get("reply"))
+    jobs = [a_job(ready, ready.encode("a")) for _ in range(8)]
+    engine.submit(jobs[:2])
+    with pytest.raises(EngineFull):
+        engine.submit(jobs[2:4])
+    engine.submit(jobs[4:5])
+    engine.start()
+    assert len({job.answer.result(60).text for job in (*jobs[:2], jobs[4])}) == 1
+    broken = Job(ready, ready.encode("a"), ready.text(ready.encode("a")))
+    assert broken.text is not None
+    broken.text.input = [10**9]  # no such token
+    engine.submit([broken, jobs[5]])
+    with pytest.raises(Exception, match="index"):
+        broken.answer.result(60)
+    jobs[6].cancel()
+    engine.submit(jobs[6:])
+    assert jobs[7].answer.result(60).text == jobs[0].answer.result().text
+    with pytest.raises(PromptmillError, match="there is no prompt"):
+        engine.call(lambda: store.get("nobody"))
+    engine.close()
+
+
+def test_aliases_move_under_load_without_a_lost_or_mixed_answer(tmp_path: Path, llama: Backbone) -> None:
+    store = PromptStore(tmp_path / "store")
+    versions = [a_prompt(llama, "reply", writes=True, seed=seed, max_new_tokens=6) for seed in range(3)]
+    by_digest = {prompt.digest: dict(zip(TEXTS, prompt.predict(TEXTS, llama), strict=True)) for prompt in versions}
+    for prompt in versions:
+        publish(store, prompt)
+    stopping, seen = threading.Event(), set()
+
+    def keep_asking(text: str) -> list[httpx2.Response]:
+        found = []
+        while not stopping.is_set():
+            found.append(ask(client, "reply", text))
+        return found
+
+    with running(store, refresh_seconds=0.05) as client, ThreadPoolExecutor(6) as pool:
+        asking = [pool.submit(keep_asking, text) for text in TEXTS]
+        for move in range(8):
+            store.promote("reply", 1 + move % 3, force=True, why="a test")
+            while ask(client, "reply", TEXTS[0]).json()["predictions"][0]["version"] != 1 + move % 3:
+                pass
+        stopping.set()
+        for text, answers in zip(TEXTS, asking, strict=True):
+            for response in answers.result():
+                assert response.status_code == 200
+                (prediction,) = response.json()["predictions"]
+                assert prediction["prediction"] == by_digest[prediction["digest"]][text]
+                seen.add(prediction["version"])
+    assert seen == {1, 2, 3}
+
+
+def test_what_is_served_stays_when_the_store_cannot_be_read(tmp_path: Path, llama: Backbone) -> None:
+    store = a_served_store(tmp_path / "store", llama)
+    with running(store, refresh_seconds=0.05) as client:
+        (tmp_path / "store").rename(tmp_path / "away")
+        (tmp_path / "store").write_text("no store")
+        while 'promptmill_reloads_total{outcome="failed"}' not in client.get("/metrics").text:
+            pass
+        assert ask(client, "mood", "a").status_code == 200
+
+
+def test_a_server_that_cannot_start_says_why_in_one_line_with_status_2(tmp_path: Path, store: PromptStore) -> None:
+    for arguments, finding in (
+        (["--store", str(tmp_path / "none")], "holds no prompt"),
+        (["mod", "--store", store.url], 'there is no prompt "mod". Did you mean "mood"?'),
+    ):
+        result = CliRunner().invoke(main, ["serve", "--port", "0", *arguments])
+        assert result.exit_code == 2 and finding in result.stderr and "Traceback" not in result.stderr
+
+
+def test_versions_and_the_untuned_model_stand_side_by_side(client: httpx2.Client, store: PromptStore, llama: Backbone) -> None:
+    from prompt_core.evaluation.sidebyside import side_by_side
+
+    assert "<title>Promptmill playground</title>" in client.get("/").text and "http" not in client.get("/").text.replace(
+        "http://www.w3", ""
+    )
+    served = {prompt["name"]: prompt for prompt in client.get("/v1/prompts").json()}
+    assert list(served) == sorted(NAMES) and served["mood"]["fields"] == ["text"] and served["mood"]["aliases"] == {"production": 1}
+    for name in ("mood", "reply"):
+        answers = client.post("/v1/compare", json={"prompt": name, "input": TEXTS[0]}).json()["answers"]
+        both = side_by_side(store.get(name), {"text": TEXTS[0]}, llama)
+        assert [(one["version"], one["prediction"], one["aliases"]) for one in answers] == [
+            (None, both["without"], []),
+            (1, both["with"], ["production"]),
+        ]
+    assert {"/v1/predict", "/v1/chat/completions", "/v1/models"} <= set(client.get("/openapi.json").json()["paths"])
