@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 
 import polars as pl
@@ -32,6 +33,7 @@ def evaluate(
     backbone: Backbone | None = None,
     production: TunedPrompt | None = None,
     on_progress: OnContender | None = None,
+    untuned: Sequence[Contender] | None = None,
 ) -> Evaluation:
     """Measure a tuned prompt on the test rows, beside every baseline and the prompt in production, and judge it.
 
@@ -44,16 +46,14 @@ def evaluate(
         backbone: the loaded frozen model; by default the task's own.
         production: what runs today; None where nothing does. The same prompt again is not compared with itself.
         on_progress: called with (contender, finished rows, all rows).
+        untuned: what `measure_untuned` found for these splits; by default it is measured here.
 
     Raises:
         PromptmillError: as `tune`, and where there are no test rows.
     """
     backbone = backbone or load_backbone(task.backbone, task.folder)
     production = None if production is None or production.digest == prompt.digest else production
-    test, alike = splits.test, None
-    if task.objective == "generate":
-        alike = dict(test.group_by("_id", maintain_order=True).agg(task.data.target).rows())
-        test = test.unique("_id", keep="first", maintain_order=True)
+    test, alike = _asked_once(task, splits.test)
     asked = _asked(task, test, wanted_of(task, test.rows(named=True), alike))
     leaked, cost = _leaked(task, prompt, splits), _cost(prompt, test, backbone)
     if task.objective == "distill":
@@ -61,12 +61,43 @@ def evaluate(
         targets = asked.targets if task.data.target else taught
         about = About(prompt.digest, distilled=saved, leaked=leaked, cost=cost)
         return evaluate_contenders(task, Rows(asked.inputs, targets, asked.wanted, asked.columns), contenders, about)
-    seen = pl.concat([splits.train, splits.validation])
-    contenders = baselines(task, seen, test.rows(named=True), backbone, prompt.manifest.max_new_tokens, on_progress)
+    contenders = list(measure_untuned(task, splits, backbone, on_progress) if untuned is None else untuned)
     if production is not None:
         contenders.append(_answered("production", production, test, backbone, on_progress))
     contenders.append(_answered("tuned", prompt, test, backbone, on_progress))
     return evaluate_contenders(task, asked, contenders, About(prompt.digest, leaked=leaked, cost=cost))
+
+
+def measure_untuned(
+    task: TaskSpec, splits: Splits, backbone: Backbone | None = None, on_progress: OnContender | None = None
+) -> list[Contender]:
+    """The contenders that no tuning changes, on the test rows: measured once for splits, backbone and template, used for every prompt.
+
+    What a distilled prompt is compared with is cut to its length and measured beside it: then there are none.
+
+    Args: as of `evaluate`.
+    """
+    if task.objective == "distill":
+        return []
+    backbone = backbone or load_backbone(task.backbone, task.folder)
+    seen, (test, _) = pl.concat([splits.train, splits.validation]), _asked_once(task, splits.test)
+    return baselines(task, seen, test.rows(named=True), backbone, _longest_answer(task, splits, backbone), on_progress)
+
+
+def _longest_answer(task: TaskSpec, splits: Splits, backbone: Backbone) -> int | None:
+    """Tokens that an untuned model may write: as many as a tuned prompt, whose tuning has seen the training targets."""
+    if not task.writes or task.evaluate.max_new_tokens:
+        return task.evaluate.max_new_tokens if task.writes else None
+    encoding = TaskEncoding(task, backbone, soft=False)
+    return -(-5 * max(len(encoding.encode_target(target)) for target in splits.train[task.data.target]) // 4)
+
+
+def _asked_once(task: TaskSpec, test: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, list[str]] | None]:
+    """The test rows, of a generator each input once; and by `_id` all the answers that the data has to it."""
+    if task.objective != "generate":
+        return test, None
+    alike = dict(test.group_by("_id", maintain_order=True).agg(task.data.target).rows())
+    return test.unique("_id", keep="first", maintain_order=True), alike
 
 
 def _asked(task: TaskSpec, test: pl.DataFrame, wanted: Wanted) -> Rows:
