@@ -61,7 +61,7 @@ def tune(tasks: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     _check_place(out or Path(_PROMPTS) / specs[0].name)
     from prompt_core.data import prepare
     from prompt_core.evaluation import power_sentence
-    from prompt_core.progress import Progress
+    from prompt_core.progress import Progress, said_first
     from prompt_core.tuning import tune_fleet
     from prompt_core.tuning.parallel import process_group
 
@@ -74,15 +74,14 @@ def tune(tasks: tuple[str, ...], out: Path | None, as_json: bool) -> None:
                 prepared.append((spec, prepare(spec)[0]))
             except PromptmillError as error:
                 failures.append(error)
-                continue
-            if writes:
-                click.echo(f"{spec.name}: {power_sentence(spec, len(prepared[-1][1].test))}", err=True)
         for backbone in dict.fromkeys(spec.backbone for spec, _ in prepared):
             fleet = [spec for spec, _ in prepared if spec.backbone == backbone]
             sides = [(splits.train, splits.validation) for spec, splits in prepared if spec.backbone == backbone]
             with Progress(fleet[0].name if len(fleet) == 1 else f"{len(fleet)} tasks") as progress:
+                power = [f"{spec.name}: {power_sentence(spec, len(splits.test))}" for spec, splits in prepared if spec in fleet]
                 on_step = progress.fleet([spec.tune.steps for spec in fleet])
-                shown: dict[str, Any] = {"on_step": on_step, "on_search": progress.search, "on_round": progress.round} if writes else {}
+                callbacks: dict[str, Any] = {"on_step": on_step, "on_search": progress.search, "on_round": progress.round}
+                shown: dict[str, Any] = said_first("\n".join(power), callbacks) if writes else {}
                 results = tune_fleet(fleet, sides, **shown, checkpoints=Path(_CHECKPOINTS))
             failures += [result for result in results if isinstance(result, PromptmillError)]
             for prompt in results if writes else []:
@@ -121,13 +120,12 @@ def evaluate(task: str, prompt: Path, publish: bool, force: bool, why: str, stor
     from prompt_core import PromptStore, TunedPrompt
     from prompt_core import evaluate as evaluate_prompt
     from prompt_core.data import prepare
-    from prompt_core.evaluation import power_sentence, render_report
+    from prompt_core.evaluation import render_report
     from prompt_core.evaluation.report import REPORT
     from prompt_core.progress import Progress
 
     tuned, store = TunedPrompt.load(prompt), PromptStore(store_url)
     splits, _ = prepare(spec)
-    click.echo(f"{spec.name}: {power_sentence(spec, len(splits.test))}", err=True)
     live = store.live(spec.name)
     with Progress(spec.name) as progress:
         evaluation = evaluate_prompt(spec, tuned, splits, production=live, on_progress=progress.contender)

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from prompt_core.criteria import DriftSpec, EvaluateSpec, GateSpec, Metric
+from prompt_core.deploy import Stack, check_kind, kinds_for
 from prompt_core.errors import PromptmillError, nearest
 from prompt_core.extraction.schema import checked_schema, read_schema
 from prompt_core.parts import Part
@@ -251,6 +252,9 @@ class TaskSpec(Part):
     evaluate: EvaluateSpec = EvaluateSpec()
     gate: GateSpec = GateSpec()
     drift: DriftSpec = DriftSpec()
+    deploy: tuple[Stack, ...] = Field(
+        default=(), description="where the prompt must run: kinds that cannot run there are not tuned, and the gate tries its export"
+    )
     schedule: Annotated[str, Field(description="cron line of the periodic retuning")] | None = None
     _folder: Path = PrivateAttr(default_factory=Path)
 
@@ -327,6 +331,14 @@ class TaskSpec(Part):
             if "decay" in self.tune.model_fields_set and self.tune.decay != "constant":
                 what = f"{self.tune.decay} depends on the number of steps, which a search chooses"
                 raise PromptmillError("tune.decay", what, "Leave it out.")
+        return self
+
+    @model_validator(mode="after")
+    def _runs_where_it_must(self) -> TaskSpec:
+        if self.prompt.kind != "auto":
+            check_kind(self.prompt.kind, self.deploy, "prompt")
+        elif not {"soft", "deep"} & set(kinds_for(self.deploy)):
+            raise ValueError(f"no kind that a search chooses runs in all of deploy: {', '.join(self.deploy)}; take one out")
         return self
 
     @model_validator(mode="after")

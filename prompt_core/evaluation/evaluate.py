@@ -18,6 +18,7 @@ from prompt_core.evaluation.distilled import distilled_contenders
 from prompt_core.evaluation.measure import About, Rows, evaluate_contenders
 from prompt_core.evaluation.record import Cost, Evaluation, Leaked
 from prompt_core.evaluation.wanted import Wanted, wanted_of
+from prompt_core.export.roundtrip import round_trips
 from prompt_core.prediction import as_fields, label_scores, restore, restore_classifier
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
@@ -56,16 +57,17 @@ def evaluate(
     test, alike = _asked_once(task, splits.test)
     asked = _asked(task, test, wanted_of(task, test.rows(named=True), alike))
     leaked, cost = _leaked(task, prompt, splits), _cost(prompt, test, backbone)
+    trips = round_trips(task, prompt, backbone, test.rows(named=True))
     if task.objective == "distill":
         contenders, taught, saved = distilled_contenders(task, prompt, splits, backbone, production, on_progress)
         targets = asked.targets if task.data.target else taught
-        about = About(prompt.digest, distilled=saved, leaked=leaked, cost=cost)
+        about = About(prompt.digest, saved, leaked, cost, trips)
         return evaluate_contenders(task, Rows(asked.inputs, targets, asked.wanted, asked.columns), contenders, about)
     contenders = list(measure_untuned(task, splits, backbone, on_progress) if untuned is None else untuned)
     if production is not None:
         contenders.append(_answered("production", production, test, backbone, on_progress))
     contenders.append(_answered("tuned", prompt, test, backbone, on_progress))
-    return evaluate_contenders(task, asked, contenders, About(prompt.digest, leaked=leaked, cost=cost))
+    return evaluate_contenders(task, asked, contenders, About(prompt.digest, None, leaked, cost, trips))
 
 
 def measure_untuned(

@@ -167,7 +167,7 @@ class Evaluation(Record):
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (*values, *gains)]
         lines.insert(len(values), "")
         reasons = [f"  - {reason}" for reason in self.verdict.reasons]
-        return "\n".join([self._title, "", *lines, "", *self._savings_lines, self._outcome, *reasons])
+        return "\n".join([self._title, "", *lines, "", *self._savings_lines, self._outcome, *reasons, *filter(None, [self.power])])
 
     def markdown(self) -> str:
         """The same as `table`, in Markdown."""
