@@ -66,12 +66,7 @@ def write_report(path: str | Path, evaluation: Evaluation, prompt: TunedPrompt, 
 @cache
 def _template() -> jinja2.Template:
     loader = jinja2.PackageLoader("prompt_core.evaluation")
-    settings: dict[str, Any] = {
-        "undefined": jinja2.StrictUndefined,
-        "trim_blocks": True,
-        "lstrip_blocks": True,
-        "keep_trailing_newline": True,
-    }
+    spaces: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, **spaces)
     return environment.get_template("report.html.j2")
 
