@@ -320,6 +320,8 @@ class TaskSpec(Part):
             raise ValueError("metric 'valid_json' and evaluate.schema go together; give both or neither")
         if self.extract.json_schema is not None and self.objective != "extract":
             raise ValueError(f"extract.schema is for objective: extract; this one is {self.objective}")
+        if self.evaluate.out_of_scope and self.objective != "classify":
+            raise ValueError(f"evaluate.out_of_scope is for objective: classify; this one is {self.objective}")
         if self.gate.metric and self.gate.metric not in self.metrics:
             raise ValueError(f"gate.metric {self.gate.metric!r} is not among evaluate.metrics {list(self.metrics)}")
         return self
