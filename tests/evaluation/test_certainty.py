@@ -27,6 +27,7 @@ def test_a_perfectly_calibrated_classifier_has_no_error_and_an_overconfident_one
     assert certainty(probabilities_of([1.0] * 10), ["a", "b"], ["a"] * 10, targets, None).ece == pytest.approx(20.0)
 
 
+@settings(max_examples=50, deadline=None)
 @given(rows)
 def test_the_error_is_the_mean_gap_of_the_bins_and_no_row_is_lost(pair):
     confidence, right = pair
@@ -38,6 +39,7 @@ def test_the_error_is_the_mean_gap_of_the_bins_and_no_row_is_lost(pair):
     assert found == pytest.approx(100 * by_hand, abs=1e-3)
 
 
+@settings(max_examples=50, deadline=None)
 @given(rows)
 def test_with_all_rows_answered_the_curve_ends_at_the_accuracy(pair):
     confidence, right = pair
@@ -47,7 +49,7 @@ def test_with_all_rows_answered_the_curve_ends_at_the_accuracy(pair):
     assert coverages == sorted(set(coverages)) and confidences == sorted(confidences, reverse=True)
 
 
-@settings(max_examples=30)
+@settings(max_examples=50, deadline=None)
 @given(rows, st.randoms(use_true_random=False))
 def test_the_order_of_the_rows_does_not_matter_not_even_of_equally_sure_ones(pair, random):
     confidence, right = pair

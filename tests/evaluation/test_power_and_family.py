@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control, ttest_rel
 
@@ -34,6 +34,7 @@ def holm_by_the_book(p: list[float], alpha: float) -> list[bool]:
     return rejected
 
 
+@settings(max_examples=60, deadline=None)
 @given(p_values, st.floats(0.001, 0.4))
 def test_holms_adjusted_values_reject_what_his_procedure_rejects(p, alpha):
     adjusted = holm(p)
@@ -43,6 +44,7 @@ def test_holms_adjusted_values_reject_what_his_procedure_rejects(p, alpha):
     ]
 
 
+@settings(max_examples=60, deadline=None)
 @given(p_values)
 def test_holm_lies_between_no_correction_and_bonferronis(p):
     for own, adjusted in zip(p, holm(p), strict=True):
