@@ -123,12 +123,12 @@ def intervals(evaluation: Evaluation) -> str:
     return as_data_uri(figure)
 
 
-def figure_of(width: float, height: float, panels: int = 1, share_rows: bool = True) -> tuple[Figure, Axes]:
-    """A white figure in inches with panels side by side that by default share their rows, and the first of them."""
+def figure_of(width: float, height: float, panels: int = 1) -> tuple[Figure, Axes]:
+    """A white figure in inches with panels side by side that share their rows, and the first of them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    all_axes = figure.subplots(1, panels, sharey=share_rows, squeeze=False)[0]
+    all_axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     for axes in all_axes:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)

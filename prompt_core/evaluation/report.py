@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from prompt_core.artifact import TunedPrompt
-from prompt_core.evaluation.curves import trust_curves
+from prompt_core.evaluation.curves import abstention_curve, calibration_curve
 from prompt_core.evaluation.plots import confusion, loss_curve
 from prompt_core.evaluation.record import Evaluation
 from prompt_core.evaluation.wording import wording_changes
@@ -41,7 +41,8 @@ def render_report(evaluation: Evaluation, prompt: TunedPrompt, live: TunedPrompt
         classes=_class_grid(evaluation),
         confusion=confusion(*found.pairs, found.labels) if found else None,
         trust=_trust_grid(evaluation),
-        trust_picture=trust_curves(found.certainty) if found and found.certainty else None,
+        calibration=calibration_curve(found.certainty) if found and found.certainty else None,
+        abstention=abstention_curve(found.certainty) if found and found.certainty else None,
         cases_title="Most confident mistakes" if found else "Outputs that changed most",
         loss=_loss(prompt),
         search=_search_grid(prompt),
@@ -94,11 +95,12 @@ def _bars(evaluation: Evaluation, metric: Any) -> list[dict[str, Any]]:
 def _slice_grid(evaluation: Evaluation) -> list[list[str]]:
     if not evaluation.slices:
         return []
-    names = list(evaluation.slices[0].values)
-    rows = [
-        [f"{each.column} = {each.value}", str(each.rows), *(f"{m.value:.1f} [{m.low:.1f}, {m.high:.1f}]" for m in each.values.values())]
-        for each in evaluation.slices
-    ]
+    names = sorted(evaluation.slices[0].values, key=lambda name: name != evaluation.tuned.name)  # its own first
+    rows = []
+    for each in evaluation.slices:
+        measured = [each.values[name] for name in names]
+        cells = [f"{m.value:.1f} [{m.low:.1f}, {m.high:.1f}]" for m in measured]
+        rows.append([f"{each.column} = {each.value}", str(each.rows), *cells])
     return [["slice", "rows", *names], *rows]
 
 

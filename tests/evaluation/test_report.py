@@ -76,7 +76,7 @@ def test_a_classifiers_report_has_every_section_and_loads_nothing(bert: Backbone
     found = read(page)
     expected = ["verdict", "contenders", "slices", "classes", "confidence", "cases", "samples", "loss", "cost", "lineage"]
     assert found.sections == [name for name in expected if name != "cases" or evaluation.cases]
-    assert len(found.loaded) == 3  # confusion, confidence, loss
+    assert len(found.loaded) == 4  # confusion, calibration, abstention, loss
     assert prompt.digest in page and prompt.manifest.backbone.weights in page
     assert all(reason.split(":")[0] in page for reason in evaluation.verdict.reasons)
     assert render_report(evaluation, prompt) == page
