@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from prompt_core.evaluation.record import Evaluation, markdown_table
@@ -15,7 +16,7 @@ def model_card(published: Published) -> str:
     """The card; its front matter has the keys that model hubs read. It holds no text of the examples."""
     prompt, manifest = published.prompt, published.prompt.manifest
     task, data, base = prompt.task, manifest.data, manifest.backbone
-    licence = licence_of(prompt)
+    licence, evaluation = licence_of(prompt), _read(published.evaluation)
     front = ["---", f"base_model: {base.name}", *([f"license: {licence}"] if licence else []), "library_name: promptmill", "---"]
     about = [
         f"- A prompt of kind `{manifest.kind}`: {manifest.tokens} tokens, {manifest.parameters:,} numbers, {prompt.num_bytes:,} bytes.",
@@ -41,7 +42,7 @@ def model_card(published: Published) -> str:
             "",
             "## Results",
             "",
-            *_results(published.evaluation),
+            *_results(evaluation),
             "",
             "## Use",
             "",
@@ -53,26 +54,29 @@ def model_card(published: Published) -> str:
             "",
             "## Limits",
             "",
-            *_limits(published.evaluation),
+            *_limits(evaluation),
             "",
         ]
     )
 
 
-def _results(evaluation: Any) -> list[str]:
+def _read(evaluation: Mapping[str, Any]) -> Evaluation | None:
     try:
-        found = Evaluation.model_validate(evaluation)
+        return Evaluation.model_validate(evaluation)
     except ValueError:
+        return None
+
+
+def _results(found: Evaluation | None) -> list[str]:
+    if found is None:
         return ["Its evaluation was recorded in another form; see `promptmill show`."]
     verdict = "passed" if found.verdict.passed else "did not pass"
     tables = [*markdown_table(found.values), "", *markdown_table(found.gains)]
     return [f"On {found.rows} test rows; the gate {verdict}.", "", *tables, "", *(f"- {reason}" for reason in found.verdict.reasons)]
 
 
-def _limits(evaluation: Any) -> list[str]:
-    try:
-        found = Evaluation.model_validate(evaluation)
-    except ValueError:
+def _limits(found: Evaluation | None) -> list[str]:
+    if found is None:
         return ["- Nothing is recorded."]
     lines = [f"- {found.power}."] if found.power else []
     if found.classified:
