@@ -105,7 +105,8 @@ class SearchRecord(_Record):
     def markdown(self) -> str:
         """The same as a Markdown table."""
         header, *rows = self.grid()
-        lines = [header, ["---"] * len(header), *rows]
+        named = [f"`{name}`" if "." in name else name for name in header]
+        lines = [named, ["---"] * len(header), *([*row[:-1], "**chosen**" if row[-1] == "chosen" else row[-1]] for row in rows)]
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
