@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,6 @@ def tune(tasks: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     if out and out.exists():
         raise PromptmillError(str(out), "exists already", "Name a folder that does not.")
     _check_place(out or Path(_PROMPTS) / specs[0].name)
-    from prompt_core.data import prepare
     from prompt_core.evaluation import power_sentence
     from prompt_core.progress import Progress, said_first
     from prompt_core.tuning import tune_fleet
@@ -67,18 +67,13 @@ def tune(tasks: tuple[str, ...], out: Path | None, as_json: bool) -> None:
 
     summaries: list[dict[str, Any]] = []
     failures: list[PromptmillError] = []
-    prepared: list[tuple[TaskSpec, Splits]] = []
     with process_group() as writes:
-        for spec in specs:
-            try:
-                prepared.append((spec, prepare(spec)[0]))
-            except PromptmillError as error:
-                failures.append(error)
+        prepared = _prepared(specs, failures)
         for backbone in dict.fromkeys(spec.backbone for spec, _ in prepared):
-            fleet = [spec for spec, _ in prepared if spec.backbone == backbone]
-            sides = [(splits.train, splits.validation) for spec, splits in prepared if spec.backbone == backbone]
+            together = [(spec, splits) for spec, splits in prepared if spec.backbone == backbone]
+            fleet, sides = [spec for spec, _ in together], [(splits.train, splits.validation) for _, splits in together]
             with Progress(fleet[0].name if len(fleet) == 1 else f"{len(fleet)} tasks") as progress:
-                power = [f"{spec.name}: {power_sentence(spec, len(splits.test))}" for spec, splits in prepared if spec in fleet]
+                power = [f"{spec.name}: {power_sentence(spec, len(splits.test))}" for spec, splits in together]
                 on_step = progress.fleet([spec.tune.steps for spec in fleet])
                 callbacks: dict[str, Any] = {"on_step": on_step, "on_search": progress.search, "on_round": progress.round}
                 shown: dict[str, Any] = said_first("\n".join(power), callbacks) if writes else {}
@@ -245,6 +240,19 @@ def _task(given: str) -> TaskSpec:
 
     named = Path("tasks") / f"{given}.yaml"
     return load_task(named if named.is_file() and not Path(given).is_file() else given)
+
+
+def _prepared(specs: Sequence[TaskSpec], failures: list[PromptmillError]) -> list[tuple[TaskSpec, Splits]]:
+    """The tasks whose data can be used, each with its splits; what is wrong with the others is added to `failures`."""
+    from prompt_core.data import prepare
+
+    prepared = []
+    for spec in specs:
+        try:
+            prepared.append((spec, prepare(spec)[0]))
+        except PromptmillError as error:
+            failures.append(error)
+    return prepared
 
 
 def _check_place(folder: Path) -> None:

@@ -134,3 +134,12 @@ def test_a_stack_that_gives_other_answers_fails_the_gate(llama: Backbone) -> Non
     assert not evaluation.verdict.passed
     finding = "does not run in tgis as no format: a prompt of this form (soft behind a field) cannot be expressed"
     assert finding in evaluation.verdict.reasons
+
+
+@pytest.mark.slow
+def test_llama_cpp_itself_writes_our_texts_of_a_gguf_base(smollm2: Backbone) -> None:
+    chat = [{"system": "You answer customers of a parcel carrier in one short sentence."}, {"user": "{{ text }}"}]
+    parts = {"prompt": {"kind": "soft"}, "tune": {"steps": 2, "learning_rate": 0.01}, "evaluate": {"max_new_tokens": 16}}
+    prompt = tune(a_task("smollm2", template=chat, objective="generate", **parts), examples(*PAIRS), None, smollm2)
+    ((written, passed, detail),) = tried(prompt, smollm2, "llama.cpp")
+    assert (written, passed) == ("tokens --gguf", True), detail
