@@ -157,8 +157,8 @@ class EvaluationFiles(ContentAddressed):
 
 
 def evaluation_digest(evaluation: Evaluation) -> str:
-    """SHA-256 (64 hex characters) over everything that was measured."""
-    return hashlib.sha256(evaluation.model_dump_json().encode()).hexdigest()
+    """SHA-256 (64 hex characters) over everything that was measured, but not by a clock."""
+    return hashlib.sha256(evaluation.model_dump_json(exclude={"seconds"}).encode()).hexdigest()
 
 
 def _damaged(path: Path, error: Exception) -> PromptmillError:

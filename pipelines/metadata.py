@@ -9,7 +9,7 @@ import polars as pl
 
 from prompt_core import PromptStore, TaskSpec
 from prompt_core.data import CleaningReport, Splits
-from prompt_core.evaluation import Evaluation, confusion, intervals, loss_curve, pareto
+from prompt_core.evaluation import Evaluation, confusion, intervals, loss_curve, pareto, power_sentence
 from prompt_core.text.record import length_and_worth
 
 if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code location
@@ -49,9 +49,10 @@ def examples_metadata(frame: pl.DataFrame, report: CleaningReport, task: TaskSpe
 
 
 def splits_metadata(splits: Splits, task: TaskSpec) -> Metadata:
-    """Rows on each side, and how many of each label."""
+    """Rows on each side, the smallest gain that the test rows can show, and how many of each label."""
     sides = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     metadata: Metadata = {f"{side} rows": len(frame) for side, frame in sides.items()}
+    metadata["power"] = power_sentence(task, len(splits.test))
     if task.objective == "classify":
         counts = {side: dict(frame[task.data.target].value_counts().rows()) for side, frame in sides.items()}
         labels = sorted(counts["train"])

@@ -9,6 +9,7 @@ import click
 
 if TYPE_CHECKING:  # torch is imported by the commands that need it
     from prompt_core.artifact import TunedPrompt
+    from prompt_core.export import Published
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 store_option = click.option(
@@ -34,3 +35,13 @@ def published(given: str, store_url: str) -> tuple[int, TunedPrompt]:
     store = PromptStore(store_url)
     name, number = store.find(given)
     return number, store.get(name, number)
+
+
+def published_version(given: str, store_url: str) -> Published:
+    """The version that `name`, `name@3` or `name@alias` means, with the evaluation that let it through."""
+    from prompt_core.export import Published
+    from prompt_core.store import PromptStore
+
+    store = PromptStore(store_url)
+    name, number = store.find(given)
+    return Published(store.get(name, number), number, store.record(name, number).evaluation)

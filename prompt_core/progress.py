@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import NoReturn, Self, TextIO
+from typing import Any, NoReturn, Self, TextIO
 
+import click
 from tqdm import tqdm
 
 from prompt_core.text.search import Round, shown_round
@@ -95,3 +96,18 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def said_first(line: str, callbacks: Mapping[str, Callable[..., None]]) -> dict[str, Callable[..., None]]:
+    """The callbacks, of which the first that is called says the line on standard error: the work has begun, nothing is refused any more."""
+    unsaid = [line]
+
+    def saying(callback: Callable[..., None]) -> Callable[..., None]:
+        def call(*news: Any) -> None:
+            if unsaid:
+                click.echo(unsaid.pop(), err=True)
+            callback(*news)
+
+        return call
+
+    return {name: saying(callback) for name, callback in callbacks.items()}

@@ -19,6 +19,7 @@ from prompt_core.cli import main
 ROOT = Path(__file__).parents[1]
 USES = ["predict", "try", "serve"]
 COMMANDS = ["tune", "evaluate", *USES, "list", "show", "export", "promote", "rollback", "history", "verify", "gc", "schema"]
+COMMANDS += ["report", "card", "drift"]
 
 
 def messages_of_two_intents() -> list[tuple[str, str]]:
@@ -131,7 +132,9 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("PROMPTMILL_STORE", str(tmp_path / "store"))
     task, folder = a_task_file(tmp_path), tmp_path / "p"
 
-    tuned = json.loads(passed("tune", task, "--out", folder, "--json").stdout)
+    said = passed("tune", task, "--out", folder, "--json")
+    assert said.stderr == "desk: 33 test rows can show a gain of 12.2 points or more in accuracy (p below 0.1)\n"
+    tuned = json.loads(said.stdout)
     assert tuned["folder"] == str(folder) and len(tuned["digest"]) == 64 and tuned["kind"] == "deep, 4 tokens"
     assert "exists already" in refused(tmp_path, "tune", task, "--out", folder)
 
@@ -155,6 +158,23 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     tried = json.loads(passed("try", "desk", "It is broken", "--json").stdout)
     assert (tried["prompt"], tried["with"]) == ("desk@1", answered["prediction"][1])
     assert "with desk@1" in passed("try", "desk@1", "It is broken").stdout
+
+    page = passed("report", "desk").stdout
+    assert page.startswith("<!doctype html>") and tuned["digest"] in page
+    (kept,) = (tmp_path / "store").rglob("report.html")
+    assert kept.read_text(encoding="utf-8") == page and passed("verify").exit_code == 0
+    passed("report", "desk@1", "--output", "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
+    assert passed("card", "desk").stdout.startswith("---\nbase_model: minilm\n")
+
+    assert passed("drift", "desk", "new.csv").exit_code == 0  # two rows show nothing
+    pl.DataFrame({"text": ["Lorem ipsum dolor sit amet, consectetur adipiscing elit " * 4] * 60}).write_parquet("other.parquet")
+    drifted = run("drift", "desk", "other.parquet", "--json")
+    assert drifted.exit_code == 1 and [shift["drifted"] for shift in json.loads(drifted.stdout)["shifts"]] == [True, True]
+    pl.DataFrame({"txt": ["a"]}).write_csv("wrong.csv")
+    assert 'wrong.csv: has no column "text", a field of the template. Did you mean "txt"?' in refused(
+        tmp_path, "drift", "desk", "wrong.csv"
+    )
 
     passed("export", "desk", tmp_path / "out")
     assert tree(tmp_path / "out") == ["README.md", "digest", "evaluation.json", "manifest.json", "prompt.safetensors"]

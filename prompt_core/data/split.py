@@ -138,7 +138,8 @@ def _check_coverage(splits: Splits, task: TaskSpec) -> None:
         return
     target = task.data.target
     labels = entity_labels if task.tags else set[str]
-    untaught = sorted({*labels(splits.validation[target]), *labels(splits.test[target])} - labels(splits.train[target]))
+    told_apart = {task.evaluate.out_of_scope}  # of test rows: how sure a prompt is of the others is measured on them
+    untaught = sorted({*labels(splits.validation[target]), *(labels(splits.test[target]) - told_apart)} - labels(splits.train[target]))
     if untaught:
         what = f'column "{target}" has labels without a training example: {named(untaught)}'
         raise PromptmillError(f"task {task.name}: data.target", what, "Add examples for them or lower data.test and data.validation.")

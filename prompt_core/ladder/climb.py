@@ -8,6 +8,7 @@ from pathlib import Path
 from prompt_core.artifact import DataRecord, TunedPrompt
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.data.digest import frame_digest
+from prompt_core.deploy import kinds_for
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.ladder.record import LadderRecord, Rung
@@ -63,7 +64,7 @@ class Ladder:
         self._search: Search | None = None
 
     def climb(self) -> TunedPrompt | Prepared:
-        """The text prompt where nothing beats it, else what is to be tuned on all rows.
+        """The text prompt where nothing beats it, else what is to be tuned on all rows; of a kind that runs where the task says.
 
         Raises:
             PromptmillError: as `tune_text` and `Search.run`.
@@ -76,9 +77,10 @@ class Ladder:
         ready = {rung.name: search.finalist(record, rung.trial) for rung in above if rung.trial is not None}
         rungs = [text, *(rung.model_copy(update={"tokens": ready[rung.name].tokens if rung.name in ready else None}) for rung in above)]
         assert self._task.search  # every `auto` has one
+        fitting = kinds_for(self._task.deploy)
         ladder = LadderRecord(
             rungs=tuple(rungs),
-            chosen=min((n for n, rung in enumerate(rungs) if rung.best), key=lambda n: (_score(rungs[n]), n)),
+            chosen=min((n for n, rung in enumerate(rungs) if rung.best and rung.kind in fitting), key=lambda n: (_score(rungs[n]), n)),
             score=record.score,
             held_out="validation rows" if self._texts.validates else "folds",
             rows=record.rows,

@@ -13,7 +13,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from prompt_core.backbone import Backbone, EncoderDecoder
+from prompt_core.deploy import kinds_for
 from prompt_core.encoding import TaskEncoding
+from prompt_core.errors import PromptmillError
 from prompt_core.space import Range, SearchSpec, Setting, Values, is_whole
 from prompt_core.task import TaskSpec
 from prompt_core.trials import Trial
@@ -32,11 +34,27 @@ def space_of(task: TaskSpec, spec: SearchSpec, backbone: Backbone, from_text: bo
     starts: dict[str, Values] = {"prompt.start": ("prompt", None)}
     wanted = (kinds if task.prompt.kind == "auto" else {}) | (starts if from_text else {})
     if spec.space:
-        return wanted | spec.space
+        return _deployable(task, wanted | spec.space)
     given = {f"{part}.{name}" for part in ("prompt", "tune") for name in getattr(task, part).model_fields_set}
     if from_text:
         given |= {"prompt.start", "prompt.tokens"}  # a text is as long as it is
-    return wanted | {path: values for path, values in _usual_space(task, backbone).items() if path not in given}
+    return _deployable(task, wanted | {path: values for path, values in _usual_space(task, backbone).items() if path not in given})
+
+
+def _deployable(task: TaskSpec, space: dict[str, Values]) -> dict[str, Values]:
+    """The space without kinds of prompts that cannot run where the task says that they must.
+
+    Raises:
+        PromptmillError: no kind is left.
+    """
+    kinds = space.get("prompt.kind")
+    if not task.deploy or kinds is None or isinstance(kinds, Range):
+        return space
+    left = tuple(kind for kind in kinds if kind in kinds_for(task.deploy))
+    if not left:
+        what = f"leaves no kind that runs in {', '.join(task.deploy)} (deploy)"
+        raise PromptmillError(f"task {task.name}: tune.search.space", what, f"Let it choose from {', '.join(kinds_for(task.deploy))}.")
+    return space | {"prompt.kind": left}
 
 
 def first_trials(task: TaskSpec, space: Mapping[str, Values]) -> list[dict[str, Any]]:

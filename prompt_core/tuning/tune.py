@@ -13,6 +13,7 @@ from torch import nn
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, load_backbone
+from prompt_core.deploy import check_base
 from prompt_core.errors import PromptmillError
 from prompt_core.prompts import MultitaskPrompt, SoftPrompt
 from prompt_core.task import TaskSpec
@@ -108,6 +109,7 @@ def tune_fleet(
     searches: list[Search | Ladder] = []
     for number, task in enumerate(tasks):
         try:
+            check_base(backbone.causal, task.deploy, f"task {task.name}: deploy", backbone.identity.name)
             sides = examples[number] if examples else own_sides(task)
             if task.prompt.kind == "text":
                 from prompt_core.text.tune import tune_text  # which is made of parts of this package

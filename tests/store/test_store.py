@@ -274,3 +274,16 @@ def test_what_is_live_is_the_prompt_in_production_or_nothing(address: str) -> No
     store.promote("reply", 1)
     live = store.live("reply")
     assert live is not None and live.digest == a_tuned_prompt(1.0).digest
+
+
+def test_pages_for_people_are_kept_beside_a_version_and_are_no_part_of_its_digest(tmp_path: Path) -> None:
+    store, prompt = a_store(tmp_path), SmallPrompt("reply", "text 1")
+    assert store.publish(prompt, PASSED, pages={"report.html": b"<p>good</p>"}) == 1
+    assert store.publish(prompt, PASSED, pages={"report.html": b"<p>another</p>"}) == 1  # the version is there already
+    assert store.record("reply", 1).digest == prompt.digest
+    with store.checkout("reply", 1) as folder:
+        page = folder / "pages" / "report.html"
+        assert page.read_bytes() == b"<p>good</p>"
+        assert store.verify().problems == ()
+        page.write_bytes(b"<p>better</p>")
+    assert len(store.verify().problems) == 1
