@@ -28,7 +28,7 @@ from prompt_core import PromptmillError
 from prompt_core.data import Splits
 from prompt_core.data.digest import frame_digest
 from prompt_core.evaluation import Contender, Evaluation
-from prompt_core.evaluation.contenders import contenders_json, read_contenders
+from prompt_core.evaluation.contender_files import contenders_json, read_contenders
 
 if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code location
     from prompt_core import TunedPrompt
@@ -233,13 +233,13 @@ class ContenderFiles(ContentAddressed):
 
 
 def contenders_digest(contenders: Sequence[Contender]) -> str:
-    """SHA-256 (64 hex characters) over names and answers."""
-    return hashlib.sha256(contenders_json(contenders)).hexdigest()
+    """SHA-256 (64 hex characters) over everything that was measured, but not by a clock."""
+    return hashlib.sha256(contenders_json(contenders, with_seconds=False)).hexdigest()
 
 
 def evaluation_digest(evaluation: Evaluation) -> str:
-    """SHA-256 (64 hex characters) over everything that was measured."""
-    return hashlib.sha256(evaluation.model_dump_json().encode()).hexdigest()
+    """SHA-256 (64 hex characters) over everything that was measured, but not by a clock."""
+    return hashlib.sha256(evaluation.model_dump_json(exclude={"seconds"}).encode()).hexdigest()
 
 
 def _damaged(path: Path, error: Exception) -> PromptmillError:
