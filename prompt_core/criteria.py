@@ -104,3 +104,8 @@ class DriftSpec(Part):
         gt=0.0,
         description="population stability index of input lengths, vocabulary or label mix from which data counts as drifted",
     )
+    inputs: str | None = Field(
+        default=None,
+        description="what users send now, such as the file that `promptmill predict` writes; CSV, JSONL or Parquet at any address, relative "
+        "to the task file; a pipeline that sees it drift tunes again",
+    )

@@ -12,13 +12,13 @@ from pipelines.partitions import find_task_files, register
 from pipelines.sensors import build_sensors
 from pipelines.settings import Settings
 from prompt_core import PromptmillError
-from prompt_core.data import fingerprint
+from prompt_core.data import data_files, fingerprint
 from prompt_core.task import load_task
 
 
 def tick(settings: Settings, instance: dg.DagsterInstance, name: str, cursor: str | None = None) -> dg.SensorResult | dg.SkipReason:
     """One evaluation of a sensor; partitions are added and retired as the daemon would."""
-    sensor = next(sensor for sensor in build_sensors(settings.tasks_dir, on=False) if sensor.name == name)
+    sensor = next(sensor for sensor in build_sensors(settings.tasks_dir, settings.store_url, on=False) if sensor.name == name)
     with dg.build_sensor_context(instance, cursor=cursor) as context:
         found = sensor(context)
     for request in found.dynamic_partitions_requests or () if isinstance(found, dg.SensorResult) else ():
@@ -90,10 +90,10 @@ def test_data_at_any_address_has_a_fingerprint_of_its_content(tmp_path: Path) ->
     memory = fsspec.filesystem("memory")
     memory.pipe("/desk/rows.csv", b"text,label\na,b\n")
     task = load_task(write_task(a_deployment(tmp_path), "a", data={"path": "memory://desk/rows.csv", "target": "label"}))
-    first = fingerprint(task)
-    assert fingerprint(task, first) is first
+    first = fingerprint(task, data_files(task))
+    assert fingerprint(task, data_files(task), first) is first
     memory.pipe("/desk/rows.csv", b"text,label\na,c\n")
-    assert fingerprint(task, first).content != first.content
+    assert fingerprint(task, data_files(task), first).content != first.content
     memory.rm("/desk/rows.csv")
     with pytest.raises(PromptmillError, match=r'task a: data.path: there is no file "memory://desk/rows.csv"'):
-        fingerprint(task, first)
+        fingerprint(task, data_files(task), first)
