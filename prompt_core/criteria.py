@@ -106,6 +106,6 @@ class DriftSpec(Part):
     )
     inputs: str | None = Field(
         default=None,
-        description="what users send now, such as the file that `promptmill predict` writes; CSV, JSONL or Parquet at any address, relative "
-        "to the task file; a pipeline that sees it drift tunes again",
+        description="what users send now, a CSV, JSONL or Parquet file such as `promptmill predict` writes, relative to the task file; "
+        "a pipeline that sees it drift tunes again",
     )

@@ -68,7 +68,7 @@ def published_prompt(context: dg.AssetExecutionContext, store: Store, tuned_prom
 )
 @plain_failures
 def report(context: dg.AssetExecutionContext, store: Store, pages: dg.ResourceParam[Texts], tuned_prompt: Inputs, evaluation: Inputs):
-    """The HTML page of a prompt, passed or rejected: every contender, the verdict, mistakes, cost, lineage and the change to what was live."""
+    """The HTML page of a prompt, passed or rejected: every contender, the verdict, mistakes, cost, lineage and what was live before."""
     from prompt_core.evaluation import render_report
 
     def make(key: str) -> Made:

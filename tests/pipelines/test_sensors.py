@@ -5,8 +5,9 @@ from pathlib import Path
 
 import dagster as dg
 import fsspec
+import polars as pl
 import pytest
-from deployment import a_deployment, write_task
+from deployment import THINGS, a_deployment, run_retune, write_task
 
 from pipelines.partitions import find_task_files, register
 from pipelines.sensors import build_sensors
@@ -97,3 +98,19 @@ def test_data_at_any_address_has_a_fingerprint_of_its_content(tmp_path: Path) ->
     memory.rm("/desk/rows.csv")
     with pytest.raises(PromptmillError, match=r'task a: data.path: there is no file "memory://desk/rows.csv"'):
         fingerprint(task, data_files(task), first)
+
+
+def test_inputs_that_drifted_from_what_the_live_prompt_was_tuned_on_launch_one_run(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    write_task(settings, "a", drift={"inputs": "inputs.csv"})
+    inputs = settings.tasks_dir / "inputs.csv"
+    same = [f"where is my {thing}" if number % 2 else f"the {thing} came broken" for number, thing in enumerate(THINGS)]
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert run_retune(settings, instance, "a").success
+        pl.DataFrame({"text": same}).write_csv(inputs)
+        stable = tick(settings, instance, "drifted_inputs")
+        assert launched(stable) == []
+        pl.DataFrame({"text": ["can you please tell me how I may become one of your drivers in spring"] * 60}).write_csv(inputs)
+        drifted = tick(settings, instance, "drifted_inputs", stable.cursor)
+        assert launched(drifted) == ["a"]
+        assert launched(tick(settings, instance, "drifted_inputs", drifted.cursor)) == []
