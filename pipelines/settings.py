@@ -35,7 +35,7 @@ class Settings(BaseModel):
 
         Without PROMPTMILL_STORAGE the values lie beside the run history in DAGSTER_HOME, since one is of no use without the other.
 
-        PROMPTMILL_AUTOMATION is `on` in production; `off`, which it is where nothing is said, leaves schedules and sensors to people.
+        PROMPTMILL_AUTOMATION is `on` in production; `off`, which it is where nothing is said, leaves what launches runs to people.
 
         Raises:
             PromptmillError: the folder of task files does not exist, or PROMPTMILL_AUTOMATION is another word.
