@@ -46,7 +46,7 @@ REASONS = {
     "broken_cron": '"every monday" is not a cron line',
     "rejected": "the gate did not pass: gain over label_names is too small",
 }
-ASSETS = ("examples", "splits", "baselines", "tuned_prompt", "evaluation", "published_prompt")
+ASSETS = ("examples", "splits", "baselines", "tuned_prompt", "evaluation", "published_prompt", "report")
 
 
 @dataclass
