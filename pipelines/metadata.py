@@ -1,6 +1,7 @@
 """What people see beside a materialization: numbers (which Dagster plots over time), tables and small pictures."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -9,11 +10,12 @@ import polars as pl
 
 from prompt_core import PromptStore, TaskSpec
 from prompt_core.data import CleaningReport, Splits
-from prompt_core.evaluation import Evaluation, confusion, intervals, loss_curve, pareto, power_sentence
+from prompt_core.evaluation import Contender, Evaluation, confusion, intervals, loss_curve, pareto, power_sentence
 from prompt_core.text.record import length_and_worth
 
 if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code location
     from prompt_core import TunedPrompt
+    from prompt_core.tuning import Retuned
 
 Metadata = dict[str, Any]
 
@@ -103,6 +105,13 @@ def tuning_metadata(prompt: "TunedPrompt", seconds: float) -> Metadata:
     return metadata | text_metadata(prompt)
 
 
+def retuning_metadata(retuned: "Retuned", together: int) -> Metadata:
+    """Which start won and by how much, and how many prompts shared the seconds."""
+    losses = {f"validation loss, {start} start": loss for start, loss in retuned.losses.items()}
+    started = {"started from": retuned.prompt.manifest.started_from} if retuned.prompt.manifest.started_from else {}
+    return {"start": retuned.start, "choice of start": retuned.why, **losses, **started, "tuned together": together}
+
+
 def text_metadata(prompt: "TunedPrompt") -> Metadata:
     """Of a text prompt what it says; where words were searched, every candidate, and the best ones by length."""
     text, search = prompt.manifest.text, prompt.manifest.text_search
@@ -119,6 +128,19 @@ def text_metadata(prompt: "TunedPrompt") -> Metadata:
         f"{of_text}search tokens": search.tokens,
         f"{of_text}search dollars": search.dollars,
         f"{of_text}search ended by": search.ended,
+    }
+
+
+def baselines_metadata(contenders: Sequence[Contender], task: TaskSpec, splits: Splits, known: bool) -> Metadata:
+    """Who was measured on how many rows, and some of their answers."""
+    samples = splits.test.head(_SAMPLE_ROWS).rows(named=True)
+    answers = [{contender.name: contender.predictions[number] for contender in contenders} for number in range(len(samples))]
+    target = task.data.target
+    return {
+        "contenders": table([{"contender": contender.name, "role": contender.kind} for contender in contenders]),
+        "measured": "taken again: splits, model and template are what they were" if known else "now",
+        "test rows": len(splits.test),
+        "samples": table([{**found, **({"wanted": row[target]} if target else {})} for row, found in zip(samples, answers, strict=True)]),
     }
 
 
@@ -171,6 +193,16 @@ def publication_metadata(store: PromptStore, prompt: "TunedPrompt", version: int
         "published": store.record(prompt.name, version).published,
         "store": dg.MetadataValue.path(store.url),
         "use": dg.MetadataValue.md(f"```python\n{code}\n```"),
+    }
+
+
+def report_metadata(evaluation: Evaluation, place: Path) -> Metadata:
+    """Where the page is."""
+    return {
+        "page": dg.MetadataValue.path(str(place)),
+        "open": dg.MetadataValue.url(place.as_uri()),
+        "verdict": "passed" if evaluation.verdict.passed else "failed",
+        "prompt digest": evaluation.prompt_digest,
     }
 
 

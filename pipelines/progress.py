@@ -1,7 +1,7 @@
 """Progress as lines with an ETA, a few seconds apart, for logs that people read later."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from prompt_core.trials import shown_score
@@ -12,17 +12,18 @@ if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code lo
 
 
 class LoggedProgress:
-    """Callbacks for `tune(on_step=, on_search=, on_round=)` and `evaluate(on_progress=)`.
+    """Callbacks for `retune_fleet(on_step=, on_search=, on_round=)` and `evaluate(on_progress=)`.
 
     Args:
         say: takes a line.
         every_seconds: least time between two lines; the last line of a piece of work is always said.
+        detail: takes the lines about single contenders, of which a run of many tasks has too many; by default `say`.
     """
 
-    def __init__(self, say: Callable[[str], object], every_seconds: float) -> None:
-        self._say, self._every = say, every_seconds
+    def __init__(self, say: Callable[[str], object], every_seconds: float, detail: Callable[[str], object] | None = None) -> None:
+        self._say, self._every, self._detail = say, every_seconds, detail or say
         self._last_said = time.monotonic()
-        self._work, self._began = "", 0.0
+        self._work, self._began, self._tasks_began = "", 0.0, 0.0
 
     def step(self, step: "Step") -> None:
         """An optimizer step."""
@@ -30,6 +31,20 @@ class LoggedProgress:
             look = f", validation {step.validation_loss:.4f}" if step.validation_loss is not None else ""
             speed = f"{step.tokens_per_second:.0f} tokens/s"
             self._say(f"step {step.number} of {step.steps}: loss {step.loss:.4f}{look}, {speed}, ETA {step.eta_seconds:.0f} s")
+
+    def fleet(self, steps: Sequence[int]) -> Callable[[int, "Step"], None]:
+        """What shows the steps of prompts that are tuned side by side, `steps` of each at most; fits `retune_fleet(on_step=)`."""
+        if len(steps) == 1:
+            return lambda _, step: self.step(step)
+        done, totals, began = [0] * len(steps), list(steps), time.monotonic()
+
+        def show(number: int, step: "Step") -> None:
+            done[number], totals[number] = step.number, step.steps  # a search may have chosen others
+            if sum(done) == sum(totals) or self._is_time():
+                eta = (time.monotonic() - began) / sum(done) * (sum(totals) - sum(done))
+                self._say(f"{len(steps)} prompts: {sum(done)} of {sum(totals)} steps at most, ETA {eta:.0f} s at most")
+
+        return show
 
     def search(self, step: "SearchStep") -> None:
         """A step of a search over settings; the first after a measurement is always said."""
@@ -52,7 +67,15 @@ class LoggedProgress:
             self._work, self._began = name, time.monotonic()
         if done == total or self._is_time():
             eta = (time.monotonic() - self._began) / max(done, 1) * (total - done)
-            self._say(f"{name}: {done} of {total} rows, ETA {eta:.0f} s")
+            self._detail(f"{name}: {done} of {total} rows, ETA {eta:.0f} s")
+
+    def task(self, done: int, total: int) -> None:
+        """Tasks of a step that makes one after another; nothing is said of a single one."""
+        if not done:
+            self._tasks_began = time.monotonic()
+        elif total > 1 and (done == total or self._is_time()):
+            eta = (time.monotonic() - self._tasks_began) / done * (total - done)
+            self._say(f"{done} of {total} tasks, ETA {eta:.0f} s")
 
     def _is_time(self) -> bool:
         due = time.monotonic() - self._last_said >= self._every

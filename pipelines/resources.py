@@ -24,7 +24,7 @@ class TaskFolder(dg.ConfigurableResource):
         """
         files = {file.key: file for file in find_task_files(Path(self.folder))}
         if key not in files:
-            raise PromptmillError(self.folder, f'no task file is named "{key}" any more', "Restore it or reload the code location.")
+            raise PromptmillError(self.folder, f'no task file is named "{key}" any more', "Restore it, or leave this partition alone.")
         return files[key].load()
 
 
@@ -52,4 +52,4 @@ class RunLog(dg.ConfigurableResource):
     @contextmanager
     def follow(self, context: dg.AssetExecutionContext) -> Iterator[LoggedProgress]:
         """Callbacks for the work of one step."""
-        yield LoggedProgress(context.log.info, self.every_seconds)
+        yield LoggedProgress(context.log.info, self.every_seconds, context.log.debug if len(context.partition_keys) > 1 else None)

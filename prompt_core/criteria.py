@@ -104,3 +104,8 @@ class DriftSpec(Part):
         gt=0.0,
         description="population stability index of input lengths, vocabulary or label mix from which data counts as drifted",
     )
+    inputs: str | None = Field(
+        default=None,
+        description="what users send now, a CSV, JSONL or Parquet file such as `promptmill predict` writes, relative to the task file; "
+        "a pipeline that sees it drift tunes again",
+    )

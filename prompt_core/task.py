@@ -428,9 +428,8 @@ class TaskSpec(Part):
 
     def without_places(self, backbone: str) -> dict[str, Any]:
         """The task as plain data, without what says where and when it ran; `backbone` is the model's public name."""
-        content = self.model_dump(
-            mode="json", exclude={"data": {"path", "test_path", "unlabelled"}, "backbone": {"device", "device_map"}, "schedule": True}
-        )
+        places = {"data": {"path", "test_path", "unlabelled"}, "backbone": {"device", "device_map"}, "drift": {"inputs"}, "schedule": True}
+        content = self.model_dump(mode="json", exclude=places)  # type: ignore[arg-type]  # the type of a literal knows no mixture
         content["data"]["path"] = "-" if self.data.path else ""
         del content["tune"]["checkpoint_every"]
         if self.prompt.start_from:

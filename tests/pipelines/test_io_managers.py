@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from pipelines.io_managers import ContentAddressed, FrameFiles, SplitsFolders
+from prompt_core import PromptmillError
 from prompt_core.data import Splits
 
 
@@ -15,7 +16,7 @@ def write(manager: ContentAddressed, value: object, partition: str = "t") -> Non
 
 
 def read(manager: ContentAddressed, partition: str = "t") -> object:
-    return manager.load_input(dg.build_input_context(asset_key="examples", partition_key=partition))
+    return manager.load_input(dg.build_input_context(asset_key="examples", partition_key=partition))[partition]
 
 
 def objects(root: Path) -> list[Path]:
@@ -62,17 +63,28 @@ def test_a_write_that_stops_half_way_leaves_the_value_before(tmp_path: Path) -> 
             raise OSError("no space left on device")
 
     write(FrameFiles(root=str(tmp_path)), pl.DataFrame({"text": ["old"]}))
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(dg.RetryRequested) as asked:
         write(FullDisk(root=str(tmp_path)), pl.DataFrame({"text": ["new"]}))
+    assert asked.value.max_retries == 2 and str(asked.value.__cause__) == "no space left on device"
     assert read(FrameFiles(root=str(tmp_path)))["text"].to_list() == ["old"]
     assert len(objects(tmp_path)) == 1
+
+
+def test_what_was_made_of_the_same_inputs_is_found_again_until_it_is_damaged(tmp_path: Path) -> None:
+    frame, manager = pl.DataFrame({"text": ["a"]}), FrameFiles(root=str(tmp_path))
+    assert manager.remembered("examples", "some inputs") is None
+    manager.remember("examples", "some inputs", frame)
+    assert manager.remembered("examples", "some inputs").equals(frame)
+    assert manager.remembered("examples", "other inputs") is None
+    objects(tmp_path)[0].write_bytes(b"")
+    assert manager.remembered("examples", "some inputs") is None
 
 
 def test_a_damaged_object_is_named_and_written_again_by_the_next_run(tmp_path: Path) -> None:
     frame, manager = pl.DataFrame({"text": ["a"]}), FrameFiles(root=str(tmp_path))
     write(manager, frame)
     objects(tmp_path)[0].write_bytes(b"")
-    with pytest.raises(dg.Failure, match="cannot be read"):
+    with pytest.raises(PromptmillError, match="cannot be read"):
         read(manager)
     write(manager, frame)
     assert read(manager).equals(frame)
@@ -80,5 +92,5 @@ def test_a_damaged_object_is_named_and_written_again_by_the_next_run(tmp_path: P
 
 
 def test_a_value_that_was_never_written_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(dg.Failure, match=r"examples\[t\]: has no value. Materialize it first."):
+    with pytest.raises(PromptmillError, match=r"examples\[t\]: has no value. Materialize it first."):
         read(FrameFiles(root=str(tmp_path)))
