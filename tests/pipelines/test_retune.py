@@ -152,7 +152,7 @@ def test_a_search_shows_its_candidates_and_what_they_cost(tmp_path: Path) -> Non
     with dg.DagsterInstance.ephemeral() as instance:
         found = Published(settings, instance, run_retune(settings, instance, TASK, tune={"batch_examples": 4}))
         metadata = found.metadata("tuned_prompt")
-    assert str(metadata["candidates"]).startswith("| trial | prompt.kind | prompt.tokens | tune.learning_rate | steps | log loss |")
+    assert str(metadata["candidates"]).startswith("| trial | `prompt.kind` | `prompt.tokens` | `tune.learning_rate` | steps | log loss |")
     assert metadata["search prompt-steps"] == 2 * (4 * 1 + 2 * 1 + 1 * 2) and metadata["search ended by"] == "trials"
     assert str(metadata["settings chosen"]).startswith("kind deep, tokens ")
     prompt = found.result.output_for_node("tuned_prompt")
