@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from pipelines.alerts import ALERTS, webhook
 from pipelines.assets.evaluation import evaluation
 from pipelines.assets.examples import examples, splits
 from pipelines.assets.exports import published_prompt
@@ -47,8 +48,11 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
         asset_checks=build_checks(tasks),
         jobs=[retune],
         schedules=retune_schedules(files),
-        sensors=[dg.AutomationConditionSensorDefinition("publish_what_passed", target=dg.AssetSelection.all())],
-        resources={**resources, **(resource_overrides or {})},
+        sensors=[
+            dg.AutomationConditionSensorDefinition("publish_what_passed", target=dg.AssetSelection.all()),
+            *(ALERTS if settings.alerts else ()),
+        ],
+        resources={**resources, **({"webhook": webhook()} if settings.alerts else {}), **(resource_overrides or {})},
         # The steps of a task follow one another: a process for each would only load the frozen model again.
         executor=dg.in_process_executor,
     )

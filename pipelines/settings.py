@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from prompt_core import PromptmillError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+ALERT_URL = "PROMPTMILL_ALERT_URL"
 
 
 class Settings(BaseModel):
@@ -19,6 +20,7 @@ class Settings(BaseModel):
         tasks_dir: folder with one YAML file per task.
         store_url: where prompts are published, see `prompt_core.PromptStore`.
         storage_dir: where the values of assets are kept between steps.
+        alerts: whether failed gates and runs are told to a webhook, whose address stays in the environment.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,10 +28,11 @@ class Settings(BaseModel):
     tasks_dir: Path
     store_url: str
     storage_dir: Path
+    alerts: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """PROMPTMILL_TASKS, PROMPTMILL_STORE and PROMPTMILL_STORAGE; what is not set lies in the repository.
+        """PROMPTMILL_TASKS, PROMPTMILL_STORE, PROMPTMILL_STORAGE and PROMPTMILL_ALERT_URL; what is not set lies in the repository.
 
         Without PROMPTMILL_STORAGE the values lie beside the run history in DAGSTER_HOME, since one is of no use without the other.
 
@@ -45,4 +48,5 @@ class Settings(BaseModel):
             tasks_dir=tasks_dir,
             store_url=environment.get("PROMPTMILL_STORE") or str(state / "store"),
             storage_dir=Path(environment.get("PROMPTMILL_STORAGE") or home / "assets").resolve(),
+            alerts=bool(environment.get(ALERT_URL)),
         )

@@ -1,0 +1,129 @@
+"""Alerts: a failed gate and a failed run reach a webhook, once each and with the reason; a webhook that is down is told later."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from deployment import a_deployment, write_task
+
+from pipelines.alerts import Webhook, alert_failed_gate, alert_failed_run
+from pipelines.definitions import build_defs
+from pipelines.settings import ALERT_URL, Settings
+
+
+class Receiver(ThreadingHTTPServer):
+    """A webhook on a loopback port: keeps what it is told, and answers with `status`."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Keep)
+        self.told: list[dict[str, Any]] = []
+        self.status = 200
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/hook/secret-token"
+
+
+class _Keep(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        self.server.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(self.server.status)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def evaluated(instance: dg.DagsterInstance, task: str, passed: bool) -> None:
+    """An evaluation as its asset records it."""
+    metadata = {"verdict": f"{'passed' if passed else 'failed'} (accuracy)", "reasons": dg.MetadataValue.md("- gain is too small")}
+    instance.report_runless_asset_event(dg.AssetMaterialization("evaluation", partition=task, metadata=metadata))
+
+
+def tick(instance: dg.DagsterInstance, receiver: Receiver, cursor: str | None) -> str | None:
+    with dg.build_sensor_context(instance=instance, cursor=cursor, resources={"webhook": Webhook(url=receiver.url)}) as context:
+        alert_failed_gate(context)
+        return context.cursor
+
+
+def test_every_failed_gate_is_told_once_and_passed_ones_and_the_past_are_not(receiver: Receiver) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        evaluated(instance, "long_ago", passed=False)
+        cursor = tick(instance, receiver, None)
+        for task, passed in (("worse", False), ("better", True), ("much_worse", False)):
+            evaluated(instance, task, passed)
+        cursor = tick(instance, receiver, cursor)
+        tick(instance, receiver, cursor)
+    assert [(message["kind"], message["task"]) for message in receiver.told] == [("gate_failed", "worse"), ("gate_failed", "much_worse")]
+    assert receiver.told[0]["text"] == "Gate of worse failed, production stays as it is:\n- gain is too small"
+
+
+def test_the_first_tick_before_any_evaluation_misses_none(receiver: Receiver) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        cursor = tick(instance, receiver, None)
+        evaluated(instance, "first", passed=False)
+        tick(instance, receiver, cursor)
+    assert [message["task"] for message in receiver.told] == ["first"]
+
+
+def test_a_webhook_that_is_down_is_told_by_a_later_tick_and_its_address_is_not_in_the_failure(receiver: Receiver) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        cursor = tick(instance, receiver, None)
+        evaluated(instance, "worse", passed=False)
+        receiver.status = 503
+        with pytest.raises(dg.Failure, match=r"^the alert webhook answered 503$"):
+            tick(instance, receiver, cursor)
+        receiver.status = 200
+        tick(instance, receiver, cursor)
+    assert [message["task"] for message in receiver.told] == ["worse", "worse"]
+
+
+def test_a_failed_run_is_told_with_the_innermost_reason(receiver: Receiver) -> None:
+    @dg.op
+    def broken() -> None:
+        raise dg.Failure("tasks/x.yaml: data.target: column is not there")
+
+    @dg.job
+    def retune() -> None:
+        broken()
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = retune.execute_in_process(instance=instance, raise_on_error=False, tags={"dagster/partition": "x"})
+        event = next(event for event in result.all_events if event.event_type == dg.DagsterEventType.RUN_FAILURE)
+        context = dg.build_run_status_sensor_context("alert_failed_run", event, instance, result.dagster_run).for_run_failure()
+        alert_failed_run(context, webhook=Webhook(url=receiver.url))
+    (message,) = receiver.told
+    assert message["text"] == f"Run {result.run_id[:8]} of x failed: broken: tasks/x.yaml: data.target: column is not there"
+    assert message["run"] == result.run_id and message["task"] == "x"
+
+
+def test_without_an_address_no_alert_is_defined_and_with_one_it_stays_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = a_deployment(tmp_path)
+    write_task(settings, "a_task")
+    assert not [sensor.name for sensor in build_defs(settings).sensors if sensor.name.startswith("alert")]
+    monkeypatch.setenv(ALERT_URL, "https://hooks.example.com/secret-token")
+    assert Settings.from_environment(
+        {ALERT_URL: "https://hooks.example.com/secret-token", "PROMPTMILL_TASKS": str(settings.tasks_dir)}
+    ).alerts
+    defs = build_defs(settings.model_copy(update={"alerts": True}))
+    assert {"alert_failed_gate", "alert_failed_run"} <= {sensor.name for sensor in defs.sensors}
+    snapshot = dg.serialize_value(defs.get_repository_def().get_all_jobs()[0].get_job_snapshot())
+    assert ALERT_URL in snapshot or "webhook" not in snapshot
+    assert "secret-token" not in snapshot
