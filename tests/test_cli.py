@@ -17,7 +17,22 @@ from click.testing import CliRunner, Result
 from prompt_core.cli import main
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ["tune", "evaluate", "predict", "try", "list", "show", "export", "promote", "rollback", "history", "verify", "gc", "schema"]
+COMMANDS = [
+    "tune",
+    "evaluate",
+    "predict",
+    "try",
+    "list",
+    "show",
+    "export",
+    "promote",
+    "rollback",
+    "history",
+    "verify",
+    "gc",
+    "init",
+    "schema",
+]
 
 
 def messages_of_two_intents() -> list[tuple[str, str]]:
