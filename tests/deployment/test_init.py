@@ -38,12 +38,10 @@ def test_it_has_a_task_whose_data_is_there_settings_and_the_code_location(folder
 
 
 def test_its_own_code_location_loads_with_its_own_task(folder: Path) -> None:
-    code = (
-        "from pipelines.definitions import defs; from pipelines import settings; print(settings.REPOSITORY); print(defs.schedules[0].name)"
-    )
+    code = "from pipelines.definitions import defs; from pipelines import settings; print(settings.REPOSITORY, defs.schedules[0].name)"
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "DAGSTER_HOME")}
     run = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=True, timeout=60)
-    assert run.stdout.splitlines()[0] == str(folder)
+    assert run.stdout == f"{folder} retune_at_0_3_any_any_1\n"
 
 
 def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path: Path) -> None:
