@@ -2,10 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 import dagster as dg
 
-from pipelines.partitions import TaskFile
+from pipelines.partitions import find_task_files, neighbours, register
 
 # Cron signs in a name: letters, digits and _ are all that Dagster takes.
 _SPOKEN = str.maketrans({" ": "_", "*": "any", "/": "_per_", "-": "_to_", ",": "_and_", "#": "_nth_", "?": "_some_", "@": "_"})
@@ -14,7 +15,7 @@ _SPOKEN = str.maketrans({" ": "_", "*": "any", "/": "_per_", "-": "_to_", ",": "
 retune = dg.define_asset_job(
     "retune",
     selection=dg.AssetSelection.all(),
-    description="Read, split, tune, evaluate and, if the gate passes, publish the prompt of one task.",
+    description="Read, split, tune, evaluate and, if the gate passes, publish the prompts of its tasks.",
 )
 
 # For prompts that were tuned or evaluated by hand. `eager` alone would publish a rejected prompt: a blocking check holds
@@ -23,28 +24,63 @@ publish_what_passed = (dg.AutomationCondition.eager() & dg.AutomationCondition.a
     "publish what passed the gate"
 )
 
+# A failed gate holds back every step behind it, this one too; but people want to see most of all what was rejected.
+report_everything = dg.AutomationCondition.eager().with_label("report what was evaluated, passed or not")
 
-def retune_schedules(files: Sequence[TaskFile]) -> list[dg.ScheduleDefinition]:
-    """A schedule for each distinct cron line among the task files; a tick launches one run for each of its tasks.
 
-    A schedule rather than `AutomationCondition.on_cron`, which waits for new data after the tick: a task is retuned at its
+def retune_schedules(folder: Path, on: bool) -> list[dg.ScheduleDefinition]:
+    """A schedule for each distinct cron line among the task files. Its tick launches what says so then; tasks side by side are one fleet.
+
+    A schedule rather than `AutomationCondition.on_cron`, which waits for new data after the tick: a task is looked at at its
     hour regardless, also to notice that a new library version changes the result.
+
+    Args:
+        folder: of the task files.
+        on: whether they run as soon as they are deployed.
     """
     keys: dict[str, list[str]] = defaultdict(list)
-    for file in files:
+    for file in find_task_files(folder):
         if file.schedule is not None:
-            keys[" ".join(file.schedule.split())].append(file.key)
-    return [_schedule(cron, tuple(tasks)) for cron, tasks in keys.items()]
+            keys[_one_spelling(file.schedule)].append(file.key)
+    return [_schedule(cron, tasks, folder, on) for cron, tasks in keys.items()]
 
 
-def _schedule(cron: str, tasks: tuple[str, ...]) -> dg.ScheduleDefinition:
+def runs_for(keys: Sequence[str], registered: Sequence[str], occasion: str) -> list[dg.RunRequest]:
+    """Run requests for tasks: one for each group that stands side by side among all partitions.
+
+    Args:
+        keys: of the tasks.
+        registered: all partitions in their order.
+        occasion: what makes the run this one and no other, so that a tick that is repeated launches nothing twice.
+    """
+    requests = []
+    for group in neighbours(keys, registered):
+        run_key = f"{group[0]} {occasion}"
+        if len(group) == 1:
+            requests.append(dg.RunRequest(run_key, partition_key=group[0]))
+            continue
+        bounds = {"dagster/asset_partition_range_start": group[0], "dagster/asset_partition_range_end": group[-1]}
+        requests.append(dg.RunRequest(run_key, tags=bounds))
+    return requests
+
+
+def _schedule(cron: str, tasks: Sequence[str], folder: Path, on: bool) -> dg.ScheduleDefinition:
+    shown = ", ".join(tasks[:20]) + (f" and {len(tasks) - 20} more" if len(tasks) > 20 else "")
+
     @dg.schedule(
         name=f"retune_at_{cron.translate(_SPOKEN)}",
         cron_schedule=cron,
         job=retune,
-        description=f'Retunes every task whose file says `schedule: "{cron}"`: {", ".join(tasks)}.',
+        description=f'Retunes every task whose file says `schedule: "{cron}"`: {shown}.',
+        default_status=dg.DefaultScheduleStatus.RUNNING if on else dg.DefaultScheduleStatus.STOPPED,
     )
     def tick(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
-        return [dg.RunRequest(run_key=f"{key} {context.scheduled_execution_time.isoformat()}", partition_key=key) for key in tasks]
+        files = find_task_files(folder)
+        due = [file.key for file in files if file.schedule is not None and _one_spelling(file.schedule) == cron]
+        return runs_for(due, register(context.instance, files), context.scheduled_execution_time.isoformat())
 
     return tick
+
+
+def _one_spelling(cron: str) -> str:
+    return " ".join(cron.split())

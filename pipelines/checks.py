@@ -1,38 +1,75 @@
-"""Asset checks: what is wrong with a value, said beside it. A blocking one holds back the steps behind it."""
+"""The judgements as asset checks, for a run of one task or of many. A blocking one holds back the steps behind it."""
+
+from typing import Any
 
 import dagster as dg
 
+# Dagster gives the result of a check the materialization that it is about; for one of several tasks nobody but we can.
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData as Target
+
+from pipelines.batch import FailedBeforeError, Inputs
 from pipelines.failures import plain_failures
-from pipelines.resources import TaskFolder
-from prompt_core.data import Splits, find_leakage
-from prompt_core.evaluation import Evaluation
+from pipelines.judgements import JUDGEMENTS, Judgement
+from pipelines.ledger import Ledger
+from pipelines.partitions import TASKS
+from pipelines.resources import Store, TaskFolder
+from prompt_core import PromptmillError
 
 
-def build_checks(tasks: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition]:
+def build_checks() -> list[dg.AssetChecksDefinition]:
     """All checks, per task: without partitions of its own, one failed task would hold back all others."""
-    return [
-        dg.asset_check(asset="splits", partitions_def=tasks)(no_leakage),
-        dg.asset_check(asset="evaluation", blocking=True, partitions_def=tasks)(gate),
-    ]
+    return [_check(judgement) for judgement in JUDGEMENTS]
 
 
-@plain_failures
-def no_leakage(context: dg.AssetCheckExecutionContext, tasks: TaskFolder, splits: Splits) -> dg.AssetCheckResult:
-    """No text of a held-out side, or a near-duplicate of one, stands on a side that the tuning sees."""
-    leakage = find_leakage(splits, tasks.load(context.partition_key))
-    return dg.AssetCheckResult(
-        passed=not leakage,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"{leakage.exact} equal and {leakage.near} similar texts stand on two sides.",
-        metadata={"examples": dg.MetadataValue.json(list(leakage.examples))} if leakage else {},
+def _check(judgement: Judgement) -> dg.AssetChecksDefinition:
+    name = judgement.judge.__name__
+    spec = dg.AssetCheckSpec(
+        name, asset=judgement.asset, description=judgement.judge.__doc__, blocking=judgement.blocking, partitions_def=TASKS
+    )
+
+    @dg.multi_asset_check(name=f"{judgement.asset}_{name}", specs=[spec], ins={"values": dg.AssetIn(judgement.asset)}, can_subset=True)
+    @plain_failures
+    def check(context: dg.AssetCheckExecutionContext, tasks: TaskFolder, store: Store, ledger: Ledger, values: Inputs):
+        def judged(key: str) -> dg.AssetCheckResult:
+            return judgement.judge(tasks.load(key), values[key], store.open())
+
+        if len(values) == 1:
+            (found,) = map(judged, values)
+            return iter([dg.AssetCheckResult(**_parts(found), check_name=name, asset_key=spec.asset_key)])
+        failed = {}
+        for key in values:
+            try:
+                found = judged(key)
+            except FailedBeforeError:
+                continue
+            except PromptmillError as error:
+                found = dg.AssetCheckResult(passed=False, description=str(error))
+            _report(context, spec, key, found)
+            if not found.passed and found.severity == dg.AssetCheckSeverity.ERROR:
+                failed[key] = f"{name} of {judgement.asset}: {found.description}"
+        if failed and judgement.blocking and judgement.leaves_out:
+            ledger.note(context.run, judgement.asset, ledger.failed(context.run, judgement.asset) | failed)
+        return iter(())
+
+    return check
+
+
+def _report(context: dg.AssetCheckExecutionContext, spec: dg.AssetCheckSpec, key: str, found: dg.AssetCheckResult) -> None:
+    """The result for one of several tasks, which Dagster takes as an event only."""
+    wanted = dg.AssetRecordsFilter(spec.asset_key, asset_partitions=[key])
+    latest = context.instance.fetch_materializations(wanted, limit=1).records
+    target = [Target(storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp) for record in latest]
+    context.op_execution_context.log_event(
+        dg.AssetCheckEvaluation(
+            spec.asset_key,
+            spec.name,
+            **_parts(found),
+            blocking=spec.blocking,
+            partition=key,
+            target_materialization_data=target[0] if target else None,
+        )
     )
 
 
-@plain_failures
-def gate(evaluation: Evaluation) -> dg.AssetCheckResult:
-    """The tuned prompt is better than the untuned baselines and not worse than its rivals and what is in production, shown on test rows."""
-    return dg.AssetCheckResult(
-        passed=evaluation.verdict.passed,
-        description="; ".join(evaluation.verdict.reasons),
-        metadata={"digest": evaluation.prompt_digest, "metric": evaluation.gate_metric},
-    )
+def _parts(found: dg.AssetCheckResult) -> dict[str, Any]:
+    return {"passed": found.passed, "description": found.description, "severity": found.severity, "metadata": found.metadata}

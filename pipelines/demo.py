@@ -10,6 +10,7 @@ from textwrap import fill, indent, shorten
 
 import dagster as dg
 
+from pipelines.partitions import find_task_files, register
 from pipelines.progress import LoggedProgress
 from pipelines.resources import RunLog
 from pipelines.settings import REPOSITORY, Settings
@@ -42,6 +43,16 @@ class _Both(LoggedProgress):
         super().step(step)
         self._bar.step(step)
 
+    def fleet(self, steps):
+        logged, drawn = super().fleet(steps), self._bar.fleet(steps)
+
+        def show(number, step) -> None:
+            logged(number, step)
+            if len(steps) > 1:  # one prompt is drawn by `step`
+                drawn(number, step)
+
+        return show
+
     def contender(self, name: str, done: int, total: int) -> None:
         super().contender(name, done, total)
         self._bar.contender(name, done, total)
@@ -55,8 +66,9 @@ def main(tasks: Sequence[str] = TASKS) -> int:
     settings = Settings.from_environment()
     retune = build_defs(settings, {"progress": TerminalProgress(descriptor=os.dup(2))}).resolve_job_def("retune")
     with dg.DagsterInstance.get() as instance:
+        register(instance, find_task_files(settings.tasks_dir))
         for task in tasks:
-            print(f"\n{task}: examples -> splits -> tuned_prompt -> evaluation -> published_prompt", flush=True)
+            print(f"\n{task}: examples -> splits -> baselines, tuned_prompt -> evaluation -> published_prompt", flush=True)
             result = retune.execute_in_process(
                 instance=instance,
                 partition_key=task,

@@ -1,4 +1,4 @@
-"""User mistakes on their way to Dagster: the library's one line, no traceback to read, no retry."""
+"""Failures on their way to Dagster: a user's mistake is one line and final, a fault of the machine is tried again a few times."""
 
 import functools
 from collections.abc import Callable
@@ -11,9 +11,13 @@ from prompt_core import PromptmillError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+RETRIES = 2  # of a step that met a fault of disk or network
+_PAUSE = 5  # seconds before one
+
 
 def plain_failures(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, with a PromptmillError turned into a Failure of the same words. A retry would meet the same mistake."""
+    """`function`, with a PromptmillError turned into a Failure of the same words, which is not retried: it would meet the same
+    mistake. A fault of the operating system is: disks fill up and networks break, and both pass."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -21,5 +25,7 @@ def plain_failures(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except PromptmillError as error:
             raise dg.Failure(description=str(error), allow_retries=False) from None
+        except OSError as error:
+            raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=_PAUSE) from error
 
     return call

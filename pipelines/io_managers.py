@@ -2,14 +2,18 @@
 
     objects/<asset>/<digest>/...        written beside and renamed: complete or absent, never changed afterwards
     partitions/<asset>/<partition>      the digest of the partition's latest value, replaced in one move
+    remembered/<asset>/<inputs>         the digest of what was made of the same inputs before, so that it is not made again
 
 A run that dies leaves the pointer where it was, and equal values share one object.
 """
 
+import functools
 import hashlib
 import shutil
 import tempfile
+import uuid
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -17,11 +21,14 @@ from urllib.parse import quote
 import dagster as dg
 import polars as pl
 
+from pipelines.batch import Batch, Inputs
 from pipelines.failures import plain_failures
+from pipelines.ledger import Ledger
 from prompt_core import PromptmillError
 from prompt_core.data import Splits
 from prompt_core.data.digest import frame_digest
-from prompt_core.evaluation import Evaluation
+from prompt_core.evaluation import Contender, Evaluation
+from prompt_core.evaluation.contenders import contenders_json, read_contenders
 
 if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code location
     from prompt_core import TunedPrompt
@@ -46,24 +53,58 @@ class ContentAddressed(dg.ConfigurableIOManager):
 
     @plain_failures
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
-        digest = self.digest(obj)
-        path = self._object(context, digest)
-        if not self._is_intact(path):
-            self._commit(obj, path)
-        pointer = self._pointer(context)
-        pointer.parent.mkdir(parents=True, exist_ok=True)
-        beside = pointer.with_name(f".{context.run_id}-{pointer.name}")
-        beside.write_text(digest, encoding="ascii")
-        beside.replace(pointer)
+        """Keep the value of a run's only task, or those of its many: each is reported as soon as it lies there."""
+        if not isinstance(obj, Batch):
+            self._keep(context, context.asset_partition_key, obj)
+            return
+        asset = context.asset_key.path[-1]
+        Ledger(root=self.root).note(context.step_context.dagster_run, asset, obj.failed)
+        for key, made in obj.made.items():
+            self._keep(context, key, made.value)
+            context.log_event(dg.AssetMaterialization(context.asset_key, partition=key, metadata=made.metadata, tags=obj.tags[key]))
 
     @plain_failures
-    def load_input(self, context: dg.InputContext) -> Any:
+    def load_input(self, context: dg.InputContext) -> Inputs[Any]:
+        keys, asset = list(context.asset_partition_keys), context.asset_key.path[-1]
+        failed = Ledger(root=self.root).failed(context.step_context.dagster_run, asset) if len(keys) > 1 else {}
+        return Inputs(asset, keys, functools.partial(self._latest, context.asset_key), failed)
+
+    def remembered(self, asset: str, made_of: str) -> Any | None:
+        """The value that was made of the same inputs before, if it is still there and intact.
+
+        Args:
+            made_of: a digest of all that decides the value.
+        """
+        note = self._note(asset, made_of)
+        if not note.exists():
+            return None
         try:
-            digest = self._pointer(context).read_text(encoding="ascii")
+            return self.load(Path(self.root) / "objects" / asset / note.read_text(encoding="ascii"))
+        except PromptmillError:
+            return None
+
+    def remember(self, asset: str, made_of: str, value: Any) -> None:
+        """Keep a value under what it was made of."""
+        digest = self.digest(value)
+        path = Path(self.root) / "objects" / asset / digest
+        if not self._is_intact(path):
+            self._commit(value, path)
+        _replace(self._note(asset, made_of), digest)
+
+    def _keep(self, context: dg.OutputContext, key: str, value: Any) -> None:
+        digest = self.digest(value)
+        path = self._object(context.asset_key, digest)
+        if not self._is_intact(path):
+            self._commit(value, path)
+        _replace(self._pointer(context.asset_key, key), digest)
+
+    def _latest(self, asset: dg.AssetKey, key: str) -> tuple[Any, str]:
+        try:
+            digest = self._pointer(asset, key).read_text(encoding="ascii")
         except FileNotFoundError:
-            where = f"{context.asset_key.to_user_string()}[{context.asset_partition_key}]"
+            where = f"{asset.to_user_string()}[{key}]"
             raise PromptmillError(where, "has no value", "Materialize it first.") from None
-        return self.load(self._object(context, digest))
+        return self.load(self._object(asset, digest)), digest
 
     def _commit(self, value: Any, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,12 +129,15 @@ class ContentAddressed(dg.ConfigurableIOManager):
         except PromptmillError:
             return False
 
-    def _object(self, context: dg.OutputContext | dg.InputContext, digest: str) -> Path:
-        return Path(self.root) / "objects" / context.asset_key.path[-1] / digest
+    def _object(self, asset: dg.AssetKey, digest: str) -> Path:
+        return Path(self.root) / "objects" / asset.path[-1] / digest
 
-    def _pointer(self, context: dg.OutputContext | dg.InputContext) -> Path:
+    def _pointer(self, asset: dg.AssetKey, key: str) -> Path:
         # A key may hold slashes, and `.` and `..` are keys too: the quoted name gets a suffix.
-        return Path(self.root) / "partitions" / context.asset_key.path[-1] / f"{quote(context.asset_partition_key, safe='')}.digest"
+        return Path(self.root) / "partitions" / asset.path[-1] / f"{quote(key, safe='')}.digest"
+
+    def _note(self, asset: str, made_of: str) -> Path:
+        return Path(self.root) / "remembered" / asset / f"{made_of}.digest"
 
 
 class FrameFiles(ContentAddressed):
@@ -109,6 +153,22 @@ class FrameFiles(ContentAddressed):
         try:
             return pl.read_parquet(path, glob=False)
         except (pl.exceptions.PolarsError, OSError) as error:
+            raise _damaged(path, error) from None
+
+
+class Texts(ContentAddressed):
+    """Values that are a text each, under the digest of its bytes."""
+
+    def digest(self, value: str) -> str:
+        return hashlib.sha256(value.encode()).hexdigest()
+
+    def save(self, value: str, path: Path) -> None:
+        path.write_text(value, encoding="utf-8")
+
+    def load(self, path: Path) -> str:
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
             raise _damaged(path, error) from None
 
 
@@ -156,6 +216,27 @@ class EvaluationFiles(ContentAddressed):
             raise _damaged(path, error) from None
 
 
+class ContenderFiles(ContentAddressed):
+    """Untuned contenders as JSON."""
+
+    def digest(self, value: Sequence[Contender]) -> str:
+        return contenders_digest(value)
+
+    def save(self, value: Sequence[Contender], path: Path) -> None:
+        path.write_bytes(contenders_json(value))
+
+    def load(self, path: Path) -> list[Contender]:
+        try:
+            return read_contenders(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from None
+
+
+def contenders_digest(contenders: Sequence[Contender]) -> str:
+    """SHA-256 (64 hex characters) over names and answers."""
+    return hashlib.sha256(contenders_json(contenders)).hexdigest()
+
+
 def evaluation_digest(evaluation: Evaluation) -> str:
     """SHA-256 (64 hex characters) over everything that was measured."""
     return hashlib.sha256(evaluation.model_dump_json().encode()).hexdigest()
@@ -163,3 +244,11 @@ def evaluation_digest(evaluation: Evaluation) -> str:
 
 def _damaged(path: Path, error: Exception) -> PromptmillError:
     return PromptmillError(str(path), f"cannot be read ({str(error).splitlines()[0]})", "Materialize the asset again.")
+
+
+def _replace(pointer: Path, digest: str) -> None:
+    """Write a small file beside, then rename it; two writers that meet each leave a whole one."""
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    beside = pointer.with_name(f".{uuid.uuid4().hex}-{pointer.name}")
+    beside.write_text(digest, encoding="ascii")
+    beside.replace(pointer)

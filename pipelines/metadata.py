@@ -9,11 +9,12 @@ import polars as pl
 
 from prompt_core import PromptStore, TaskSpec
 from prompt_core.data import CleaningReport, Splits
-from prompt_core.evaluation import Evaluation, confusion, intervals, loss_curve, pareto
+from prompt_core.evaluation import Contender, Evaluation, confusion, intervals, loss_curve, pareto
 from prompt_core.text.record import length_and_worth
 
 if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code location
     from prompt_core import TunedPrompt
+    from prompt_core.tuning import Retuned
 
 Metadata = dict[str, Any]
 
@@ -100,6 +101,13 @@ def tuning_metadata(prompt: "TunedPrompt", seconds: float) -> Metadata:
     return metadata | text_metadata(prompt)
 
 
+def retuning_metadata(retuned: "Retuned", together: int) -> Metadata:
+    """Which start won and by how much, and how many prompts shared the seconds."""
+    losses = {f"validation loss, {start} start": loss for start, loss in retuned.losses.items()}
+    started = {"started from": retuned.prompt.manifest.started_from} if retuned.prompt.manifest.started_from else {}
+    return {"start": retuned.start, "choice of start": retuned.why, **losses, **started, "tuned together": together}
+
+
 def text_metadata(prompt: "TunedPrompt") -> Metadata:
     """Of a text prompt what it says, every candidate, and the best ones by length; of any other nothing."""
     text, search = prompt.manifest.text, prompt.manifest.text_search
@@ -115,6 +123,19 @@ def text_metadata(prompt: "TunedPrompt") -> Metadata:
         "search tokens": search.tokens,
         "search dollars": search.dollars,
         "search ended by": search.ended,
+    }
+
+
+def baselines_metadata(contenders: Sequence[Contender], task: TaskSpec, splits: Splits, known: bool) -> Metadata:
+    """Who was measured on how many rows, and some of their answers."""
+    samples = splits.test.head(_SAMPLE_ROWS).rows(named=True)
+    answers = [{contender.name: contender.predictions[number] for contender in contenders} for number in range(len(samples))]
+    target = task.data.target
+    return {
+        "contenders": table([{"contender": contender.name, "role": contender.kind} for contender in contenders]),
+        "measured": "taken again: splits, model and template are what they were" if known else "now",
+        "test rows": len(splits.test),
+        "samples": table([{**found, **({"wanted": row[target]} if target else {})} for row, found in zip(samples, answers, strict=True)]),
     }
 
 

@@ -1,12 +1,22 @@
 """Task files as partitions: one key per file, also for a file that is broken, which then fails alone."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import yaml
 
 from prompt_core import PromptmillError, TaskSpec, load_task
+from prompt_core.plain_yaml import read_yaml
+
+# Dynamic, so that a file that appears becomes a partition without a new deployment: see `sensors.py`.
+TASKS = dg.DynamicPartitionsDefinition(name="tasks")
+
+_TOP_LEVEL = {field: re.compile(rf"^{field}[ \t]*:.*$", re.MULTILINE) for field in ("name", "schedule")}
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class TaskFile:
         task = load_task(self.path)
         if task.name != self.key:
             what = f'"{task.name}" is not this partition\'s name, "{self.key}"'
-            raise PromptmillError(f"{self.path}: name", what, "Give every task a name of its own and reload the code location.")
+            raise PromptmillError(f"{self.path}: name", what, "Give every task a name of its own.")
         if task.schedule is not None and not _is_cron(task.schedule):
             what = f'"{task.schedule}" is not a cron line'
             raise PromptmillError(f"{self.path}: schedule", what, 'Write minute, hour, day, month and weekday, like "0 3 * * 1".')
@@ -39,7 +49,10 @@ class TaskFile:
 
 
 def find_task_files(folder: Path) -> list[TaskFile]:
-    """Every YAML file of the task folder, by file name. Never raises for the content of a file."""
+    """Every YAML file of the task folder, by file name. Never raises for the content of a file.
+
+    Of a file only the lines of name and schedule are read, so that thousands of tasks do not make a code location slow to load.
+    """
     found: dict[str, TaskFile] = {}
     for path in sorted((*folder.glob("*.yaml"), *folder.glob("*.yml"))):
         file = _described(path)
@@ -48,19 +61,49 @@ def find_task_files(folder: Path) -> list[TaskFile]:
     return list(found.values())
 
 
-def task_partitions(files: Sequence[TaskFile]) -> dg.StaticPartitionsDefinition:
-    """One partition per task file."""
-    return dg.StaticPartitionsDefinition([file.key for file in files])
+def register(instance: dg.DagsterInstance, files: Sequence[TaskFile]) -> list[str]:
+    """Add the partitions of task files that are new to an instance, and give all of its keys in their order."""
+    known = instance.get_dynamic_partitions(str(TASKS.name))
+    new = [file.key for file in files if file.key not in set(known)]
+    if new:
+        instance.add_dynamic_partitions(str(TASKS.name), new)
+    return [*known, *new]
+
+
+def neighbours(keys: Sequence[str], registered: Sequence[str]) -> list[list[str]]:
+    """Keys in groups that stand side by side among all that are registered: a run takes a range of partitions."""
+    wanted, groups = set(keys), list[list[str]]()
+    beside = False
+    for key in registered:
+        if key in wanted:
+            groups = [*groups[:-1], [*groups[-1], key]] if beside else [*groups, [key]]
+        beside = key in wanted
+    return groups
 
 
 def _described(path: Path) -> TaskFile:
     try:
-        task = load_task(path)
-    except PromptmillError:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
         return TaskFile(path.stem, path)
-    return TaskFile(task.name, path, task.schedule if task.schedule and _is_cron(task.schedule) else None)
+    name, schedule = (_field(text, field) for field in ("name", "schedule"))
+    return TaskFile(
+        name if isinstance(name, str) and re.fullmatch(r"[\w\-]+", name) else path.stem,
+        path,
+        schedule if isinstance(schedule, str) and _is_cron(schedule) else None,
+    )
 
 
+def _field(text: str, field: str) -> Any:
+    """The value that stands on a field's own line; None where there is no such line."""
+    line = _TOP_LEVEL[field].search(text)
+    try:
+        return read_yaml(line.group())[field] if line else None
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, KeyError):
+        return None
+
+
+@lru_cache(maxsize=1024)
 def _is_cron(line: str) -> bool:
     try:
         dg.ScheduleDefinition(name="probe", target="*", cron_schedule=line)

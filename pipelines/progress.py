@@ -1,7 +1,7 @@
 """Progress as lines with an ETA, a few seconds apart, for logs that people read later."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from prompt_core.trials import shown_score
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code lo
 
 
 class LoggedProgress:
-    """Callbacks for `tune(on_step=, on_search=, on_round=)` and `evaluate(on_progress=)`.
+    """Callbacks for `retune_fleet(on_step=, on_search=, on_round=)` and `evaluate(on_progress=)`.
 
     Args:
         say: takes a line.
@@ -30,6 +30,20 @@ class LoggedProgress:
             look = f", validation {step.validation_loss:.4f}" if step.validation_loss is not None else ""
             speed = f"{step.tokens_per_second:.0f} tokens/s"
             self._say(f"step {step.number} of {step.steps}: loss {step.loss:.4f}{look}, {speed}, ETA {step.eta_seconds:.0f} s")
+
+    def fleet(self, steps: Sequence[int]) -> Callable[[int, "Step"], None]:
+        """What shows the steps of prompts that are tuned side by side, `steps` of each at most; fits `retune_fleet(on_step=)`."""
+        if len(steps) == 1:
+            return lambda _, step: self.step(step)
+        done, totals, began = [0] * len(steps), list(steps), time.monotonic()
+
+        def show(number: int, step: "Step") -> None:
+            done[number], totals[number] = step.number, step.steps  # a search may have chosen others
+            if sum(done) == sum(totals) or self._is_time():
+                eta = (time.monotonic() - began) / sum(done) * (sum(totals) - sum(done))
+                self._say(f"{len(steps)} prompts: {sum(done)} of {sum(totals)} steps at most, ETA {eta:.0f} s at most")
+
+        return show
 
     def search(self, step: "SearchStep") -> None:
         """A step of a search over settings; the first after a measurement is always said."""

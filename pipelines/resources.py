@@ -24,7 +24,7 @@ class TaskFolder(dg.ConfigurableResource):
         """
         files = {file.key: file for file in find_task_files(Path(self.folder))}
         if key not in files:
-            raise PromptmillError(self.folder, f'no task file is named "{key}" any more', "Restore it or reload the code location.")
+            raise PromptmillError(self.folder, f'no task file is named "{key}" any more', "Restore it, or leave this partition alone.")
         return files[key].load()
 
 

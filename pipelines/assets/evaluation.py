@@ -1,19 +1,56 @@
-"""The one asset that opens the test rows."""
+"""The two assets that open the test rows: what needs no tuning, measured once, and the tuned prompt beside it."""
 
 import dagster as dg
 
+from pipelines.batch import Inputs, Made, each_task
 from pipelines.failures import plain_failures
-from pipelines.io_managers import evaluation_digest
-from pipelines.metadata import evaluation_metadata
+from pipelines.io_managers import ContenderFiles, contenders_digest, evaluation_digest
+from pipelines.metadata import baselines_metadata, evaluation_metadata
+from pipelines.partitions import TASKS
 from pipelines.resources import RunLog, Store, TaskFolder
-from prompt_core.data import Splits
 
 
 @dg.asset(
+    partitions_def=TASKS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    group_name="prompts",
+    kinds={"pytorch", "scikitlearn"},
+    owners=["team:promptmill"],
+    code_version="1",
+    io_manager_key="contenders",
+    pool="gpu",
+)
+@plain_failures
+def baselines(
+    context: dg.AssetExecutionContext, tasks: TaskFolder, progress: RunLog, contenders: dg.ResourceParam[ContenderFiles], splits: Inputs
+):
+    """What a tuned prompt has to beat, on the test rows: the untuned model asked plainly and with demonstrations, or label names and a
+    linear probe. Measured once for splits, model and template, however many prompts are tuned."""
+    from prompt_core.backbone import load_backbone
+    from prompt_core.evaluation.evaluate import measure_untuned
+    from prompt_core.evaluation.untuned import untuned_digest
+
+    def make(key: str) -> Made:
+        task, sides = tasks.load(key), splits[key]
+        backbone = load_backbone(task.backbone, task.folder)
+        made_of = untuned_digest(task, sides, backbone)
+        found = known = contenders.remembered(context.asset_key.path[-1], made_of)
+        if found is None:
+            found = measure_untuned(task, sides, backbone, shown.contender)
+            contenders.remember(context.asset_key.path[-1], made_of, found)
+        return Made(found, contenders_digest(found), baselines_metadata(found, task, sides, known=known is not None))
+
+    with progress.follow(context) as shown:
+        return each_task(context, make, splits)
+
+
+@dg.asset(
+    partitions_def=TASKS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
     group_name="prompts",
     kinds={"pytorch", "scipy"},
     owners=["team:promptmill"],
-    code_version="1",
+    code_version="2",
     io_manager_key="evaluations",
     pool="gpu",
 )
@@ -23,17 +60,18 @@ def evaluation(
     tasks: TaskFolder,
     store: Store,
     progress: RunLog,
-    splits: Splits,
-    tuned_prompt,  # TunedPrompt, whose import would load torch with the code location
+    splits: Inputs,
+    baselines: Inputs,
+    tuned_prompt: Inputs,
 ):
     """The tuned prompt beside every baseline and what runs in production, on the same test rows, with the verdict of the gate."""
     from prompt_core import evaluate
 
-    task = tasks.load(context.partition_key)
+    def make(key: str) -> Made:
+        task, sides, prompt = tasks.load(key), splits[key], tuned_prompt[key]
+        live = store.open().live(task.name)
+        measured = evaluate(task, prompt, sides, production=live, on_progress=shown.contender, untuned=baselines[key])
+        return Made(measured, evaluation_digest(measured), evaluation_metadata(measured, task, sides, prompt))
+
     with progress.follow(context) as shown:
-        measured = evaluate(task, tuned_prompt, splits, production=store.open().live(task.name), on_progress=shown.contender)
-    return dg.MaterializeResult(
-        value=measured,
-        data_version=dg.DataVersion(evaluation_digest(measured)),
-        metadata=evaluation_metadata(measured, task, splits, tuned_prompt),
-    )
+        return each_task(context, make, splits, baselines, tuned_prompt)

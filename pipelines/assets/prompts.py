@@ -1,68 +1,50 @@
-"""The tuned prompt, and the knobs that a run may turn."""
+"""The tuned prompt."""
 
-import time
 from pathlib import Path
 
 import dagster as dg
-from pydantic import Field
 
+from pipelines.batch import Inputs, attempt, hand_on
+from pipelines.config import TuneConfig
 from pipelines.failures import plain_failures
-from pipelines.metadata import tuning_metadata
-from pipelines.resources import Checkpoints, RunLog, TaskFolder
-from prompt_core import TaskSpec
-from prompt_core.data import Splits
-from prompt_core.task import parse_task
-
-
-class TuneConfig(dg.Config):
-    """Knobs for one run. What is left out is as the task file says; lasting changes belong there."""
-
-    kind: str | None = Field(
-        None, description="soft: input embeddings; deep: keys and values in every layer; text: words; auto: chosen by a search"
-    )
-    tokens: int | None = Field(None, description="length of the prompt")
-    steps: int | None = Field(None, description="optimizer steps at most")
-    batch_examples: int | None = Field(None, description="examples per step")
-    learning_rate: float | None = Field(None, description="peak rate of AdamW")
-    validate_every: int | None = Field(None, description="steps between two looks at the validation loss")
-    patience: int | None = Field(None, description="looks without a better validation loss before stopping")
-    seed: int | None = Field(None, description="the only source of randomness; 0 is a seed")
-
-    def applied_to(self, task: TaskSpec) -> TaskSpec:
-        """The task with these knobs turned.
-
-        Raises:
-            PromptmillError: a value that a task file could not have either.
-        """
-        given = self.model_dump(exclude_none=True)
-        prompt = {knob: given.pop(knob) for knob in ("kind", "tokens") if knob in given}
-        content = task.model_dump(mode="json", exclude_unset=True)  # what the file leaves open stays open to a search
-        content["prompt"] = content.get("prompt", {}) | prompt
-        content["tune"] = content.get("tune", {}) | given
-        return parse_task(content, f"run config of tuned_prompt[{task.name}]", task.folder)
+from pipelines.fleets import Tuner
+from pipelines.io_managers import PromptFolders
+from pipelines.partitions import TASKS
+from pipelines.resources import Checkpoints, RunLog, Store, TaskFolder
 
 
 @dg.asset(
+    partitions_def=TASKS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
     group_name="prompts",
     kinds={"pytorch", "huggingface"},
     owners=["team:promptmill"],
-    code_version="1",
+    code_version="2",
     io_manager_key="prompts",
     pool="gpu",  # one at a time for each accelerator: see deploy/dagster.yaml
 )
 @plain_failures
 def tuned_prompt(
-    context: dg.AssetExecutionContext, config: TuneConfig, tasks: TaskFolder, progress: RunLog, checkpoints: Checkpoints, splits: Splits
+    context: dg.AssetExecutionContext,
+    config: TuneConfig,
+    tasks: TaskFolder,
+    store: Store,
+    progress: RunLog,
+    checkpoints: Checkpoints,
+    prompts: dg.ResourceParam[PromptFolders],
+    splits: Inputs,
 ):
     """The prompt of the frozen model, tuned on the train rows and chosen on the validation rows. The test rows are left alone.
-    Where the task file asks for a search, its settings are chosen first, on train and validation rows together; a text prompt
-    is searched on these as a whole."""
-    from prompt_core import tune  # torch loads here, not with the code location
+    Where a prompt is live, it is tuned from that one too, side by side, and the better on validation goes on. The tasks of a
+    backfill are one fleet. What was tuned from the same inputs before is taken again. Where the task file asks for a search, its
+    settings are chosen first, on train and validation rows together; a text prompt is searched on these as a whole."""
+    from prompt_core.tuning import Order  # torch loads here, not with the code location
 
-    task = config.applied_to(tasks.load(context.partition_key))
-    began = time.monotonic()
+    def order(key: str) -> Order:
+        sides = splits[key]
+        return Order(config.applied_to(tasks.load(key)), (sides.train, sides.validation), store.open().live(key))
+
+    orders = {key: attempt(context, order, key) for key in context.partition_keys}
     with progress.follow(context) as shown:
-        callbacks = {"on_step": shown.step, "on_search": shown.search, "on_round": shown.round}
-        prompt = tune(task, splits.train, splits.validation, **callbacks, checkpoints=Path(checkpoints.folder))
-    seconds = time.monotonic() - began
-    return dg.MaterializeResult(value=prompt, data_version=dg.DataVersion(prompt.digest), metadata=tuning_metadata(prompt, seconds))
+        outcomes = Tuner(prompts, shown, Path(checkpoints.folder), context.log.info).tune_all(orders)
+    return hand_on(context, outcomes, splits)

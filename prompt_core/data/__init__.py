@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from prompt_core.data.clean import CleaningReport, clean
+from prompt_core.data.fingerprint import Fingerprint, fingerprint
 from prompt_core.data.leakage import Leakage, find_leakage, remove_leakage
 from prompt_core.data.read import read_examples, read_unlabelled
 from prompt_core.data.split import Splits, prepare, split
 
 __all__ = [
     "CleaningReport",
+    "Fingerprint",
     "Leakage",
     "Splits",
     "clean",
     "find_leakage",
+    "fingerprint",
     "prepare",
     "read_examples",
     "read_unlabelled",

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.errors import PromptmillError
@@ -56,6 +57,14 @@ def build_classifier(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone,
         return LabelWords(backbone, _words(task, encoding, labels), spec.label_score == "mean", spec.label_smoothing)
     anchors = embed_texts(backbone, PromptState.of(backbone), [encoding.encode_text(describe(task, label)) for label in labels])
     return LabelAnchors(backbone, anchors, spec.anchor_scale, spec.label_smoothing)
+
+
+@torch.no_grad()
+def continue_from(objective: Objective, source: TunedPrompt) -> None:
+    """Start what an objective trains beside the prompt, such as label anchors, where those of a prompt with the same labels ended."""
+    for name, parameter in objective.named_parameters():
+        if name in source.tensors and source.tensors[name].shape == parameter.shape:
+            parameter.copy_(source.tensors[name])
 
 
 def _words(task: TaskSpec, encoding: TaskEncoding, labels: Sequence[str]) -> list[list[int]]:

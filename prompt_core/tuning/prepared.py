@@ -24,7 +24,7 @@ from prompt_core.prompts import starting_prompt
 from prompt_core.task import TaskSpec
 from prompt_core.teacher import Teacher
 from prompt_core.trials import SearchRecord
-from prompt_core.tuning.build import answer, build_objective, describe, label_examples
+from prompt_core.tuning.build import answer, build_objective, continue_from, describe, label_examples
 from prompt_core.tuning.calibration import Calibration
 from prompt_core.tuning.contrastive import check_pairs
 from prompt_core.tuning.member import Part
@@ -81,6 +81,8 @@ class Prepared:
             context=self._teacher.root if self._teacher else (),
         )
         self._objective = build_objective(task, encoding, backbone, self._labels)
+        if self._source and self._source.manifest.labels == self._labels:
+            continue_from(self._objective, self._source)
         if task.tune.contrastive:
             check_pairs(task, [*self._examples, *self._named], self._held_out)
         self._unlabelled = read_unlabelled(task) if task.tune.calibrate else self._train.clear()

@@ -7,7 +7,9 @@ import dagster as dg
 import polars as pl
 import yaml
 
+from pipelines.automation import runs_for
 from pipelines.definitions import build_defs
+from pipelines.partitions import find_task_files, register
 from pipelines.settings import Settings
 
 # fmt: off
@@ -47,12 +49,22 @@ def write_task(settings: Settings, name: str, **changes: Any) -> Path:
 
 
 def run_retune(settings: Settings, instance: dg.DagsterInstance, key: str, **knobs: Any) -> dg.ExecuteInProcessResult:
-    """The whole chain for one task, in this process."""
+    """The whole chain for one task, in this process. `knobs` are sections of the run config, such as `tune={"steps": 4}`."""
+    register(instance, find_task_files(settings.tasks_dir))
     config: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     if knobs:
         config["ops"] = {"tuned_prompt": {"config": knobs}}
     job = build_defs(settings).resolve_job_def("retune")
     return job.execute_in_process(instance=instance, partition_key=key, run_config=config, raise_on_error=False)
+
+
+def run_fleet(settings: Settings, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+    """The whole chain for all tasks in one run, as a backfill launches it."""
+    keys = register(instance, find_task_files(settings.tasks_dir))
+    (request,) = runs_for(keys, keys, "test")
+    config = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    job = build_defs(settings).resolve_job_def("retune")
+    return job.execute_in_process(instance=instance, tags=request.tags, run_config=config, raise_on_error=False)
 
 
 def failure_of(result: dg.ExecuteInProcessResult) -> str:

@@ -7,7 +7,9 @@ import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from deployment import a_deployment, write_task
 
+from pipelines.automation import runs_for
 from pipelines.definitions import build_defs
+from pipelines.partitions import find_task_files, register
 
 EVALUATION = dg.AssetKey("evaluation")
 MONDAY = datetime(2026, 3, 2, 3, 0, tzinfo=UTC)
@@ -22,6 +24,23 @@ def report_gate(instance: dg.DagsterInstance, task: str, passed: bool) -> None:
     )
 
 
+def bounds(request: dg.RunRequest) -> str:
+    """The tasks of a run request: one, or from one to another."""
+    return request.partition_key or " to ".join(request.tags[f"dagster/asset_partition_range_{end}"] for end in ("start", "end"))
+
+
+def ticks(defs: dg.Definitions) -> dict[str, list[tuple[str, str | None]]]:
+    """What each schedule launches on a monday at three."""
+    launched = {}
+    for schedule in defs.schedules:
+        with (
+            dg.DagsterInstance.ephemeral() as instance,
+            dg.build_schedule_context(instance, scheduled_execution_time=MONDAY) as context,
+        ):
+            launched[schedule.name] = [(bounds(request), request.run_key) for request in schedule(context)]
+    return launched
+
+
 def test_each_cron_line_is_a_schedule_that_runs_the_tasks_which_have_it(tmp_path: Path) -> None:
     settings = a_deployment(tmp_path)
     write_task(settings, "a")
@@ -30,14 +49,33 @@ def test_each_cron_line_is_a_schedule_that_runs_the_tasks_which_have_it(tmp_path
     write_task(settings, "never", schedule=None)
     defs = build_defs(settings)
     dg.Definitions.validate_loadable(defs)
-    launched = {}
-    for schedule in defs.schedules:
-        with dg.build_schedule_context(scheduled_execution_time=MONDAY) as context:
-            launched[schedule.name] = [(request.partition_key, request.run_key) for request in schedule(context)]
-    assert launched == {
-        "retune_at_0_3_any_any_1": [("a", "a 2026-03-02T03:00:00+00:00"), ("b", "b 2026-03-02T03:00:00+00:00")],
+    assert ticks(defs) == {
+        "retune_at_0_3_any_any_1": [("a to b", "a 2026-03-02T03:00:00+00:00")],
         "retune_at_any_per_30_6_to_8_any_any_1_and_4": [("c", "c 2026-03-02T03:00:00+00:00")],
     }
+
+
+def test_a_tick_also_runs_a_task_whose_file_came_after_the_code_location_was_loaded(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    write_task(settings, "a")
+    defs = build_defs(settings)
+    write_task(settings, "later")
+    assert ticks(defs) == {"retune_at_0_3_any_any_1": [("a to later", "a 2026-03-02T03:00:00+00:00")]}
+
+
+def test_tasks_that_do_not_stand_side_by_side_are_runs_of_their_own() -> None:
+    requests = runs_for(["a", "b", "d"], ["a", "b", "c", "d"], "now")
+    assert [(bounds(request), request.run_key) for request in requests] == [("a to b", "a now"), ("d", "d now")]
+
+
+def test_production_settings_switch_schedules_and_sensors_on(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    write_task(settings, "a")
+    for on in (True, False):
+        defs = build_defs(settings.model_copy(update={"automation": on}))
+        status = {each.name: each.default_status.value for each in (*defs.schedules, *defs.sensors)}
+        assert set(status) == {"retune_at_0_3_any_any_1", "task_files", "new_data", "publish_what_passed"}
+        assert set(status.values()) == {"RUNNING" if on else "STOPPED"}
 
 
 def test_a_prompt_that_passed_its_gate_is_published_by_itself_and_a_rejected_one_is_not(tmp_path: Path) -> None:
@@ -46,9 +84,10 @@ def test_a_prompt_that_passed_its_gate_is_published_by_itself_and_a_rejected_one
     write_task(settings, "rejected")
     defs = build_defs(settings)
     with dg.DagsterInstance.ephemeral() as instance:
+        register(instance, find_task_files(settings.tasks_dir))
         before = dg.evaluate_automation_conditions(defs, instance)
         for task in ("passed", "rejected"):
-            for asset in ("examples", "splits", "tuned_prompt", "evaluation"):
+            for asset in ("examples", "splits", "baselines", "tuned_prompt", "evaluation"):
                 instance.report_runless_asset_event(dg.AssetMaterialization(asset, partition=task))
             report_gate(instance, task, passed=task == "passed")
         after = dg.evaluate_automation_conditions(defs, instance, cursor=before.cursor)

@@ -15,7 +15,7 @@ def write(manager: ContentAddressed, value: object, partition: str = "t") -> Non
 
 
 def read(manager: ContentAddressed, partition: str = "t") -> object:
-    return manager.load_input(dg.build_input_context(asset_key="examples", partition_key=partition))
+    return manager.load_input(dg.build_input_context(asset_key="examples", partition_key=partition))[partition]
 
 
 def objects(root: Path) -> list[Path]:
@@ -62,10 +62,21 @@ def test_a_write_that_stops_half_way_leaves_the_value_before(tmp_path: Path) -> 
             raise OSError("no space left on device")
 
     write(FrameFiles(root=str(tmp_path)), pl.DataFrame({"text": ["old"]}))
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(dg.RetryRequested) as asked:
         write(FullDisk(root=str(tmp_path)), pl.DataFrame({"text": ["new"]}))
+    assert asked.value.max_retries == 2 and str(asked.value.__cause__) == "no space left on device"
     assert read(FrameFiles(root=str(tmp_path)))["text"].to_list() == ["old"]
     assert len(objects(tmp_path)) == 1
+
+
+def test_what_was_made_of_the_same_inputs_is_found_again_until_it_is_damaged(tmp_path: Path) -> None:
+    frame, manager = pl.DataFrame({"text": ["a"]}), FrameFiles(root=str(tmp_path))
+    assert manager.remembered("examples", "some inputs") is None
+    manager.remember("examples", "some inputs", frame)
+    assert manager.remembered("examples", "some inputs").equals(frame)
+    assert manager.remembered("examples", "other inputs") is None
+    objects(tmp_path)[0].write_bytes(b"")
+    assert manager.remembered("examples", "some inputs") is None
 
 
 def test_a_damaged_object_is_named_and_written_again_by_the_next_run(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from deployment import a_deployment, failure_of, run_retune, write_task
 
+from pipelines.batch import Inputs, Made
 from pipelines.definitions import build_defs
 from pipelines.settings import REPOSITORY, Settings
 from prompt_core import PromptStore
@@ -74,17 +75,21 @@ def test_what_people_look_at_is_in_the_metadata(published: Published) -> None:
     assert str(published.metadata("tuned_prompt")["loss curve"]).startswith("![loss curve](data:image/png;base64,")
     evaluation = published.metadata("evaluation")
     assert [row.data["contender"] for row in evaluation["contenders"].records] == ["label_names", "linear_probe", "tuned"]
+    assert [row.data["contender"] for row in published.metadata("baselines")["contenders"].records] == ["label_names", "linear_probe"]
     assert "confusion" in evaluation and "intervals" in evaluation
 
 
-def test_both_checks_pass(published: Published) -> None:
+def test_all_checks_pass(published: Published) -> None:
     outcomes = {check.check_name: check.passed for check in published.result.get_asset_check_evaluations()}
-    assert outcomes == {"gate": True, "no_leakage": True}
+    names = ("schema", "size", "class_balance", "no_leakage", "finite_prompt", "gate", "round_trip")
+    assert outcomes == dict.fromkeys(names, True)
 
 
 def test_a_rerun_finds_the_same_digest_and_publishes_no_new_version(published: Published) -> None:
     again = run_retune(published.settings, published.instance, TASK)
     assert again.success
+    metadata = again.asset_materializations_for_node("tuned_prompt")[0].metadata
+    assert metadata["tuning"].value.startswith("taken again: task, rows, model and versions are what they were")
     assert again.output_for_node("tuned_prompt").digest == published.result.output_for_node("tuned_prompt").digest
     assert published.store.list()[0].versions == (1,)
 
@@ -94,7 +99,7 @@ def test_a_failed_gate_leaves_the_alias_where_it_was(published: Published) -> No
     before = path.read_text(encoding="utf-8")
     write_task(published.settings, TASK, gate={"min_gain": 101})
     try:
-        result = run_retune(published.settings, published.instance, TASK, seed=1)
+        result = run_retune(published.settings, published.instance, TASK, tune={"seed": 1})
     finally:
         path.write_text(before, encoding="utf-8")
     assert not result.success
@@ -113,13 +118,13 @@ def test_a_rejected_prompt_is_refused_even_where_the_check_was_passed_over(publi
         published_prompt(
             dg.build_asset_context(partition_key=TASK),
             store=defs.resources["store"],
-            tuned_prompt=published.result.output_for_node("tuned_prompt"),
-            evaluation=evaluation.model_copy(update={"verdict": verdict}),
+            tuned_prompt=Inputs.of("tuned_prompt", {TASK: Made(published.result.output_for_node("tuned_prompt"), "")}),
+            evaluation=Inputs.of("evaluation", {TASK: Made(evaluation.model_copy(update={"verdict": verdict}), "")}),
         )
 
 
 def test_a_knob_that_no_task_file_could_have_is_one_line(published: Published) -> None:
-    result = run_retune(published.settings, published.instance, TASK, steps=0)
+    result = run_retune(published.settings, published.instance, TASK, tune={"steps": 0})
     line = f"run config of tuned_prompt[{TASK}]: tune.steps: Input should be greater than or equal to 1 (found 0)"
     assert failure_of(result).startswith(line)
 
@@ -145,7 +150,7 @@ def test_a_search_shows_its_candidates_and_what_they_cost(tmp_path: Path) -> Non
     search = {"trials": 4, "together": 4, "folds": 2, "eta": 2, "space": {"tune.learning_rate": [0.001, 0.05], "prompt.tokens": [2, 4]}}
     write_task(settings, TASK, prompt={"kind": "auto"}, tune={"steps": 4, "batch_examples": 8, "search": search})
     with dg.DagsterInstance.ephemeral() as instance:
-        found = Published(settings, instance, run_retune(settings, instance, TASK, batch_examples=4))
+        found = Published(settings, instance, run_retune(settings, instance, TASK, tune={"batch_examples": 4}))
         metadata = found.metadata("tuned_prompt")
     assert str(metadata["candidates"]).startswith("| trial | `prompt.kind` | `prompt.tokens` | `tune.learning_rate` | steps | log loss |")
     assert metadata["search prompt-steps"] == 2 * (4 * 1 + 2 * 1 + 1 * 2) and metadata["search ended by"] == "trials"

@@ -1,0 +1,166 @@
+"""A step of many tasks: each is made or fails alone, with metadata, version and reason of its own.
+
+A backfill is one run (`BackfillPolicy.single_run`), so that the prompts of all its tasks are tuned as one fleet. Dagster counts a
+step as a whole: it succeeds for all partitions of a run or for none. So a step of several tasks reports each materialization itself
+and keeps Dagster from reporting all of them; a task that failed is noted, later steps leave it out, and the last step of the run
+says who failed and why. A step of one task is an ordinary one.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import dagster as dg
+
+# An output with this mark is stored and handed on, but not reported as a materialization. Dagster has no public name for that.
+from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION as UNREPORTED
+
+from pipelines.failures import RETRIES
+from prompt_core import PromptmillError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Made(Generic[T]):
+    """The value of an asset for one task.
+
+    Attributes:
+        digest: of its content, the data version.
+        metadata: what people see beside it.
+    """
+
+    value: T
+    digest: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step of several tasks made, with the tags of each, and why the others failed."""
+
+    made: Mapping[str, Made[Any]]
+    tags: Mapping[str, Mapping[str, str]]
+    failed: Mapping[str, str]
+
+
+class FailedBeforeError(Exception):
+    """The task has failed in an earlier step of this run, for the reason that the message says."""
+
+
+class Inputs(Mapping[str, T]):
+    """The values of an asset by task, each loaded when it is asked for.
+
+    Args:
+        asset: its name.
+        keys: the tasks.
+        load: the value of a task and its digest.
+        failed: reasons by task, of those that an earlier step of this run could not make.
+    """
+
+    def __init__(
+        self, asset: str, keys: Sequence[str], load: Callable[[str], tuple[T, str]], failed: Mapping[str, str] | None = None
+    ) -> None:
+        self.asset, self._keys, self._load, self._failed = asset, keys, load, failed or {}
+        self._digests: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, asset: str, values: Mapping[str, Made[T]]) -> "Inputs[T]":
+        """Values that are at hand."""
+        return cls(asset, list(values), lambda key: (values[key].value, values[key].digest))
+
+    def __getitem__(self, key: str) -> T:
+        """The value of a task.
+
+        Raises:
+            FailedBeforeError: an earlier step of this run failed for it.
+            PromptmillError: it was never made, or is damaged.
+        """
+        if key in self._failed:
+            raise FailedBeforeError(self._failed[key])
+        value, self._digests[key] = self._load(key)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def tags(self, key: str) -> dict[str, str]:
+        """Dagster's provenance of what was loaded for a task."""
+        return {f"dagster/input_data_version/{self.asset}": self._digests[key]} if key in self._digests else {}
+
+
+Outcome = Made[Any] | Exception
+
+
+def each_task(context: dg.AssetExecutionContext, make: Callable[[str], Made[Any]], *inputs: Inputs[Any]):
+    """What an asset returns that is made task by task.
+
+    Args:
+        make: the value of a task.
+        inputs: what `make` reads, for the provenance.
+    """
+    return hand_on(context, {key: attempt(context, make, key) for key in context.partition_keys}, *inputs)
+
+
+def attempt(context: dg.AssetExecutionContext, make: Callable[[str], T], key: str) -> T | Exception:
+    """What `make` gives for a task, or what kept it from that. A fault of the machine is raised while the step may still be retried."""
+    try:
+        return make(key)
+    except (PromptmillError, FailedBeforeError) as error:
+        return error
+    except Exception as error:
+        may_pass = isinstance(error, OSError) and context.retry_number < RETRIES
+        if may_pass or len(context.partition_keys) == 1:
+            raise
+        context.log.error(f"{key}: {error}", exc_info=error)
+        return error
+
+
+def hand_on(context: dg.AssetExecutionContext, outcomes: Mapping[str, Outcome], *inputs: Inputs[Any]):
+    """What an asset returns, given what came of each task.
+
+    Raises:
+        PromptmillError: the only task of the run failed.
+    """
+    if len(outcomes) == 1:
+        (outcome,) = outcomes.values()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return dg.MaterializeResult(value=outcome.value, data_version=dg.DataVersion(outcome.digest), metadata=outcome.metadata)
+    return _report(context, outcomes, inputs)
+
+
+def _report(
+    context: dg.AssetExecutionContext, outcomes: Mapping[str, Outcome], inputs: Sequence[Inputs[Any]]
+) -> Iterator[dg.Output[Batch]]:
+    made = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Made)}
+    failed = {key: _line(outcome) for key, outcome in outcomes.items() if isinstance(outcome, Exception)}
+    for key, reason in failed.items():
+        if not isinstance(outcomes[key], FailedBeforeError):
+            context.log.error(f"{key} fails alone: {reason}")
+    code_version = context.assets_def.code_versions_by_key[context.asset_key]
+    tags = {
+        key: {
+            "dagster/data_version": value.digest,
+            "dagster/code_version": str(code_version),
+            **{name: tag for loaded in inputs for name, tag in loaded.tags(key).items()},
+        }
+        for key, value in made.items()
+    }
+    yield dg.Output(Batch(made, tags, failed), metadata={UNREPORTED: True})
+    if failed and _is_last(context):
+        reasons = "\n".join(f"{key}: {reason}" for key, reason in failed.items())
+        raise dg.Failure(f"{len(failed)} of {len(outcomes)} tasks failed, the others are done.\n{reasons}", allow_retries=False)
+
+
+def _is_last(context: dg.AssetExecutionContext) -> bool:
+    """Whether no later step of this run is made from this asset."""
+    layer = context.job_def.asset_layer
+    return not layer.asset_graph.get(context.asset_key).child_keys & layer.executable_asset_keys
+
+
+def _line(error: Exception) -> str:
+    return str(error) if isinstance(error, (PromptmillError, FailedBeforeError)) else f"{type(error).__name__}: {error}"

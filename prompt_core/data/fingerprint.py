@@ -1,0 +1,66 @@
+"""Whether a task's data changed since somebody looked: by content, at the price of a look at the file's state where nothing did."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from prompt_core.errors import PromptmillError
+from prompt_core.task import TaskSpec
+
+
+class Fingerprint(BaseModel):
+    """What the files of a task held.
+
+    Attributes:
+        state: digest of what their file system says of them (size, times, ETag): equal states, equal content.
+        content: SHA-256 of their bytes, 64 hexadecimal digits.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    state: str
+    content: str
+
+
+def fingerprint(task: TaskSpec, known: Fingerprint | None = None) -> Fingerprint:
+    """The fingerprint of `data.path`, `data.test_path` and `data.unlabelled` as they are now.
+
+    Args:
+        known: an earlier one; where the files' state is still the same, they are not read again.
+
+    Raises:
+        PromptmillError: a file is missing or its file system cannot be reached.
+    """
+    named = {field: name for field in ("path", "test_path", "unlabelled") if (name := getattr(task.data, field))}
+    files = [(field, file) for field, name in named.items() for file in _files(task, field, name)]
+    try:
+        state = hashlib.sha256("\n".join(f"{field} {path} {system.ukey(path)}" for field, (system, path) in files).encode()).hexdigest()
+        if known is not None and known.state == state:
+            return known
+        content = hashlib.sha256()
+        for field, (system, path) in files:
+            content.update(field.encode() + b"\0")
+            with system.open(path, "rb") as stream:
+                content.update(hashlib.file_digest(stream, "sha256").digest())
+    except OSError as error:
+        raise PromptmillError(f"task {task.name}: data", f"cannot be read ({error})", "Check the files.") from None
+    return Fingerprint(state=state, content=content.hexdigest())
+
+
+def _files(task: TaskSpec, field: str, named: str) -> list[tuple[Any, str]]:
+    """(file system, path) of each file that a field names; a pattern names several."""
+    import fsspec
+
+    where = f"task {task.name}: data.{field}"
+    try:
+        system, path = fsspec.core.url_to_fs(task.locate(named))
+        system.invalidate_cache()  # what an object store listed earlier is not how it is now
+        paths = [path] if system.exists(path) else sorted(system.glob(path))
+    except (OSError, ValueError, ImportError) as error:
+        raise PromptmillError(where, f'"{named}" cannot be reached ({error})', "Check the address.") from None
+    if not paths:
+        raise PromptmillError(where, f'there is no file "{named}"', "Check the path.")
+    return [(system, path) for path in paths]

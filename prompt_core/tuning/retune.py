@@ -1,0 +1,146 @@
+"""`retune_fleet`: each task tuned from its own start and, beside that, from the prompt that is live; the better one goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal
+
+from prompt_core.artifact import TunedPrompt
+from prompt_core.backbone import Backbone
+from prompt_core.errors import PromptmillError
+from prompt_core.task import TaskSpec
+from prompt_core.tuning.member import Step
+from prompt_core.tuning.prepared import Sides
+from prompt_core.tuning.search import OnSearch
+from prompt_core.tuning.tune import tune_fleet
+
+if TYPE_CHECKING:
+    from prompt_core.text.search import OnRound
+
+Start = Literal["cold", "warm"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """A task to be retuned.
+
+    Attributes:
+        task: what to tune and how.
+        sides: its (train, validation) frames.
+        live: the prompt in production, if one is.
+    """
+
+    task: TaskSpec
+    sides: Sides
+    live: TunedPrompt | None = None
+
+
+@dataclass(frozen=True)
+class Retuned:
+    """What came of an order.
+
+    Attributes:
+        prompt: the better one on validation; of equal ones the cold one. Its manifest's `started_from` is the digest of the
+            live prompt where that is what it started from.
+        start: cold, from the task's own start; warm, from the live prompt.
+        losses: the least validation loss from each start that was tuned and looked at validation rows.
+        why: one line for people.
+    """
+
+    prompt: TunedPrompt
+    start: Start
+    losses: dict[Start, float]
+    why: str
+
+
+def retune_fleet(
+    orders: Sequence[Order],
+    backbone: Backbone | None = None,
+    *,
+    on_step: Callable[[Sequence[int]], Callable[[int, Step], None]] | None = None,
+    on_search: OnSearch | None = None,
+    on_round: OnRound | None = None,
+    checkpoints: Path | None = None,
+) -> list[Retuned | PromptmillError]:
+    """Tune all orders side by side, each from its own start and, where that can be compared, also from its live prompt.
+
+    Args:
+        orders: tasks on one backbone.
+        backbone: as for `tune_fleet`, like the rest.
+        on_step: given the steps at most of each prompt of the fleet, what is called after each of their steps.
+
+    Returns:
+        For each order what came of it, or what kept it from a prompt from its own start.
+
+    Raises:
+        PromptmillError: as `tune_fleet`.
+    """
+    with TemporaryDirectory() as folder:
+        tasks = [order.task for order in orders]
+        warm: dict[int, TaskSpec] = {}
+        reasons = [_why_cold(order) for order in orders]
+        for number, order in enumerate(orders):
+            if order.live is not None and not reasons[number]:
+                place = Path(folder) / str(number)
+                order.live.save(place)
+                warm[number] = _from(order.task, place)
+        fleet = [*tasks, *warm.values()]
+        sides = [*(order.sides for order in orders), *(orders[number].sides for number in warm)]
+        results = tune_fleet(
+            fleet,
+            sides,
+            backbone,
+            on_step=on_step([task.tune.steps for task in fleet]) if on_step else None,
+            on_search=on_search,
+            on_round=on_round,
+            checkpoints=checkpoints,
+        )
+    from_live = dict(zip(warm, results[len(orders) :], strict=True))
+    cold = results[: len(orders)]
+    return [_better(found, from_live.get(number), reasons[number]) for number, found in enumerate(cold)]
+
+
+def _from(task: TaskSpec, live: Path) -> TaskSpec:
+    """The task with the live prompt, a folder, as its start."""
+    prompt = task.prompt.model_copy(update={"start": "prompt", "start_from": str(live), "text": None})
+    return task.model_copy(update={"prompt": prompt})
+
+
+def _why_cold(order: Order) -> str:
+    """Why the live prompt is no start to compare with; nothing where it is one."""
+    task, live = order.task, order.live
+    if live is None:
+        return "no prompt is live"
+    if task.prompt.kind == "text" or live.manifest.kind == "text":
+        return "a text prompt is searched, not continued"
+    if task.search:
+        return "its settings are chosen by a search, which does not start from a prompt"
+    if order.sides[1] is None or order.sides[1].is_empty():
+        return "there are no validation rows to choose a start by"
+    if live.manifest.kind != task.prompt.kind:
+        return f"the live prompt is of kind {live.manifest.kind}"
+    return ""
+
+
+def _better(cold: TunedPrompt | PromptmillError, warm: TunedPrompt | PromptmillError | None, reason: str) -> Retuned | PromptmillError:
+    if isinstance(cold, PromptmillError):
+        return cold
+    if warm is None:
+        return Retuned(cold, "cold", _losses(cold=cold), f"from the task's own start: {reason}")
+    if isinstance(warm, PromptmillError):
+        return Retuned(cold, "cold", _losses(cold=cold), f"from the task's own start: the live prompt does not fit ({warm})")
+    if cold.manifest.tokens != warm.manifest.tokens:
+        what = f"the live prompt has {warm.manifest.tokens} tokens, the task asks for {cold.manifest.tokens}"
+        return Retuned(cold, "cold", _losses(cold=cold), f"from the task's own start: {what}")
+    losses = _losses(cold=cold, warm=warm)
+    start: Start = "warm" if losses["warm"] < losses["cold"] else "cold"
+    shown = f"validation loss {losses['cold']:.4f} from the task's own start, {losses['warm']:.4f} from the live prompt"
+    return Retuned(warm if start == "warm" else cold, start, losses, shown)
+
+
+def _losses(**prompts: TunedPrompt) -> dict[Start, float]:
+    looks = {start: prompt.manifest.tuning.validation for start, prompt in prompts.items() if prompt.manifest.tuning}
+    return {start: min(look.loss for look in found) for start, found in looks.items() if found}  # type: ignore[misc]

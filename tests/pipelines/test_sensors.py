@@ -1,0 +1,99 @@
+"""What is noticed: task files that come and go, and data that changed."""
+
+import os
+from pathlib import Path
+
+import dagster as dg
+import fsspec
+import pytest
+from deployment import a_deployment, write_task
+
+from pipelines.partitions import find_task_files, register
+from pipelines.sensors import build_sensors
+from pipelines.settings import Settings
+from prompt_core import PromptmillError
+from prompt_core.data import fingerprint
+from prompt_core.task import load_task
+
+
+def tick(settings: Settings, instance: dg.DagsterInstance, name: str, cursor: str | None = None) -> dg.SensorResult | dg.SkipReason:
+    """One evaluation of a sensor; partitions are added and retired as the daemon would."""
+    sensor = next(sensor for sensor in build_sensors(settings.tasks_dir, on=False) if sensor.name == name)
+    with dg.build_sensor_context(instance, cursor=cursor) as context:
+        found = sensor(context)
+    for request in found.dynamic_partitions_requests or () if isinstance(found, dg.SensorResult) else ():
+        if isinstance(request, dg.AddDynamicPartitionsRequest):
+            instance.add_dynamic_partitions("tasks", request.partition_keys)
+        else:
+            for key in request.partition_keys:
+                instance.delete_dynamic_partition("tasks", key)
+    return found
+
+
+def launched(found: dg.SensorResult | dg.SkipReason) -> list[str | None]:
+    assert isinstance(found, dg.SensorResult)
+    return [request.partition_key for request in found.run_requests or ()]
+
+
+def test_a_file_that_appears_becomes_a_partition_and_one_that_vanishes_retires_its_own(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    path = write_task(settings, "a")
+    with dg.DagsterInstance.ephemeral() as instance:
+        tick(settings, instance, "task_files")
+        write_task(settings, "b")
+        tick(settings, instance, "task_files")
+        assert instance.get_dynamic_partitions("tasks") == ["a", "b"]
+        path.unlink()
+        tick(settings, instance, "task_files")
+        assert instance.get_dynamic_partitions("tasks") == ["b"]
+        assert isinstance(tick(settings, instance, "task_files"), dg.SkipReason)
+
+
+def test_a_task_that_never_ran_is_tuned_once_and_again_when_its_data_changed(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    write_task(settings, "a")
+    data = settings.tasks_dir / "messages.csv"
+    with dg.DagsterInstance.ephemeral() as instance:
+        register(instance, find_task_files(settings.tasks_dir))
+        first = tick(settings, instance, "new_data")
+        assert launched(first) == ["a"]
+        os.utime(data, (1, 1))
+        touched = tick(settings, instance, "new_data", first.cursor)
+        assert launched(touched) == []
+        data.write_text(data.read_text() + "when does my parcel come,late\n")
+        changed = tick(settings, instance, "new_data", touched.cursor)
+        assert launched(changed) == ["a"]
+        assert launched(tick(settings, instance, "new_data", changed.cursor)) == []
+
+
+def test_a_task_that_ran_already_is_only_noted_at_first(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    write_task(settings, "a")
+    with dg.DagsterInstance.ephemeral() as instance:
+        register(instance, find_task_files(settings.tasks_dir))
+        instance.report_runless_asset_event(dg.AssetMaterialization("examples", partition="a"))
+        assert launched(tick(settings, instance, "new_data")) == []
+
+
+def test_a_broken_task_and_lost_data_keep_no_other_task_from_being_looked_at(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    write_task(settings, "broken", objectiv="classify")
+    write_task(settings, "good")
+    write_task(settings, "lost", data={"path": "nowhere.csv", "target": "label"})
+    with dg.DagsterInstance.ephemeral() as instance:
+        register(instance, find_task_files(settings.tasks_dir))
+        found = tick(settings, instance, "new_data")
+    assert launched(found) == ["good"]
+
+
+def test_data_at_any_address_has_a_fingerprint_of_its_content(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/desk/rows.csv", b"text,label\na,b\n")
+    task = load_task(write_task(a_deployment(tmp_path), "a", data={"path": "memory://desk/rows.csv", "target": "label"}))
+    first = fingerprint(task)
+    assert fingerprint(task, first) is first
+    memory.pipe("/desk/rows.csv", b"text,label\na,c\n")
+    assert fingerprint(task, first).content != first.content
+    memory.rm("/desk/rows.csv")
+    with pytest.raises(PromptmillError, match=r'task a: data.path: there is no file "memory://desk/rows.csv"'):
+        fingerprint(task, first)
