@@ -14,6 +14,7 @@ from pipelines.automation import retune, retune_schedules
 from pipelines.checks import build_checks
 from pipelines.io_managers import ContenderFiles, EvaluationFiles, FrameFiles, PromptFolders, SplitsFolders, Texts
 from pipelines.ledger import Ledger
+from pipelines.pipes import Processes
 from pipelines.resources import Checkpoints, RunLog, Store, TaskFolder
 from pipelines.sensors import build_sensors
 from pipelines.settings import Settings
@@ -32,6 +33,7 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
         "store": Store(url=settings.store_url),
         "progress": RunLog(),
         "checkpoints": Checkpoints(folder=str(settings.storage_dir / "checkpoints")),
+        "processes": Processes(torchrun=settings.torchrun, scratch=str(settings.storage_dir / "scratch")),
         "ledger": Ledger(root=root),
         "frames": FrameFiles(root=root),
         "splits": SplitsFolders(root=root),

@@ -50,7 +50,8 @@ class History(Collector):
             self._verdicts.add(1, record.partition_key or "", str(metadata_of(record).get("verdict", "")).split(" ")[0])
         for record in self._cursor.new(self._instance.fetch_materializations, _TUNED):
             found = metadata_of(record)
-            self._seconds.add(float(found.get("seconds", 0)), record.partition_key or "")
+            shared = int(found.get("tuned together", 1))  # a fleet's seconds stand beside each of its prompts
+            self._seconds.add(float(found.get("seconds", 0)) / shared, record.partition_key or "")
             self._tokens.add(float(found.get("trained tokens", 0)), record.partition_key or "")
         for record in self._cursor.new(self._instance.fetch_materializations, _PUBLISHED):
             self._publications.add(1, record.partition_key or "")

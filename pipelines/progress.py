@@ -20,7 +20,7 @@ class LoggedProgress:
     """
 
     def __init__(self, say: Callable[[str], object], every_seconds: float) -> None:
-        self._say, self._every = say, every_seconds
+        self._say, self.every_seconds = say, every_seconds
         self._last_said = time.monotonic()
         self._work, self._began = "", 0.0
 
@@ -69,7 +69,7 @@ class LoggedProgress:
             self._say(f"{name}: {done} of {total} rows, ETA {eta:.0f} s")
 
     def _is_time(self) -> bool:
-        due = time.monotonic() - self._last_said >= self._every
+        due = time.monotonic() - self._last_said >= self.every_seconds
         if due:
             self._last_said = time.monotonic()
         return due

@@ -33,7 +33,7 @@ def create_deployment(folder: Path) -> None:
             content = Path(beside) / folder.name
             shutil.copytree(_HERE / "files", content)
             (content / "gitignore").rename(content / ".gitignore")
-            (content / ".env").write_text(f"DAGSTER_HOME={folder}\n", encoding="utf-8")
+            (content / ".env").write_text(f"DAGSTER_HOME={folder}\nPROMPTMILL_AUTOMATION=on\n", encoding="utf-8")
             for name, in_checkout in _FROM_ELSEWHERE.items():
                 _copy(_HERE / name if (_HERE / name).exists() else _CHECKOUT / in_checkout, content / name)
             content.replace(folder)

@@ -33,13 +33,13 @@ def test_it_has_a_task_whose_data_is_there_settings_and_the_code_location(folder
     splits, _ = prepare(load_task(folder / "tasks" / "caretaker.yaml"))
     assert len(splits.train) == 50 and len(splits.test) == 20
     assert yaml.safe_load((folder / "dagster.yaml").read_text())["telemetry"] == {"enabled": False}
-    assert (folder / ".env").read_text() == f"DAGSTER_HOME={folder}\n"
+    assert (folder / ".env").read_text() == f"DAGSTER_HOME={folder}\nPROMPTMILL_AUTOMATION=on\n"
     assert not list(folder.rglob("__pycache__"))
 
 
 def test_its_own_code_location_loads_with_its_own_task(folder: Path) -> None:
     code = "from pipelines.definitions import defs; from pipelines import settings; print(settings.REPOSITORY, defs.schedules[0].name)"
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "DAGSTER_HOME")}
+    environment = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}
     run = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=True, timeout=60)
     assert run.stdout == f"{folder} retune_at_0_3_any_any_1\n"
 

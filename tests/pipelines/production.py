@@ -15,10 +15,11 @@ import yaml
 from dagster_graphql import DagsterGraphQLClient
 from servers import Server, free_port, wait_for
 
+from pipelines.partitions import find_task_files, register
 from pipelines.settings import REPOSITORY, Settings
 
 FILES = REPOSITORY / "deploy" / "production"
-LONGEST_RUN = 120  # seconds that a run may stay started, whatever happened to it
+LONGEST_RUN = 300  # seconds that a run may stay started, whatever happened to it
 
 
 class Production:
@@ -85,6 +86,11 @@ class Production:
         assert "errors" not in answer, answer["errors"]
         return answer["data"]
 
+    def register_tasks(self) -> None:
+        """What the sensor `task_files` does where automation is on."""
+        with self.instance() as instance:
+            register(instance, find_task_files(self.settings.tasks_dir))
+
     def retune(self, task: str, **tags: str) -> str:
         """Ask the webserver for a run of the whole chain, which the daemon then takes from the queue; gives its id."""
         client = DagsterGraphQLClient("127.0.0.1", port_number=self.ports["WEBSERVER"])
@@ -97,7 +103,7 @@ class Production:
         with dg.DagsterInstance.from_config(str(self.home)) as instance:
             yield instance
 
-    def wait_for_step(self, run: str, step: str, seconds: float = 90) -> int:
+    def wait_for_step(self, run: str, step: str, seconds: float = 300) -> int:
         """Wait until a step of a run has begun; gives the process that does it."""
 
         def began() -> int | None:
