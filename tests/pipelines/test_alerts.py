@@ -1,52 +1,22 @@
 """Alerts: a failed gate and a failed run reach a webhook, once each and with the reason; a webhook that is down is told later."""
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
 from deployment import a_deployment, write_task
+from webhook import PLANTED, Receiver, webhook
 
 from pipelines.alerts import Webhook, alert_failed_gate, alert_failed_run
 from pipelines.definitions import build_defs
 from pipelines.settings import ALERT_URL, Settings
 
 
-class Receiver(ThreadingHTTPServer):
-    """A webhook on a loopback port: keeps what it is told, and answers with `status`."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Keep)
-        self.told: list[dict[str, Any]] = []
-        self.status = 200
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/hook/secret-token"
-
-
-class _Keep(BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        self.server.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(self.server.status)
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    with Receiver() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with webhook() as server:
         yield server
-        server.shutdown()
 
 
 def evaluated(instance: dg.DagsterInstance, task: str, passed: bool) -> None:
@@ -118,12 +88,12 @@ def test_without_an_address_no_alert_is_defined_and_with_one_it_stays_in_the_env
     settings = a_deployment(tmp_path)
     write_task(settings, "a_task")
     assert not [sensor.name for sensor in build_defs(settings).sensors if sensor.name.startswith("alert")]
-    monkeypatch.setenv(ALERT_URL, "https://hooks.example.com/secret-token")
+    monkeypatch.setenv(ALERT_URL, f"https://hooks.example.com/{PLANTED}")
     assert Settings.from_environment(
-        {ALERT_URL: "https://hooks.example.com/secret-token", "PROMPTMILL_TASKS": str(settings.tasks_dir)}
+        {ALERT_URL: f"https://hooks.example.com/{PLANTED}", "PROMPTMILL_TASKS": str(settings.tasks_dir)}
     ).alerts
     defs = build_defs(settings.model_copy(update={"alerts": True}))
     assert {"alert_failed_gate", "alert_failed_run"} <= {sensor.name for sensor in defs.sensors}
     snapshot = dg.serialize_value(defs.get_repository_def().get_all_jobs()[0].get_job_snapshot())
     assert ALERT_URL in snapshot or "webhook" not in snapshot
-    assert "secret-token" not in snapshot
+    assert PLANTED not in snapshot
