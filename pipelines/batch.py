@@ -76,8 +76,7 @@ class Inputs(Mapping[str, T]):
             FailedBeforeError: an earlier step of this run failed for it.
             PromptmillError: it was never made, or is damaged.
         """
-        if key in self._failed:
-            raise FailedBeforeError(self._failed[key])
+        self.check(key)
         value, self._digests[key] = self._load(key)
         return value
 
@@ -86,6 +85,15 @@ class Inputs(Mapping[str, T]):
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def check(self, key: str) -> None:
+        """Refuse a task that an earlier step of this run failed for.
+
+        Raises:
+            FailedBeforeError: for its reason.
+        """
+        if key in self._failed:
+            raise FailedBeforeError(self._failed[key])
 
     def tags(self, key: str) -> dict[str, str]:
         """Dagster's provenance of what was loaded for a task."""
@@ -102,7 +110,13 @@ def each_task(context: dg.AssetExecutionContext, make: Callable[[str], Made[Any]
         make: the value of a task.
         inputs: what `make` reads, for the provenance.
     """
-    return hand_on(context, {key: attempt(context, make, key) for key in context.partition_keys}, *inputs)
+
+    def unless_failed(key: str) -> Made[Any]:
+        for values in inputs:
+            values.check(key)
+        return make(key)
+
+    return hand_on(context, {key: attempt(context, unless_failed, key) for key in context.partition_keys}, *inputs)
 
 
 def attempt(context: dg.AssetExecutionContext, make: Callable[[str], T], key: str) -> T | Exception:

@@ -31,7 +31,8 @@ def _check(judgement: Judgement) -> dg.AssetChecksDefinition:
     @plain_failures
     def check(context: dg.AssetCheckExecutionContext, tasks: TaskFolder, store: Store, ledger: Ledger, values: Inputs):
         def judged(key: str) -> dg.AssetCheckResult:
-            return judgement.judge(tasks.load(key), values[key], store.open())
+            value = values[key]  # first, since of a task that has failed nothing else is said
+            return judgement.judge(tasks.load(key), value, store.open())
 
         if len(values) == 1:
             (found,) = map(judged, values)

@@ -8,7 +8,7 @@ import dagster as dg
 from pipelines.alerts import ALERTS, webhook
 from pipelines.assets.evaluation import baselines, evaluation
 from pipelines.assets.examples import examples, splits
-from pipelines.assets.exports import published_prompt
+from pipelines.assets.exports import published_prompt, report
 from pipelines.assets.prompts import tuned_prompt
 from pipelines.automation import retune, retune_schedules
 from pipelines.checks import build_checks
@@ -41,15 +41,16 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
         "contenders": ContenderFiles(root=root),
         "evaluations": EvaluationFiles(root=root),
         "texts": Texts(root=root),
+        "pages": Texts(root=root, suffix=".html"),
     }
     status = dg.DefaultSensorStatus.RUNNING if settings.automation else dg.DefaultSensorStatus.STOPPED
     return dg.Definitions(
-        assets=[examples, splits, baselines, tuned_prompt, evaluation, published_prompt],
+        assets=[examples, splits, baselines, tuned_prompt, evaluation, published_prompt, report],
         asset_checks=build_checks(),
         jobs=[retune],
         schedules=retune_schedules(settings.tasks_dir, settings.automation),
         sensors=[
-            *build_sensors(settings.tasks_dir, settings.automation),
+            *build_sensors(settings.tasks_dir, settings.store_url, settings.automation),
             dg.AutomationConditionSensorDefinition("publish_what_passed", target=dg.AssetSelection.all(), default_status=status),
             *(ALERTS if settings.alerts else ()),
         ],

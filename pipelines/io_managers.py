@@ -28,16 +28,21 @@ from prompt_core import PromptmillError
 from prompt_core.data import Splits
 from prompt_core.data.digest import frame_digest
 from prompt_core.evaluation import Contender, Evaluation
-from prompt_core.evaluation.contenders import contenders_json, read_contenders
+from prompt_core.evaluation.contender_files import contenders_json, read_contenders
 
 if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code location
     from prompt_core import TunedPrompt
 
 
 class ContentAddressed(dg.ConfigurableIOManager):
-    """Base: subclasses say how a value becomes a digest and a path, and comes back."""
+    """Base: subclasses say how a value becomes a digest and a path, and comes back.
+
+    Attributes:
+        suffix: of a value that other programs open by the ending of its name.
+    """
 
     root: str
+    suffix: str = ""
 
     @abstractmethod
     def digest(self, value: Any) -> str:
@@ -79,21 +84,21 @@ class ContentAddressed(dg.ConfigurableIOManager):
         if not note.exists():
             return None
         try:
-            return self.load(Path(self.root) / "objects" / asset / note.read_text(encoding="ascii"))
+            return self.load(self.place(dg.AssetKey(asset), note.read_text(encoding="ascii")))
         except PromptmillError:
             return None
 
     def remember(self, asset: str, made_of: str, value: Any) -> None:
         """Keep a value under what it was made of."""
         digest = self.digest(value)
-        path = Path(self.root) / "objects" / asset / digest
+        path = self.place(dg.AssetKey(asset), digest)
         if not self._is_intact(path):
             self._commit(value, path)
         _replace(self._note(asset, made_of), digest)
 
     def _keep(self, context: dg.OutputContext, key: str, value: Any) -> None:
         digest = self.digest(value)
-        path = self._object(context.asset_key, digest)
+        path = self.place(context.asset_key, digest)
         if not self._is_intact(path):
             self._commit(value, path)
         _replace(self._pointer(context.asset_key, key), digest)
@@ -104,7 +109,7 @@ class ContentAddressed(dg.ConfigurableIOManager):
         except FileNotFoundError:
             where = f"{asset.to_user_string()}[{key}]"
             raise PromptmillError(where, "has no value", "Materialize it first.") from None
-        return self.load(self._object(asset, digest)), digest
+        return self.load(self.place(asset, digest)), digest
 
     def _commit(self, value: Any, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,12 +130,13 @@ class ContentAddressed(dg.ConfigurableIOManager):
         if not path.exists():
             return False
         try:
-            return self.digest(self.load(path)) == path.name
+            return self.digest(self.load(path)) == path.name.removesuffix(self.suffix)
         except PromptmillError:
             return False
 
-    def _object(self, asset: dg.AssetKey, digest: str) -> Path:
-        return Path(self.root) / "objects" / asset.path[-1] / digest
+    def place(self, asset: dg.AssetKey, digest: str) -> Path:
+        """Where the value with a digest lies."""
+        return Path(self.root) / "objects" / asset.path[-1] / f"{digest}{self.suffix}"
 
     def _pointer(self, asset: dg.AssetKey, key: str) -> Path:
         # A key may hold slashes, and `.` and `..` are keys too: the quoted name gets a suffix.
@@ -233,13 +239,13 @@ class ContenderFiles(ContentAddressed):
 
 
 def contenders_digest(contenders: Sequence[Contender]) -> str:
-    """SHA-256 (64 hex characters) over names and answers."""
-    return hashlib.sha256(contenders_json(contenders)).hexdigest()
+    """SHA-256 (64 hex characters) over everything that was measured, but not by a clock."""
+    return hashlib.sha256(contenders_json(contenders, with_seconds=False)).hexdigest()
 
 
 def evaluation_digest(evaluation: Evaluation) -> str:
-    """SHA-256 (64 hex characters) over everything that was measured."""
-    return hashlib.sha256(evaluation.model_dump_json().encode()).hexdigest()
+    """SHA-256 (64 hex characters) over everything that was measured, but not by a clock."""
+    return hashlib.sha256(evaluation.model_dump_json(exclude={"seconds"}).encode()).hexdigest()
 
 
 def _damaged(path: Path, error: Exception) -> PromptmillError:

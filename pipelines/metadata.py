@@ -1,6 +1,7 @@
 """What people see beside a materialization: numbers (which Dagster plots over time), tables and small pictures."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -195,6 +196,16 @@ def publication_metadata(store: PromptStore, prompt: "TunedPrompt", version: int
         "published": store.record(prompt.name, version).published,
         "store": dg.MetadataValue.path(store.url),
         "use": dg.MetadataValue.md(f"```python\n{code}\n```"),
+    }
+
+
+def report_metadata(evaluation: Evaluation, place: Path) -> Metadata:
+    """Where the page is."""
+    return {
+        "page": dg.MetadataValue.path(str(place)),
+        "open": dg.MetadataValue.url(place.as_uri()),
+        "verdict": "passed" if evaluation.verdict.passed else "failed",
+        "prompt digest": evaluation.prompt_digest,
     }
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import safetensors
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from prompt_core.data.drift import Profile
 from prompt_core.errors import PromptmillError
 from prompt_core.extraction.tags import num_tags
 from prompt_core.plain_json import parse_json
@@ -68,7 +69,7 @@ class TuningRecord(Record):
 
 
 class DataRecord(Record):
-    """Which rows the prompt has seen, by content digest."""
+    """Which rows the prompt has seen, by content digest; and what they look like, to tell when new inputs do not."""
 
     train_rows: int
     train: str
@@ -76,6 +77,7 @@ class DataRecord(Record):
     validation: str
     unlabelled_rows: int = 0
     unlabelled: str | None = None
+    profile: Profile | None = None
 
 
 class EntityRecord(Record):

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prompt_core.errors import PromptmillError, nearest
-from prompt_core.options import as_json, current_user, store_option, why_option
+from prompt_core.options import as_json, current_user, published_version, store_option, why_option
+from prompt_core.report_commands import REPORT_COMMANDS
 from prompt_core.store_commands import STORE_COMMANDS
 
 if TYPE_CHECKING:  # torch, polars and pydantic are imported by the commands that need them: `--help` answers at once
     from prompt_core.artifact import TunedPrompt
-    from prompt_core.export import Published
+    from prompt_core.data import Splits
     from prompt_core.store import PromptStore
     from prompt_core.task import TaskSpec
 
@@ -58,20 +59,31 @@ def tune(tasks: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     if out and out.exists():
         raise PromptmillError(str(out), "exists already", "Name a folder that does not.")
     _check_place(out or Path(_PROMPTS) / specs[0].name)
+    from prompt_core.data import prepare
+    from prompt_core.evaluation import power_sentence
     from prompt_core.progress import Progress
     from prompt_core.tuning import tune_fleet
     from prompt_core.tuning.parallel import process_group
 
-    backbones = dict.fromkeys(spec.backbone for spec in specs)
-    fleets = [[spec for spec in specs if spec.backbone == backbone] for backbone in backbones]
     summaries: list[dict[str, Any]] = []
     failures: list[PromptmillError] = []
+    prepared: list[tuple[TaskSpec, Splits]] = []
     with process_group() as writes:
-        for fleet in fleets:
+        for spec in specs:
+            try:
+                prepared.append((spec, prepare(spec)[0]))
+            except PromptmillError as error:
+                failures.append(error)
+                continue
+            if writes:
+                click.echo(f"{spec.name}: {power_sentence(spec, len(prepared[-1][1].test))}", err=True)
+        for backbone in dict.fromkeys(spec.backbone for spec, _ in prepared):
+            fleet = [spec for spec, _ in prepared if spec.backbone == backbone]
+            sides = [(splits.train, splits.validation) for spec, splits in prepared if spec.backbone == backbone]
             with Progress(fleet[0].name if len(fleet) == 1 else f"{len(fleet)} tasks") as progress:
                 on_step = progress.fleet([spec.tune.steps for spec in fleet])
                 shown: dict[str, Any] = {"on_step": on_step, "on_search": progress.search, "on_round": progress.round} if writes else {}
-                results = tune_fleet(fleet, **shown, checkpoints=Path(_CHECKPOINTS))
+                results = tune_fleet(fleet, sides, **shown, checkpoints=Path(_CHECKPOINTS))
             failures += [result for result in results if isinstance(result, PromptmillError)]
             for prompt in results if writes else []:
                 if isinstance(prompt, PromptmillError):
@@ -109,17 +121,22 @@ def evaluate(task: str, prompt: Path, publish: bool, force: bool, why: str, stor
     from prompt_core import PromptStore, TunedPrompt
     from prompt_core import evaluate as evaluate_prompt
     from prompt_core.data import prepare
+    from prompt_core.evaluation import power_sentence, render_report
+    from prompt_core.evaluation.report import REPORT
     from prompt_core.progress import Progress
 
     tuned, store = TunedPrompt.load(prompt), PromptStore(store_url)
     splits, _ = prepare(spec)
+    click.echo(f"{spec.name}: {power_sentence(spec, len(splits.test))}", err=True)
+    live = store.live(spec.name)
     with Progress(spec.name) as progress:
-        evaluation = evaluate_prompt(spec, tuned, splits, production=store.live(spec.name), on_progress=progress.contender)
+        evaluation = evaluate_prompt(spec, tuned, splits, production=live, on_progress=progress.contender)
     click.echo(evaluation.model_dump_json(indent=1) if as_json else evaluation.table())
     good = evaluation.verdict.passed
     if publish and (good or force):
         why, alias = why or "promptmill evaluate --publish", "production" if good else "candidate"
-        version = store.publish(tuned, evaluation.model_dump(mode="json"), who=current_user(), why=why, force=force)
+        pages = {REPORT: render_report(evaluation, tuned, live).encode()}
+        version = store.publish(tuned, evaluation.model_dump(mode="json"), who=current_user(), why=why, force=force, pages=pages)
         store.promote(spec.name, version, alias, who=current_user(), why=why)
         click.echo(f"published {spec.name}@{version} as {alias}", err=True)
     if not good:
@@ -213,7 +230,7 @@ def export(names: tuple[str, ...], folder: Path, form: str, gguf: bool, layers: 
     """
     from prompt_core.export import export as write
 
-    write([_with_record(name, store_url) for name in names], folder, form, gguf=gguf, layers=layers, peft_type=peft_type)
+    write([published_version(name, store_url) for name in names], folder, form, gguf=gguf, layers=layers, peft_type=peft_type)
     click.echo(f"{', '.join(names)} -> {folder}", err=True)
 
 
@@ -259,15 +276,6 @@ def _published(given: str, store_url: str) -> tuple[int, TunedPrompt]:
     return number, store.get(name, number)
 
 
-def _with_record(given: str, store_url: str) -> Published:
-    """A version with the evaluation that let it through."""
-    from prompt_core import PromptStore
-    from prompt_core.export import Published
-
-    version, prompt = _published(given, store_url)
-    return Published(prompt, version, PromptStore(store_url).record(prompt.name, version).evaluation)
-
-
 def _fields(prompt: TunedPrompt, text: str, options: tuple[str, ...]) -> dict[str, str]:
     from prompt_core.template import Template
 
@@ -310,5 +318,5 @@ def _table(content: dict[str, Any]) -> str:
     return "\n".join(f"{key:<{width}}  {value}" for key, value in content.items())
 
 
-for command in STORE_COMMANDS:
+for command in (*STORE_COMMANDS, *REPORT_COMMANDS):
     main.add_command(command)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from prompt_core.criteria import DriftSpec, EvaluateSpec, GateSpec, Metric
 from prompt_core.errors import PromptmillError, nearest
 from prompt_core.extraction.schema import checked_schema, read_schema
 from prompt_core.parts import Part
@@ -19,12 +20,11 @@ from prompt_core.text.spec import TextSpec
 Objective = Literal["classify", "generate", "extract", "distill"]
 Start = Literal["root", "text", "labels", "demonstrations", "vocabulary", "random", "zero", "prompt", "context"]
 Role = Literal["system", "user", "assistant"]
-Metric = Literal["accuracy", "macro_f1", "chrf", "rouge_l", "bleu", "exact_match", "facts_kept", "entity_f1", "valid_json", "agreement"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-]*")
 _METRICS: dict[Objective, tuple[Metric, ...]] = {
     "classify": ("accuracy", "macro_f1"),
-    "generate": ("chrf", "rouge_l", "bleu", "exact_match", "facts_kept"),
+    "generate": ("chrf", "rouge_l", "bleu", "exact_match", "facts_kept", "valid_json"),
     "extract": ("entity_f1", "exact_match", "valid_json"),
     "distill": ("agreement", "chrf", "rouge_l", "bleu", "exact_match", "facts_kept"),
 }
@@ -230,27 +230,6 @@ class ExtractSpec(Part):
         return value if value is None or isinstance(value, str) else checked_schema(value)
 
 
-class EvaluateSpec(Part):
-    """What the evaluation measures."""
-
-    metrics: tuple[Metric, ...] = Field(
-        default=(), description="default: the first two that fit the objective; with extract.schema all three"
-    )
-    must_contain: str | None = Field(
-        default=None, description="column of `key: value` lines whose values an output must contain: the metric facts_kept"
-    )
-    few_shot: int = Field(default=3, ge=0, le=64, description="demonstrations in the few-shot baseline of a model that writes")
-    max_new_tokens: int | None = Field(default=None, ge=1, le=8192, description="default: a quarter more than the longest training target")
-
-
-class GateSpec(Part):
-    """When a prompt may go live."""
-
-    metric: Metric | None = Field(default=None, description="default: the first metric of the evaluation")
-    min_gain: float = Field(default=0.0, ge=0.0, description="least gain over the untuned baselines, in points of the metric (0 to 100)")
-    alpha: float = Field(default=0.01, gt=0.0, lt=0.5, description="level of the paired tests")
-
-
 class TaskSpec(Part):
     """One task: data, frozen model, template, what is tuned, and the rule by which the result may go live."""
 
@@ -271,6 +250,7 @@ class TaskSpec(Part):
     extract: ExtractSpec = ExtractSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
     gate: GateSpec = GateSpec()
+    drift: DriftSpec = DriftSpec()
     schedule: Annotated[str, Field(description="cron line of the periodic retuning")] | None = None
     _folder: Path = PrivateAttr(default_factory=Path)
 
@@ -330,8 +310,10 @@ class TaskSpec(Part):
         for metric in asked:
             if metric not in fitting:
                 raise ValueError(f"metric {metric!r} does not fit objective {self.objective!r}; it has {', '.join(fitting)}")
-        if "facts_kept" in asked and not self.evaluate.must_contain:
-            raise ValueError("metric 'facts_kept' needs evaluate.must_contain, the column with the facts")
+        if "facts_kept" in asked and not self.evaluate.states_facts:
+            raise ValueError("metric 'facts_kept' needs evaluate.must_contain, the column with the facts, or evaluate.contains or omits")
+        if self.objective == "generate" and ("valid_json" in asked) != (self.evaluate.json_schema is not None):
+            raise ValueError("metric 'valid_json' and evaluate.schema go together; give both or neither")
         if self.extract.json_schema is not None and self.objective != "extract":
             raise ValueError(f"extract.schema is for objective: extract; this one is {self.objective}")
         if self.gate.metric and self.gate.metric not in self.metrics:
@@ -403,9 +385,8 @@ class TaskSpec(Part):
 
     def without_places(self, backbone: str) -> dict[str, Any]:
         """The task as plain data, without what says where and when it ran; `backbone` is the model's public name."""
-        content = self.model_dump(
-            mode="json", exclude={"data": {"path", "test_path", "unlabelled"}, "backbone": {"device", "device_map"}, "schedule": True}
-        )
+        places = {"data": {"path", "test_path", "unlabelled"}, "backbone": {"device", "device_map"}, "drift": {"inputs"}, "schedule": True}
+        content = self.model_dump(mode="json", exclude=places)  # type: ignore[arg-type]  # the type of a literal knows no mixture
         content["data"]["path"] = "-" if self.data.path else ""
         del content["tune"]["checkpoint_every"]
         if self.prompt.start_from:
@@ -460,9 +441,11 @@ def parse_task(content: dict[str, Any], where: str, folder: Path) -> TaskSpec:
     except ValidationError as error:
         raise _explained(error, where) from None
     task._folder = folder
-    if isinstance(path := task.extract.json_schema, str):
-        schema = read_schema(Path(task.locate(path)), f"{where}: extract.schema")
-        task = task.model_copy(update={"extract": task.extract.model_copy(update={"json_schema": schema})})
+    for name in ("extract", "evaluate"):
+        part: ExtractSpec | EvaluateSpec = getattr(task, name)
+        if isinstance(path := part.json_schema, str):
+            schema = read_schema(Path(task.locate(path)), f"{where}: {name}.schema")
+            task = task.model_copy(update={name: part.model_copy(update={"json_schema": schema})})
     return task
 
 

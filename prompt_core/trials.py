@@ -89,18 +89,23 @@ class SearchRecord(_Record):
         chosen = ", ".join(f"{path.partition('.')[2]} {_shown(value)}" for path, value in self.settings.items())
         return f"{chosen} ({self.score} {shown_score(self.best)}; {len(self.trials)} trials, {self.prompt_steps:,} prompt-steps)"
 
-    def markdown(self) -> str:
-        """All trials as a Markdown table, the best first."""
+    def grid(self) -> list[list[str]]:
+        """All trials, the best first, below a header."""
         paths = list(dict.fromkeys(path for trial in self.trials for path in trial.settings))
         order = sorted(range(len(self.trials)), key=lambda number: (_value(self.trials[number]), number))
-        lines = [["trial", *(f"`{path}`" for path in paths), "steps", self.score, "accuracy", "outcome"]]
-        lines.append(["---"] * len(lines[0]))
+        lines = [["trial", *paths, "steps", self.score, "accuracy", "outcome"]]
         for number in order:
             trial = self.trials[number]
             best = trial.best
-            outcome = "**chosen**" if number == self.chosen else trial.reason or trial.outcome or ""
+            outcome = "chosen" if number == self.chosen else trial.reason or trial.outcome or ""
             measured = [str(best.steps), f"{best.score:.4f}", "" if best.accuracy is None else f"{best.accuracy:.1%}"] if best else [""] * 3
             lines.append([str(number + 1), *(_shown(trial.settings.get(path)) for path in paths), *measured, outcome])
+        return lines
+
+    def markdown(self) -> str:
+        """The same as a Markdown table."""
+        header, *rows = self.grid()
+        lines = [header, ["---"] * len(header), *rows]
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 

@@ -99,7 +99,7 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     [
         ({"objectve": "classify"}, 'objectve: unknown field. Did you mean "objective"?'),
         ({"tune": {"learning_rat": 0.1}}, 'tune.learning_rat: unknown field. Did you mean "learning_rate"?'),
-        ({"gate": {"zzz": 1}}, "gate.zzz: unknown field. Known: alpha, metric, min_gain."),
+        ({"gate": {"zzz": 1}}, "gate.zzz: unknown field. Known: alpha, max_class_loss, max_ms_per_row, max_tokens, metric, min_gain."),
         ({"backbone": {"name": "minilm", "revison": "main"}}, 'backbone.revison: unknown field. Did you mean "revision"?'),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prompt_core.data.clean import CleaningReport, clean
-from prompt_core.data.fingerprint import Fingerprint, fingerprint
+from prompt_core.data.fingerprint import Fingerprint, data_files, fingerprint
 from prompt_core.data.leakage import Leakage, find_leakage, remove_leakage
 from prompt_core.data.read import read_examples, read_unlabelled
 from prompt_core.data.split import Splits, prepare, split
@@ -14,6 +14,7 @@ __all__ = [
     "Leakage",
     "Splits",
     "clean",
+    "data_files",
     "find_leakage",
     "fingerprint",
     "prepare",

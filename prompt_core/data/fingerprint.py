@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -25,16 +26,22 @@ class Fingerprint(BaseModel):
     content: str
 
 
-def fingerprint(task: TaskSpec, known: Fingerprint | None = None) -> Fingerprint:
-    """The fingerprint of `data.path`, `data.test_path` and `data.unlabelled` as they are now.
+def data_files(task: TaskSpec) -> dict[str, str]:
+    """The addresses of a task's data by the field that names them."""
+    fields = ("path", "test_path", "unlabelled")
+    return {f"data.{field}": named for field in fields if (named := getattr(task.data, field))}
+
+
+def fingerprint(task: TaskSpec, named: Mapping[str, str], known: Fingerprint | None = None) -> Fingerprint:
+    """The fingerprint of files as they are now.
 
     Args:
+        named: addresses, relative ones to the task file, by the field that names them.
         known: an earlier one; where the files' state is still the same, they are not read again.
 
     Raises:
         PromptmillError: a file is missing or its file system cannot be reached.
     """
-    named = {field: name for field in ("path", "test_path", "unlabelled") if (name := getattr(task.data, field))}
     files = [(field, file) for field, name in named.items() for file in _files(task, field, name)]
     try:
         state = hashlib.sha256("\n".join(f"{field} {path} {system.ukey(path)}" for field, (system, path) in files).encode()).hexdigest()
@@ -46,7 +53,7 @@ def fingerprint(task: TaskSpec, known: Fingerprint | None = None) -> Fingerprint
             with system.open(path, "rb") as stream:
                 content.update(hashlib.file_digest(stream, "sha256").digest())
     except OSError as error:
-        raise PromptmillError(f"task {task.name}: data", f"cannot be read ({error})", "Check the files.") from None
+        raise PromptmillError(f"task {task.name}: {next(iter(named))}", f"cannot be read ({error})", "Check the files.") from None
     return Fingerprint(state=state, content=content.hexdigest())
 
 
@@ -54,7 +61,7 @@ def _files(task: TaskSpec, field: str, named: str) -> list[tuple[Any, str]]:
     """(file system, path) of each file that a field names; a pattern names several."""
     import fsspec
 
-    where = f"task {task.name}: data.{field}"
+    where = f"task {task.name}: {field}"
     try:
         system, path = fsspec.core.url_to_fs(task.locate(named))
         system.invalidate_cache()  # what an object store listed earlier is not how it is now

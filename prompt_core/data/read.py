@@ -23,7 +23,7 @@ def read_examples(task: TaskSpec, path: str | None = None) -> pl.DataFrame:
     """The examples of a task as they stand in the file.
 
     Args:
-        task: names the columns: the template's fields, `evaluate.must_contain` and `data.target`.
+        task: names the columns: the template's fields, those of `evaluate` and `data.target`.
         path: a local path or any URL that polars scans; default `data.path`, from the task file's folder.
 
     Returns:
@@ -104,8 +104,8 @@ def needed_columns(task: TaskSpec) -> dict[str, str]:
             "Take it out of the template or name another target.",
         )
     needed = dict.fromkeys(fields, "template")
-    if task.evaluate.must_contain:
-        needed.setdefault(task.evaluate.must_contain, "evaluate.must_contain")
+    for column, field in task.evaluate.columns.items():
+        needed.setdefault(column, field)
     if task.data.target:
         needed.setdefault(task.data.target, "data.target")
     if "_id" in needed:

@@ -9,14 +9,15 @@ from typing import Any
 
 import polars as pl
 import torch
+from torch import Tensor
 
 from prompt_core.backbone import Backbone
 from prompt_core.data import read_unlabelled
 from prompt_core.data.packing import pack
 from prompt_core.encoding import Encoded, TaskEncoding
-from prompt_core.evaluation.gate import Contender
+from prompt_core.evaluation.contender import Contender, Kind
 from prompt_core.evaluation.taggers import entity_baselines
-from prompt_core.prediction import best_labels, classify, generate_texts, label_scores
+from prompt_core.prediction import best_labels, generate_texts, label_scores
 from prompt_core.prompts import PromptState, lower
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.build import answer, build_classifier
@@ -60,18 +61,17 @@ def baselines(
         if task.writes:
             assert max_new_tokens is not None  # recorded by the tuning of every task that writes
             texts = generate_texts(backbone, encoding, prompt, inputs, max_new_tokens, _named(on_progress, name))
+            contenders.append(Contender(name=name, kind="untuned", predictions=texts))
         else:
             tokens = task.tune.batch_tokens
             classifier = build_classifier(task, encoding, backbone, labels)
             scores = label_scores(backbone, classifier, prompt, inputs, len(labels), tokens, _named(on_progress, name))
-            texts = best_labels(scores, labels)
-        contenders.append(Contender(name=name, kind="untuned", predictions=texts))
+            contenders.append(choosing(name, "untuned", scores, labels))
         if task.objective == "classify" and name == "zero_shot":
             rows_seen = chain(seen.iter_rows(named=True), read_unlabelled(task).iter_rows(named=True))
             behind = partial(classifier.scores_behind, lower(backbone, prompt))
             bias = mean_log_chances(behind, [encoding.encode(row) for row in rows_seen], classifier.scoring_tokens, tokens)
-            texts = best_labels(scores - bias.cpu(), labels)
-            contenders.append(Contender(name="zero_shot_calibrated", kind="untuned", predictions=texts))
+            contenders.append(choosing("zero_shot_calibrated", "untuned", scores - bias.cpu(), labels))
     return contenders
 
 
@@ -96,15 +96,18 @@ def _encoder_baselines(
     labels = sorted(seen[task.data.target].unique())
     bare = PromptState.of(backbone)
     by_name = build_classifier(task, encoding, backbone, labels)
-    named = classify(backbone, by_name, bare, inputs, labels, task.tune.batch_tokens, _named(on_progress, "label_names"))
+    named = label_scores(backbone, by_name, bare, inputs, len(labels), task.tune.batch_tokens, _named(on_progress, "label_names"))
     probe = LogisticRegression(C=10, max_iter=1000, random_state=task.tune.seed)
     training = [encoding.encode(row) for row in seen.iter_rows(named=True)]
     probe.fit(_features(backbone, training, task.tune.batch_tokens), seen[task.data.target].to_list())
-    probed = probe.predict(_features(backbone, inputs, task.tune.batch_tokens)).tolist()
-    return [
-        Contender(name="label_names", kind="untuned", predictions=named),
-        Contender(name="linear_probe", kind="rival", predictions=probed),
-    ]
+    probed = torch.from_numpy(probe.predict_log_proba(_features(backbone, inputs, task.tune.batch_tokens)))
+    return [choosing("label_names", "untuned", named, labels), choosing("linear_probe", "rival", probed, labels)]
+
+
+def choosing(name: str, kind: Kind, scores: Tensor, labels: Sequence[str], seconds: float | None = None) -> Contender:
+    """A classifier by its scores, [N, labels]: it takes the label with the highest, and is as sure as their softmax says."""
+    probabilities = scores.double().softmax(-1).numpy()
+    return Contender(name, kind, best_labels(scores, labels), probabilities=probabilities, labels=labels, seconds=seconds)
 
 
 @torch.inference_mode()

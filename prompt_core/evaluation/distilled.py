@@ -17,8 +17,9 @@ from prompt_core.backbone import Backbone
 from prompt_core.data import Splits
 from prompt_core.data.packing import pack
 from prompt_core.encoding import TaskEncoding, Taught
-from prompt_core.evaluation.gate import Contender, Distilled, Kind
+from prompt_core.evaluation.contender import Contender, Kind
 from prompt_core.evaluation.metrics import Floats
+from prompt_core.evaluation.record import Distilled
 from prompt_core.generation import generate
 from prompt_core.prediction import generate_texts, restore
 from prompt_core.prompts import PromptState, Tree, hidden_states, lower

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -9,13 +10,20 @@ import polars as pl
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, load_backbone
-from prompt_core.data import Splits
+from prompt_core.data import Splits, find_leakage
 from prompt_core.encoding import TaskEncoding
-from prompt_core.evaluation.baselines import OnContender, baselines
+from prompt_core.evaluation.baselines import OnContender, baselines, choosing
+from prompt_core.evaluation.contender import Contender, Kind
 from prompt_core.evaluation.distilled import distilled_contenders
-from prompt_core.evaluation.gate import Contender, Evaluation, evaluate_contenders
+from prompt_core.evaluation.measure import About, Rows, evaluate_contenders
+from prompt_core.evaluation.record import Cost, Evaluation, Leaked
+from prompt_core.evaluation.wanted import Wanted, wanted_of
+from prompt_core.prediction import as_fields, label_scores, restore, restore_classifier
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
+from prompt_core.text.copying import Copies
+
+_COUNTED = 500  # test inputs whose tokens are counted
 
 
 def evaluate(
@@ -28,6 +36,8 @@ def evaluate(
     untuned: Sequence[Contender] | None = None,
 ) -> Evaluation:
     """Measure a tuned prompt on the test rows, beside every baseline and the prompt in production, and judge it.
+
+    A generator is asked each input once; where the data has several answers to it, all of them are right.
 
     Args:
         task: metrics and gate.
@@ -42,24 +52,20 @@ def evaluate(
         PromptmillError: as `tune`, and where there are no test rows.
     """
     backbone = backbone or load_backbone(task.backbone, task.folder)
-    rows = list(splits.test.iter_rows(named=True))
-    fields = Template(task).fields
-    shown = [{name: str(row[name]) for name in fields} for row in rows]
-    facts = splits.test[task.evaluate.must_contain].to_list() if task.evaluate.must_contain else None
     production = None if production is None or production.digest == prompt.digest else production
+    test, alike = _asked_once(task, splits.test)
+    asked = _asked(task, test, wanted_of(task, test.rows(named=True), alike))
+    leaked, cost = _leaked(task, prompt, splits), _cost(prompt, test, backbone)
     if task.objective == "distill":
         contenders, taught, saved = distilled_contenders(task, prompt, splits, backbone, production, on_progress)
-        targets = splits.test[task.data.target].to_list() if task.data.target else taught
-        return evaluate_contenders(task, shown, targets, facts, contenders, prompt.digest, saved)
+        targets = asked.targets if task.data.target else taught
+        about = About(prompt.digest, distilled=saved, leaked=leaked, cost=cost)
+        return evaluate_contenders(task, Rows(asked.inputs, targets, asked.wanted, asked.columns), contenders, about)
     contenders = list(measure_untuned(task, splits, backbone, on_progress) if untuned is None else untuned)
-
-    def run(name: str, version: TunedPrompt) -> list[str]:
-        return version.predict(rows, backbone, partial(on_progress, name) if on_progress else None)
-
     if production is not None:
-        contenders.append(Contender("production", "production", run("production", production)))
-    contenders.append(Contender("tuned", "tuned", run("tuned", prompt)))
-    return evaluate_contenders(task, shown, splits.test[task.data.target].to_list(), facts, contenders, prompt.digest)
+        contenders.append(_answered("production", production, test, backbone, on_progress))
+    contenders.append(_answered("tuned", prompt, test, backbone, on_progress))
+    return evaluate_contenders(task, asked, contenders, About(prompt.digest, leaked=leaked, cost=cost))
 
 
 def measure_untuned(
@@ -74,9 +80,8 @@ def measure_untuned(
     if task.objective == "distill":
         return []
     backbone = backbone or load_backbone(task.backbone, task.folder)
-    seen = pl.concat([splits.train, splits.validation])
-    rows = list(splits.test.iter_rows(named=True))
-    return baselines(task, seen, rows, backbone, _longest_answer(task, splits, backbone), on_progress)
+    seen, (test, _) = pl.concat([splits.train, splits.validation]), _asked_once(task, splits.test)
+    return baselines(task, seen, test.rows(named=True), backbone, _longest_answer(task, splits, backbone), on_progress)
 
 
 def _longest_answer(task: TaskSpec, splits: Splits, backbone: Backbone) -> int | None:
@@ -85,3 +90,57 @@ def _longest_answer(task: TaskSpec, splits: Splits, backbone: Backbone) -> int |
         return task.evaluate.max_new_tokens if task.writes else None
     encoding = TaskEncoding(task, backbone, soft=False)
     return -(-5 * max(len(encoding.encode_target(target)) for target in splits.train[task.data.target]) // 4)
+
+
+def _asked_once(task: TaskSpec, test: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, list[str]] | None]:
+    """The test rows, of a generator each input once; and by `_id` all the answers that the data has to it."""
+    if task.objective != "generate":
+        return test, None
+    alike = dict(test.group_by("_id", maintain_order=True).agg(task.data.target).rows())
+    return test.unique("_id", keep="first", maintain_order=True), alike
+
+
+def _asked(task: TaskSpec, test: pl.DataFrame, wanted: Wanted) -> Rows:
+    fields = Template(task).fields
+    return Rows(
+        inputs=[{name: str(row[name]) for name in fields} for row in test.iter_rows(named=True)],
+        targets=test[task.data.target].to_list() if task.data.target else [],
+        wanted=wanted,
+        columns={column: test[column].to_list() for column in task.evaluate.slices},
+    )
+
+
+def _answered(kind: Kind, prompt: TunedPrompt, test: pl.DataFrame, backbone: Backbone, on_progress: OnContender | None) -> Contender:
+    """A tuned prompt's answers to the test rows, a classifier's with its probabilities, and the time that they took."""
+    shown = partial(on_progress, kind) if on_progress else None
+    rows = test.rows(named=True)
+    began = time.perf_counter()
+    if prompt.task.objective != "classify":
+        texts = prompt.predict(rows, backbone, shown)
+        return Contender(kind, kind, texts, seconds=time.perf_counter() - began)
+    prompt.check_base(backbone.identity)
+    encoding, labels = TaskEncoding(prompt.worded, backbone), prompt.manifest.labels
+    inputs = [encoding.encode(fields) for fields in as_fields(rows, encoding.fields)]
+    tuned, classifier = restore(prompt, encoding, backbone), restore_classifier(prompt, encoding, backbone)
+    scores = label_scores(backbone, classifier, tuned, inputs, len(labels), prompt.task.tune.batch_tokens, shown)
+    return choosing(kind, kind, scores, labels, time.perf_counter() - began)
+
+
+def _cost(prompt: TunedPrompt, test: pl.DataFrame, backbone: Backbone) -> Cost:
+    encoding = TaskEncoding(prompt.worded, backbone)
+    tokens = [len(encoding.encode(row).input) for row in test.head(_COUNTED).iter_rows(named=True)]
+    mean = round(sum(tokens) / max(len(tokens), 1), 2)
+    return Cost(prompt_tokens=prompt.manifest.tokens, prompt_bytes=prompt.num_bytes, input_tokens=mean)
+
+
+def _leaked(task: TaskSpec, prompt: TunedPrompt, splits: Splits) -> Leaked:
+    """What the tuning could have seen of the held-out rows, and what a wording repeats of any row."""
+    found, copied = find_leakage(splits, task), []
+    if prompt.manifest.text:
+        template = prompt.manifest.text.template
+        wording = [template] if isinstance(template, str) else [text for message in template for text in message.values()]
+        own = Copies([task.template] if isinstance(task.template, str) else [t for m in task.template for t in m.values()])
+        rows = pl.concat([splits.train, splits.validation, splits.test]).select(*Template(task).fields, task.data.target)
+        copies = Copies(str(value) for row in rows.iter_rows() for value in row)
+        copied = [run for text in wording if (run := copies.in_wording(text)) and not own.in_wording(run)]
+    return Leaked(exact=found.exact, near=found.near, copied=tuple(copied))

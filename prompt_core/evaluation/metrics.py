@@ -14,11 +14,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from prompt_core.criteria import Metric
 from prompt_core.evaluation.extracted import entity_counts, entity_f1_of_counts
-from prompt_core.task import Metric
+from prompt_core.evaluation.wanted import Texts, Wanted, facts_kept
+from prompt_core.extraction.schema import RecordForm
 
 Floats: TypeAlias = NDArray[np.float64]
-Texts: TypeAlias = Sequence[str]
 Value: TypeAlias = Callable[[Floats], Floats]
 
 _BLEU_ORDER = 4
@@ -47,34 +48,34 @@ class Pooled:
         return float(self.value(self.rows.sum(axis=0)))
 
 
-def score(metric: Metric, predictions: Texts, targets: Texts, facts: Texts | None = None) -> Floats:
+def score(metric: Metric, predictions: Texts, targets: Texts, wanted: Wanted | None = None) -> Floats:
     """One score per row, float64 [N], in points.
 
     Args:
-        facts: `key: value` lines per row, for `facts_kept`.
+        wanted: what is known of the right outputs besides the targets, for `facts_kept`, `valid_json` and several references.
 
     Raises:
-        ValueError: the metric exists for a whole test set only, the lengths differ, or there are no rows or no facts.
+        ValueError: the metric exists for a whole test set only, the lengths differ, or there are no rows, or no facts for `facts_kept`.
     """
-    _check_lengths(metric, predictions, targets, facts)
+    _check_lengths(metric, predictions, targets, wanted)
     scores = METRICS[metric].scores
     if scores is None:
         raise ValueError(f"{metric} is a property of the whole test set; it has no score per row")
-    return scores(predictions, targets, facts)
+    return scores(predictions, targets, wanted)
 
 
-def summary(metric: Metric, predictions: Texts, targets: Texts, facts: Texts | None = None) -> float:
+def summary(metric: Metric, predictions: Texts, targets: Texts, wanted: Wanted | None = None) -> float:
     """The value that people quote, in points: corpus BLEU, macro-F1, else the mean of the scores. Raises as `score`."""
-    return pooled(metric, predictions, targets, facts).reported
+    return pooled(metric, predictions, targets, wanted).reported
 
 
-def pooled(metric: Metric, predictions: Texts, targets: Texts, facts: Texts | None = None) -> Pooled:
+def pooled(metric: Metric, predictions: Texts, targets: Texts, wanted: Wanted | None = None) -> Pooled:
     """Measure once what the reported value, its interval and every paired test need. Raises as `score`."""
-    _check_lengths(metric, predictions, targets, facts)
+    _check_lengths(metric, predictions, targets, wanted)
     counts = METRICS[metric].counts
     if counts:
-        return Pooled(metric, *counts(predictions, targets))
-    return from_scores(metric, score(metric, predictions, targets, facts))
+        return Pooled(metric, *counts(predictions, targets, wanted))
+    return from_scores(metric, score(metric, predictions, targets, wanted))
 
 
 def from_scores(metric: Metric, scores: Floats) -> Pooled:
@@ -82,31 +83,33 @@ def from_scores(metric: Metric, scores: Floats) -> Pooled:
     return Pooled(metric, np.stack([scores, np.ones_like(scores)], axis=1), lambda sums: sums[..., 0] / sums[..., 1])
 
 
-def accuracy(predictions: Texts, targets: Texts, facts: Texts | None = None) -> Floats:
+def accuracy(predictions: Texts, targets: Texts, wanted: Wanted | None = None) -> Floats:
     """100 where the label is the right one."""
     return np.array([100.0 * (p == t) for p, t in zip(predictions, targets, strict=True)])
 
 
-def exact_match(predictions: Texts, targets: Texts, facts: Texts | None = None) -> Floats:
-    """100 where the text is the target, whitespace aside."""
-    return np.array([100.0 * (p.split() == t.split()) for p, t in zip(predictions, targets, strict=True)])
+def exact_match(predictions: Texts, targets: Texts, wanted: Wanted | None = None) -> Floats:
+    """100 where the text is a right one, whitespace aside."""
+    rows = zip(predictions, _references(targets, wanted), strict=True)
+    return np.array([100.0 * (p.split() in [text.split() for text in right]) for p, right in rows])
 
 
-def valid_json(predictions: Texts, targets: Texts, facts: Texts | None = None) -> Floats:
-    """100 where the output is what the task can read; `as_judged` has left nothing of others."""
-    return np.array([100.0 * bool(p) for p in predictions])
+def valid_json(predictions: Texts, targets: Texts, wanted: Wanted | None = None) -> Floats:
+    """100 where the output is what the task can read: JSON of the wanted form, or what `as_judged` has left something of."""
+    form = wanted.form if wanted else None
+    return np.array([100.0 * (_is_record(p, form) if form else bool(p)) for p in predictions])
 
 
-def chrf(predictions: Texts, targets: Texts, facts: Texts | None = None) -> Floats:
-    """Sentence chrF2 of sacrebleu (Popović 2015)."""
+def chrf(predictions: Texts, targets: Texts, wanted: Wanted | None = None) -> Floats:
+    """Sentence chrF2 of sacrebleu (Popović 2015), to the nearest reference."""
     from sacrebleu.metrics.chrf import CHRF
 
     scorer = CHRF()
-    return np.array([scorer.sentence_score(p, [t]).score for p, t in zip(predictions, targets, strict=True)])
+    return np.array([scorer.sentence_score(p, right).score for p, right in zip(predictions, _references(targets, wanted), strict=True)])
 
 
-def rouge_l(predictions: Texts, targets: Texts, facts: Texts | None = None) -> Floats:
-    """F-measure of the longest common subsequence of words (Lin 2004), by rouge-score without stemming."""
+def rouge_l(predictions: Texts, targets: Texts, wanted: Wanted | None = None) -> Floats:
+    """F-measure of the longest common subsequence of words (Lin 2004), by rouge-score without stemming; to the nearest reference."""
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenizers import Tokenizer
 
@@ -117,27 +120,16 @@ def rouge_l(predictions: Texts, targets: Texts, facts: Texts | None = None) -> F
             return _WORD.findall(text.lower())
 
     scorer = RougeScorer(["rougeL"], tokenizer=Words())
-    return np.array([100.0 * scorer.score(t, p)["rougeL"].fmeasure for p, t in zip(predictions, targets, strict=True)])
+    rows = zip(predictions, _references(targets, wanted), strict=True)
+    return np.array([100.0 * scorer.score_multi(right, p)["rougeL"].fmeasure for p, right in rows])
 
 
-def sentence_bleu(predictions: Texts, targets: Texts, facts: Texts | None = None) -> Floats:
+def sentence_bleu(predictions: Texts, targets: Texts, wanted: Wanted | None = None) -> Floats:
     """BLEU of each row over the n-gram orders that it has (sacrebleu's effective order)."""
     from sacrebleu.metrics.bleu import BLEU
 
     scorer = BLEU(effective_order=True)
-    return np.array([scorer.sentence_score(p, [t]).score for p, t in zip(predictions, targets, strict=True)])
-
-
-def facts_kept(predictions: Texts, facts: Texts) -> Floats:
-    """Share of each row's facts whose value occurs in the prediction, float64 [N], in points.
-
-    Case and the amount of whitespace do not count. A number is not found inside a longer one: `4` is not in `14` or `4.50`.
-    A row without facts has lost none: 100.
-
-    Args:
-        facts: per row, lines of `key: value`; a line without a colon is a value.
-    """
-    return np.array([_share_of_facts(p, f) for p, f in zip(predictions, facts, strict=True)])
+    return np.array([scorer.sentence_score(p, right).score for p, right in zip(predictions, _references(targets, wanted), strict=True)])
 
 
 def corpus_bleu(predictions: Texts, references: Sequence[Sequence[str]]) -> float:
@@ -159,12 +151,12 @@ def corpus_bleu(predictions: Texts, references: Sequence[Sequence[str]]) -> floa
     return float(BLEU(force=True).corpus_score(predictions, streams).score)  # type: ignore[arg-type]
 
 
-def _bleu_counts(predictions: Texts, targets: Texts) -> tuple[Floats, Value]:
-    """Per row: n-grams found, n-grams written, both for n = 1..4, and the lengths of output and reference."""
+def _bleu_counts(predictions: Texts, targets: Texts, wanted: Wanted | None) -> tuple[Floats, Value]:
+    """Per row: n-grams found, n-grams written, both for n = 1..4, and the lengths of output and reference (the nearest in length)."""
     from sacrebleu.metrics.bleu import BLEU
 
     scorer = BLEU(effective_order=True)
-    found = [scorer.sentence_score(p, [t]) for p, t in zip(predictions, targets, strict=True)]
+    found = [scorer.sentence_score(p, right) for p, right in zip(predictions, _references(targets, wanted), strict=True)]
     return np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in found], dtype=np.float64), _bleu_of_counts
 
 
@@ -179,7 +171,7 @@ def _bleu_of_counts(sums: Floats) -> Floats:
     return np.where((found > 0).any(axis=-1) & (written > 0).all(axis=-1), score, 0.0)
 
 
-def _label_counts(predictions: Texts, targets: Texts) -> tuple[Floats, Value]:
+def _label_counts(predictions: Texts, targets: Texts, wanted: Wanted | None) -> tuple[Floats, Value]:
     """Per row and label of the targets: hit, predicted, true. [N, 3 * labels]: the confusion counts that F1 needs."""
     number = {label: i for i, label in enumerate(sorted(set(targets)))}
     predicted, true = (np.array([number.get(x, -1) for x in texts])[:, None] == np.arange(len(number)) for texts in (predictions, targets))
@@ -193,30 +185,27 @@ def _macro_f1_of_counts(sums: Floats) -> Floats:
     return np.asarray(100 * (f1 * (true > 0)).sum(axis=-1) / (true > 0).sum(axis=-1))
 
 
-def _kept(predictions: Texts, targets: Texts, facts: Texts | None) -> Floats:
-    if facts is None:
-        raise ValueError("facts_kept needs the facts of each row")
-    return facts_kept(predictions, facts)
+def _kept(predictions: Texts, targets: Texts, wanted: Wanted | None) -> Floats:
+    if wanted is None or (wanted.facts is None and not wanted.contains and not wanted.omits):
+        raise ValueError("facts_kept needs the facts of each row, or patterns")
+    return facts_kept(predictions, wanted.facts, wanted.contains, wanted.omits)
 
 
-def _share_of_facts(prediction: str, facts: str) -> float:
-    parts = (line.partition(":") for line in facts.splitlines())
-    values = [value for key, colon, rest in parts if (value := _folded(rest if colon else key))]
-    text = _folded(prediction)
-    return 100.0 * sum(_occurs(value, text) for value in values) / len(values) if values else 100.0
+def _references(targets: Texts, wanted: Wanted | None) -> Sequence[Texts]:
+    """All right texts of each row."""
+    return wanted.references if wanted and wanted.references else [[target] for target in targets]
 
 
-def _folded(text: str) -> str:
-    return " ".join(text.casefold().split())
+def _is_record(text: str, form: RecordForm) -> bool:
+    try:
+        form.read(text)
+    except ValueError:
+        return False
+    return True
 
 
-def _occurs(value: str, text: str) -> bool:
-    before = r"(?<!\d)(?<!\d[.,])" if value[0].isdigit() else ""
-    after = r"(?![.,]?\d)" if value[-1].isdigit() else ""
-    return re.search(before + re.escape(value) + after, text) is not None
-
-
-def _check_lengths(metric: Metric, predictions: Texts, targets: Texts, facts: Texts | None) -> None:
+def _check_lengths(metric: Metric, predictions: Texts, targets: Texts, wanted: Wanted | None) -> None:
+    facts = wanted.facts if wanted else None
     lengths = {len(predictions), len(targets), len(targets if facts is None else facts)}
     if len(lengths) != 1 or lengths == {0}:
         raise ValueError(f"{metric}: needs as many predictions as targets (and facts), at least one; found {sorted(lengths)}")
@@ -232,8 +221,8 @@ class Definition:
         binary: a row is right or wrong, so that exact tests apply.
     """
 
-    scores: Callable[[Texts, Texts, Texts | None], Floats] | None
-    counts: Callable[[Texts, Texts], tuple[Floats, Value]] | None = None
+    scores: Callable[[Texts, Texts, Wanted | None], Floats] | None
+    counts: Callable[[Texts, Texts, Wanted | None], tuple[Floats, Value]] | None = None
     binary: bool = False
 
 
@@ -248,7 +237,7 @@ METRICS: dict[Metric, Definition] = {
     "exact_match": Definition(exact_match, binary=True),
     "valid_json": Definition(valid_json, binary=True),
     "macro_f1": Definition(None, _label_counts),
-    "entity_f1": Definition(None, lambda predictions, targets: (entity_counts(predictions, targets), entity_f1_of_counts)),
+    "entity_f1": Definition(None, lambda predictions, targets, _: (entity_counts(predictions, targets), entity_f1_of_counts)),
     "chrf": Definition(chrf),
     "rouge_l": Definition(rouge_l),
     "bleu": Definition(sentence_bleu, _bleu_counts),

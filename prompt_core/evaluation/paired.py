@@ -1,19 +1,21 @@
 """Intervals and paired tests: is one prompt better than another on the same test rows, and by how much.
 
 Sources: the bootstrap and its percentile interval, Efron (1979) and Efron & Tibshirani (1993, ch. 13); the paired bootstrap for
-text metrics, Koehn (2004); McNemar (1947), in its exact form; the interval of a share, Clopper & Pearson (1934).
+text metrics, Koehn (2004); McNemar (1947), in its exact form; the interval of a share, Clopper & Pearson (1934);
+many tests at once, Holm (1979).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from prompt_core.evaluation.metrics import Floats, Pooled, Texts, is_binary, pooled
-from prompt_core.task import Metric
+from prompt_core.criteria import Metric
+from prompt_core.evaluation.metrics import Floats, Pooled, is_binary, pooled
+from prompt_core.evaluation.wanted import Texts, Wanted
 
 RESAMPLES = 10_000
 _SEED = 0
@@ -32,6 +34,19 @@ class Interval(Record):
 
     low: float
     high: float
+
+
+class Measured(Record):
+    """A metric's reported value and its 95 % interval, in points."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, measured: Pooled, around: Interval) -> Measured:
+        """The value with the interval around it."""
+        return cls(value=round(measured.reported, 6), low=around.low, high=around.high)
 
 
 class Comparison(Record):
@@ -72,13 +87,13 @@ def exact_interval(measured: Pooled, level: float = 0.95) -> Interval:
     return Interval(low=_points(100 * found.low), high=_points(100 * found.high))
 
 
-def compare(metric: Metric, ours: Texts, theirs: Texts, targets: Texts, facts: Texts | None = None) -> Comparison:
+def compare(metric: Metric, ours: Texts, theirs: Texts, targets: Texts, wanted: Wanted | None = None) -> Comparison:
     """Test two lists of predictions for the same rows against each other; `compare_pooled` says how.
 
     Raises:
         ValueError: the lengths differ, or there are no rows or no facts.
     """
-    return compare_pooled(pooled(metric, ours, targets, facts), pooled(metric, theirs, targets, facts))
+    return compare_pooled(pooled(metric, ours, targets, wanted), pooled(metric, theirs, targets, wanted))
 
 
 def compare_pooled(ours: Pooled, theirs: Pooled) -> Comparison:
@@ -113,22 +128,13 @@ def mcnemar(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> tuple[float, 
     return float(binomtest(won, won + lost, alternative="greater").pvalue), float(binomtest(won, won + lost, alternative="less").pvalue)
 
 
-def smallest_gain(test_rows: int, alpha: float = 0.01, lost: float = 0.01) -> float | None:
-    """The smallest gain in accuracy, in points, that McNemar's test can show with so many test rows.
-
-    Args:
-        lost: the assumption: this share of the rows, which the other side has right, the better side gets wrong. More of
-            them, and the gain must be larger.
-
-    Returns:
-        None where even a win in every other row shows nothing.
-    """
-    from scipy.stats import binom
-
-    losses = round(lost * test_rows)
-    wins = np.arange(losses, test_rows - losses + 1)
-    shown = wins[binom.sf(wins - 1, wins + losses, 0.5) < alpha]
-    return float(100 * (shown[0] - losses) / test_rows) if len(shown) else None
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p values in the order given (Holm 1979): the smallest times n, the next times n - 1, ..., none below one before it."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, number in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[number]))
+        adjusted[number] = largest
+    return adjusted
 
 
 def _resampled_sums(rows: Floats) -> Floats:

@@ -13,62 +13,62 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from prompt_core.evaluation.metrics import Texts
+from prompt_core.evaluation.wanted import Texts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from prompt_core.evaluation.gate import Evaluation
+    from prompt_core.evaluation.record import Evaluation
 
 LARGEST_URI = 40_000  # characters
 _SHARPEST, _BLUNTEST = 160, 40  # dots per inch
 _COLOURS = 40
 _MOST_CLASSES = 24
 _LONGEST_LABEL = 26
-_TITLE_SIZE = 11
+TITLE_SIZE = 11
 
-_TUNED, _OTHER, _FAINT, _PALE, _INK = "#0b6e99", "#8a8f98", "#d9dce1", "#f6f7f9", "#22262b"
+TUNED, OTHER, FAINT, _PALE, INK = "#0b6e99", "#8a8f98", "#d9dce1", "#f6f7f9", "#22262b"
 
 
 def loss_curve(steps: Sequence[int], train_loss: Sequence[float], validation_steps: Sequence[int], validation_loss: Sequence[float]) -> str:
     """Loss of every training step and of every look at the validation rows, which may be none. Returns a data URI."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure(6.4, 3.4)
+    figure, axes = figure_of(6.4, 3.4)
     marker = "o" if len(steps) == 1 else ""
-    axes.plot(steps, train_loss, color=_OTHER, linewidth=1.2, marker=marker, label="training", zorder=2)
+    axes.plot(steps, train_loss, color=OTHER, linewidth=1.2, marker=marker, label="training", zorder=2)
     title = "Loss while tuning"
     if validation_loss:
         best = int(np.argmin(validation_loss))
-        axes.plot(validation_steps, validation_loss, color=_TUNED, linewidth=2, marker="o", markersize=4, label="validation", zorder=3)
-        axes.plot(validation_steps[best], validation_loss[best], color=_TUNED, marker="o", markersize=10, fillstyle="none", zorder=4)
+        axes.plot(validation_steps, validation_loss, color=TUNED, linewidth=2, marker="o", markersize=4, label="validation", zorder=3)
+        axes.plot(validation_steps[best], validation_loss[best], color=TUNED, marker="o", markersize=10, fillstyle="none", zorder=4)
         title += f": validation is best at step {validation_steps[best]} ({validation_loss[best]:.3g})"
-    axes.set_title(title, fontsize=_TITLE_SIZE, color=_INK)
-    axes.set_xlabel("step", color=_INK)
-    axes.set_ylabel("loss", color=_INK)
+    axes.set_title(title, fontsize=TITLE_SIZE, color=INK)
+    axes.set_xlabel("step", color=INK)
+    axes.set_ylabel("loss", color=INK)
     axes.set_ylim(bottom=0)
     axes.set_xlim(0, 1.02 * max(steps))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y", color=_FAINT, linewidth=0.8)
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.legend(frameon=False, loc="upper right")
-    return _data_uri(figure)
+    return as_data_uri(figure)
 
 
 def pareto(tried: Sequence[tuple[int, float]], front: Sequence[tuple[int, float]], measure: str) -> str:
     """Prompts by length: all that were tried as (tokens, value), and those that no shorter one equals. Returns a data URI."""
-    figure, axes = _figure(6.4, 3.4)
-    axes.scatter([tokens for tokens, _ in tried], [value for _, value in tried], color=_OTHER, s=18, label="tried", zorder=2)
+    figure, axes = figure_of(6.4, 3.4)
+    axes.scatter([tokens for tokens, _ in tried], [value for _, value in tried], color=OTHER, s=18, label="tried", zorder=2)
     steps, values = [tokens for tokens, _ in front], [value for _, value in front]
     axes.step(
-        steps, values, where="post", color=_TUNED, linewidth=2, marker="o", markersize=5, label="best of this length or less", zorder=3
+        steps, values, where="post", color=TUNED, linewidth=2, marker="o", markersize=5, label="best of this length or less", zorder=3
     )
-    axes.set_title(f"{measure} by length of the prompt", fontsize=_TITLE_SIZE, color=_INK)
-    axes.set_xlabel("tokens", color=_INK)
-    axes.set_ylabel(measure, color=_INK)
-    axes.grid(color=_FAINT, linewidth=0.8)
+    axes.set_title(f"{measure} by length of the prompt", fontsize=TITLE_SIZE, color=INK)
+    axes.set_xlabel("tokens", color=INK)
+    axes.set_ylabel(measure, color=INK)
+    axes.grid(color=FAINT, linewidth=0.8)
     axes.legend(frameon=False, loc="lower right")
-    return _data_uri(figure)
+    return as_data_uri(figure)
 
 
 def confusion(targets: Texts, predictions: Texts, labels: Sequence[str]) -> str:
@@ -80,7 +80,7 @@ def confusion(targets: Texts, predictions: Texts, labels: Sequence[str]) -> str:
     counts, names = _confusion_counts(targets, predictions, labels)
     counts, names = _most_confused(counts, names)
     side = max(3.6, 2.6 + 0.27 * len(names))
-    figure, axes = _figure(side, side)
+    figure, axes = figure_of(side, side)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     right = np.eye(len(names), dtype=bool)
     axes.set_facecolor(_PALE)
@@ -88,56 +88,56 @@ def confusion(targets: Texts, predictions: Texts, labels: Sequence[str]) -> str:
     axes.imshow(np.ma.masked_where(right | (counts == 0), share), cmap="Oranges", vmin=-0.15, vmax=0.6)
     for row, column in zip(*np.nonzero(counts), strict=True):
         dark = share[row, column] > (0.8 if row == column else 0.35)
-        axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=7, color="white" if dark else _INK)
+        axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=7, color="white" if dark else INK)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8, parse_math=False)
     axes.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
-    axes.set_xlabel("predicted", color=_INK)
-    axes.set_ylabel("true", color=_INK)
+    axes.set_xlabel("predicted", color=INK)
+    axes.set_ylabel("true", color=INK)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     wrong = sum(p != t for p, t in zip(predictions, targets, strict=True))
-    axes.set_title(f"{wrong} of {len(targets)} test rows are wrong", fontsize=_TITLE_SIZE, color=_INK)
-    return _data_uri(figure)
+    axes.set_title(f"{wrong} of {len(targets)} test rows are wrong", fontsize=TITLE_SIZE, color=INK)
+    return as_data_uri(figure)
 
 
 def intervals(evaluation: Evaluation) -> str:
     """Every contender's value and 95 % interval, a panel per metric. Returns a data URI."""
     results = evaluation.contenders
     metrics = list(evaluation.tuned.metrics)
-    figure, first = _figure(max(5.8, 1.6 + 2.6 * len(metrics)), 1.3 + 0.36 * len(results), panels=len(metrics))
+    figure, first = figure_of(max(5.8, 1.6 + 2.6 * len(metrics)), 1.3 + 0.36 * len(results), panels=len(metrics))
     for axes, metric in zip(figure.axes, metrics, strict=True):
         for row, result in enumerate(results):
             found = result.metrics[metric]
-            colour = _TUNED if result.kind == "tuned" else _OTHER
+            colour = TUNED if result.kind == "tuned" else OTHER
             axes.plot([found.low, found.high], [row, row], color=colour, linewidth=2.4, solid_capstyle="round")
             axes.plot(found.value, row, marker="o", markersize=7, color=colour)
-            axes.text(found.value, row - 0.22, f"{found.value:.1f}", ha="center", va="bottom", fontsize=8, color=_INK)
-        axes.set_title(metric, fontsize=10, color=_INK)
-        axes.grid(axis="x", color=_FAINT, linewidth=0.8)
+            axes.text(found.value, row - 0.22, f"{found.value:.1f}", ha="center", va="bottom", fontsize=8, color=INK)
+        axes.set_title(metric, fontsize=10, color=INK)
+        axes.grid(axis="x", color=FAINT, linewidth=0.8)
         axes.margins(x=0.12)
         axes.tick_params(axis="y", length=0)
-    first.set_yticks(range(len(results)), [_short(result.name) for result in results], parse_math=False)
+    first.set_yticks(range(len(results)), [short(result.name) for result in results], parse_math=False)
     first.set_ylim(len(results) - 0.5, -0.75)
-    title = f"{_short(evaluation.task)}: {evaluation.rows} test rows, 95 % intervals"
-    figure.suptitle(title, fontsize=_TITLE_SIZE, color=_INK, parse_math=False)
-    return _data_uri(figure)
+    title = f"{short(evaluation.task)}: {evaluation.rows} test rows, 95 % intervals"
+    figure.suptitle(title, fontsize=TITLE_SIZE, color=INK, parse_math=False)
+    return as_data_uri(figure)
 
 
-def _figure(width: float, height: float, panels: int = 1) -> tuple[Figure, Axes]:
-    """A white figure in inches with panels side by side that share their rows, and the first of them."""
+def figure_of(width: float, height: float, panels: int = 1, share_rows: bool = True) -> tuple[Figure, Axes]:
+    """A white figure in inches with panels side by side that by default share their rows, and the first of them."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    all_axes = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+    all_axes = figure.subplots(1, panels, sharey=share_rows, squeeze=False)[0]
     for axes in all_axes:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(_FAINT)
-        axes.tick_params(colors=_INK, labelsize=9)
+        axes.spines[["left", "bottom"]].set_color(FAINT)
+        axes.tick_params(colors=INK, labelsize=9)
     return figure, all_axes[0]
 
 
-def _data_uri(figure: Figure) -> str:
+def as_data_uri(figure: Figure) -> str:
     """PNG in 40 colours, as sharp as the limit allows."""
     from PIL import Image
 
@@ -156,7 +156,7 @@ def _confusion_counts(targets: Texts, predictions: Texts, labels: Sequence[str])
     """Counts [true, predicted] and the name of each row."""
     known = {label: i for i, label in enumerate(labels)}
     outside = len(known)
-    names = [_short(label) for label in known]
+    names = [short(label) for label in known]
     if any(text not in known for text in (*targets, *predictions)):
         names.append("(no label)")
     counts = np.zeros((len(names), len(names)), dtype=np.int64)
@@ -183,5 +183,6 @@ def _most_confused(counts: NDArray[np.int64], names: Sequence[str]) -> tuple[NDA
     return member @ counts @ member.T, [*(names[i] for i in order), f"{len(rest)} others"]
 
 
-def _short(label: str) -> str:
+def short(label: str) -> str:
+    """A name that fits beside an axis."""
     return label if len(label) <= _LONGEST_LABEL else label[: _LONGEST_LABEL - 1] + "…"

@@ -13,7 +13,7 @@ import torch
 from prompt_core.backbone import Backbone
 from prompt_core.data.packing import pack
 from prompt_core.encoding import Located, TaskEncoding
-from prompt_core.evaluation.gate import Contender
+from prompt_core.evaluation.contender import Contender
 from prompt_core.extraction.spans import Entity, entities_json, entity_labels, parse_entities
 from prompt_core.extraction.tags import IGNORED, num_tags
 from prompt_core.prompts import PromptState, Tree, hidden_states

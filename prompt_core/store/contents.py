@@ -12,6 +12,7 @@ from uuid import uuid4
 from prompt_core.store.filesystem import Files
 from prompt_core.store.records import Content, Publication, VersionRecord, as_json, damaged, now, parse, passed, sha256
 
+PAGES = "pages"
 _PUBLICATION = "publication.json"
 
 
@@ -31,12 +32,15 @@ class Contents:
     def __init__(self, files: Files, name: str) -> None:
         self._name, self._files, self._folder = name, files, f"prompts/{name}/content"
 
-    def put(self, prompt: Publishable, evaluation: Mapping[str, Any], *, who: str, why: str, forced: bool) -> Content:
-        """Write a prompt into a folder of its own, and the record of its publication beside it."""
+    def put(
+        self, prompt: Publishable, evaluation: Mapping[str, Any], pages: Mapping[str, bytes], *, who: str, why: str, forced: bool
+    ) -> Content:
+        """Write a prompt into a folder of its own, and beside it pages for people and the record of its publication."""
         with tempfile.TemporaryDirectory() as beside:
             prompt.save(Path(beside, "prompt"))
             root = Path(beside, "prompt")
             written = {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+        written |= {f"{PAGES}/{name}": content for name, content in pages.items()}
         publication = Publication(
             name=prompt.name,
             digest=prompt.digest,

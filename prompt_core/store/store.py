@@ -58,11 +58,21 @@ class PromptStore:
         self._files = open_files(url)
         self.url = self._files.url
 
-    def publish(self, prompt: Publishable, evaluation: Mapping[str, Any], *, who: str = "", why: str = "", force: bool = False) -> int:
+    def publish(
+        self,
+        prompt: Publishable,
+        evaluation: Mapping[str, Any],
+        *,
+        who: str = "",
+        why: str = "",
+        force: bool = False,
+        pages: Mapping[str, bytes] | None = None,
+    ) -> int:
         """Record a prompt as the next version of its name. No alias moves.
 
         Args:
             evaluation: JSON types; `evaluation["verdict"]["passed"]` must be True.
+            pages: files for people by name, such as a report: kept in the folder `pages`, no part of the digest.
             force: publish although the evaluation did not pass, for the reason `why`. Such a version goes into production by
                 force only.
 
@@ -80,7 +90,7 @@ class PromptStore:
         found = _same(log.state(), prompt.digest, good)
         if found:
             return found
-        content = self._contents(prompt.name).put(prompt, evaluation, who=who, why=why, forced=not good)
+        content = self._contents(prompt.name).put(prompt, evaluation, pages or {}, who=who, why=why, forced=not good)
 
         def claim(state: State) -> tuple[Change, State] | None:
             if _same(state, prompt.digest, good):  # another publisher of the same content was first

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from prompt_core.backbone import Backbone
 from prompt_core.evaluation.extracted import as_judged
 from prompt_core.evaluation.metrics import summary
+from prompt_core.evaluation.wanted import wanted_of
 from prompt_core.prediction import generate_texts
 from prompt_core.task import TaskSpec
 from prompt_core.text.candidate import Candidate
@@ -42,10 +43,10 @@ class Finals:
         except OutOfBudget:
             return None
         rows = [self._judge.rows[n] for n in numbers]
-        facts = [str(row[self._task.evaluate.must_contain]) for row in rows] if self._task.evaluate.must_contain else None
+        wanted = wanted_of(self._task, rows)
         targets = [str(row[self._task.data.target]) for row in rows]
         judged = [as_judged(self._task, texts) for texts in written] if self._task.objective == "extract" else written
-        return [summary(self._task.gate_metric, texts, targets, facts) for texts in judged]
+        return [summary(self._task.gate_metric, texts, targets, wanted) for texts in judged]
 
     def _written(self, candidate: Candidate, numbers: Sequence[int]) -> list[str]:
         question = self._judge.question(candidate)

@@ -16,6 +16,7 @@ from torch import Tensor
 from prompt_core.artifact import DataRecord, Manifest, TunedPrompt
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.data.digest import frame_digest
+from prompt_core.data.drift import profile_of
 from prompt_core.data.packing import pack
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError, nearest
@@ -162,7 +163,11 @@ class _Tuning:
             text_search=self._record(found, finalists, metrics),
             truncated_rows=sum(example.truncated for example in inputs),
             data=DataRecord(
-                train_rows=len(train), train=frame_digest(train), validation_rows=len(validation), validation=frame_digest(validation)
+                train_rows=len(train),
+                train=frame_digest(train),
+                validation_rows=len(validation),
+                validation=frame_digest(validation),
+                profile=profile_of(self._frame, task),
             ),
             versions=library_versions(),
             device=backbone.device.type,

@@ -17,6 +17,7 @@ from prompt_core.artifact import DataRecord, DistillRecord, EntityRecord, Manife
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.data import prepare, read_unlabelled
 from prompt_core.data.digest import frame_digest
+from prompt_core.data.drift import profile_of
 from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.extraction.spans import entity_labels
@@ -68,6 +69,7 @@ class Prepared:
             self._examples = encode_frame(task, encoding, self._train, self._labels)
             self._held_out = encode_frame(task, encoding, self._validation, self._labels)
         self._named = label_examples(task, encoding, backbone, self._labels)
+        self._profile = profile_of(pl.concat([self._train, self._validation]), task)
         self.generator = torch.Generator().manual_seed(task.tune.seed)
         self._source = _source(task, backbone)
         self.prompt = starting_prompt(
@@ -139,6 +141,7 @@ class Prepared:
                 validation=frame_digest(self._validation),
                 unlabelled_rows=len(self._unlabelled),
                 unlabelled=frame_digest(self._unlabelled) if len(self._unlabelled) else None,
+                profile=self._profile,
             ),
             versions=library_versions(),
             device=backbone.device.type,

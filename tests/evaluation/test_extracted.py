@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from seqeval.metrics import f1_score
 from seqeval.scheme import IOB2
 
+from prompt_core.evaluation import About, Contender, Rows, evaluate_contenders
 from prompt_core.evaluation.extracted import as_judged, entity_counts
-from prompt_core.evaluation.gate import Contender, evaluate_contenders
 from prompt_core.evaluation.metrics import pooled, score, summary
 from prompt_core.evaluation.paired import compare
 from prompt_core.extraction.spans import entities_json
@@ -94,7 +94,7 @@ def test_an_evaluation_shows_what_was_written_and_measures_what_it_says() -> Non
         Contender("zero_shot", "untuned", ["Order A", '{ "order" : "C" }'] * 20),
         Contender("tuned", "tuned", ['{"order":"A"}', '{"order":"B"}'] * 20),
     ]
-    found = evaluate_contenders(record_task(), [{"text": "x"}] * 40, targets, None, contenders, "0" * 64)
+    found = evaluate_contenders(record_task(), Rows([{"text": "x"}] * 40, targets), contenders, About("0" * 64))
     assert list(found.tuned.metrics) == ["entity_f1", "exact_match", "valid_json"] and found.gate_metric == "entity_f1"
     assert {metric: value.value for metric, value in found.contenders[0].metrics.items()} == {
         "entity_f1": 0,

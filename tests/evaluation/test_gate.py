@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompt_core.errors import PromptmillError
-from prompt_core.evaluation.gate import Contender, Evaluation, evaluate_contenders
+from prompt_core.evaluation import About, Contender, Evaluation, Rows, Wanted, evaluate_contenders
 from prompt_core.task import TaskSpec, parse_task
 
 LABELS = ["late", "lost", "refund", "damaged"]
@@ -30,7 +30,7 @@ def right_in(rows: range) -> list[str]:
 
 
 def evaluated(*contenders: Contender, **changes: Any) -> Evaluation:
-    return evaluate_contenders(a_task(**changes), INPUTS, TARGETS, None, contenders, "f" * 64)
+    return evaluate_contenders(a_task(**changes), Rows(INPUTS, TARGETS), contenders, About("f" * 64))
 
 
 TUNED = Contender("tuned", "tuned", right_in(range(80)))
@@ -84,7 +84,8 @@ def test_the_gates_metric_decides_and_the_others_only_inform():
     evaluate = {"metrics": ["chrf", "facts_kept"], "must_contain": "facts"}
     for metric, passed in (("chrf", False), ("facts_kept", True)):
         task = a_task(objective="generate", evaluate=evaluate, gate={"metric": metric})
-        found = evaluate_contenders(task, INPUTS[:20], targets, ["order: 7"] * 20, contenders, "0" * 64)
+        rows = Rows(INPUTS[:20], targets, Wanted(facts=["order: 7"] * 20))
+        found = evaluate_contenders(task, rows, contenders, About("0" * 64))
         assert found.verdict.passed is passed
 
 
@@ -132,13 +133,14 @@ def test_json_brings_back_the_same_evaluation(rows):
     metrics = ["chrf", "rouge_l", "bleu", "exact_match", "facts_kept"]
     task = a_task(objective="generate", evaluate={"metrics": metrics, "must_contain": "facts"})
     contenders = [Contender("zero_shot", "untuned", before), Contender("tuned", "tuned", after)]
-    found = evaluate_contenders(task, [{"text": text} for text in inputs], targets, inputs, contenders, "0" * 64)
+    asked = Rows([{"text": text} for text in inputs], targets, Wanted(facts=inputs))
+    found = evaluate_contenders(task, asked, contenders, About("0" * 64))
     assert Evaluation.model_validate_json(found.model_dump_json()) == found
 
 
 def test_no_test_rows_is_a_mistake_with_a_way_out():
     with pytest.raises(PromptmillError, match=r"task intent: data.test: there are no test rows"):
-        evaluate_contenders(a_task(), [], [], None, [Contender("tuned", "tuned", [])], "0" * 64)
+        evaluate_contenders(a_task(), Rows([], []), [Contender("tuned", "tuned", [])], About("0" * 64))
 
 
 def test_a_missing_second_or_short_contender_is_refused():

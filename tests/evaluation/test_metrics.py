@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_core.evaluation.metrics import METRICS, corpus_bleu, facts_kept, pooled, score, summary
+from prompt_core.evaluation.metrics import METRICS, corpus_bleu, pooled, score, summary
+from prompt_core.evaluation.wanted import Wanted, facts_kept
 
 OUTPUTS = ["Your parcel arrives on Monday.", "", "We are sorry for the delay", "the cat sat on the mat", "x"]
 TARGETS = ["Your parcel arrives on Tuesday.", "Thank you.", "We are sorry for the delay", "a cat sat on a mat today", "y z"]
@@ -107,23 +108,23 @@ def test_a_row_without_facts_has_lost_none():
 
 @pytest.mark.parametrize("metric", [m for m in METRICS if m not in ("bleu", "macro_f1", "entity_f1", "agreement")])
 def test_the_reported_value_of_a_row_metric_is_the_mean_of_its_scores(metric):
-    facts = ["day: Monday"] * len(OUTPUTS)
-    assert summary(metric, OUTPUTS, TARGETS, facts) == pytest.approx(score(metric, OUTPUTS, TARGETS, facts).mean())
+    wanted = Wanted(facts=["day: Monday"] * len(OUTPUTS))
+    assert summary(metric, OUTPUTS, TARGETS, wanted) == pytest.approx(score(metric, OUTPUTS, TARGETS, wanted).mean())
 
 
 @pytest.mark.parametrize("metric", [m for m in METRICS if m != "agreement"])  # that is measured beside the texts
 def test_pooled_values_hold_for_any_part_of_the_rows(metric):
     outputs, targets = [*OUTPUTS, *TARGETS], [*TARGETS, *TARGETS]
     part, facts = [1, 4, 6, 7, 7], ["day: Monday"] * len(targets)
-    chosen = [[texts[i] for i in part] for texts in (outputs, targets, facts)]
-    measured = pooled(metric, outputs, targets, facts)
-    assert float(measured.value(measured.rows[part].sum(axis=0))) == pytest.approx(summary(metric, *chosen))
+    *chosen, stated = [[texts[i] for i in part] for texts in (outputs, targets, facts)]
+    measured = pooled(metric, outputs, targets, Wanted(facts=facts))
+    assert float(measured.value(measured.rows[part].sum(axis=0))) == pytest.approx(summary(metric, *chosen, Wanted(facts=stated)))
 
 
 @pytest.mark.parametrize(("outputs", "targets", "facts"), [(["a"], ["a", "b"], None), ([], [], None), (["a"], ["a"], ["x: 1", "y: 2"])])
 def test_lengths_that_differ_are_refused(outputs, targets, facts):
     with pytest.raises(ValueError, match="as many predictions as targets"):
-        summary("accuracy", outputs, targets, facts)
+        summary("accuracy", outputs, targets, Wanted(facts=facts))
 
 
 def test_facts_kept_without_facts_is_refused():
@@ -136,5 +137,5 @@ def test_facts_kept_without_facts_is_refused():
 def test_any_text_scores_between_0_and_100(rows):
     outputs, targets, facts = (list(texts) for texts in zip(*rows, strict=True))
     for metric in (m for m in METRICS if m != "agreement"):
-        assert -1e-9 <= summary(metric, outputs, targets, facts) <= 100 + 1e-9
-        assert np.isfinite(pooled(metric, outputs, targets, facts).rows).all()
+        assert -1e-9 <= summary(metric, outputs, targets, Wanted(facts=facts)) <= 100 + 1e-9
+        assert np.isfinite(pooled(metric, outputs, targets, Wanted(facts=facts)).rows).all()

@@ -7,7 +7,9 @@ import pytest
 from scipy.stats import binomtest
 
 from prompt_core.evaluation.metrics import pooled, summary
-from prompt_core.evaluation.paired import RESAMPLES, bootstrap_interval, compare, exact_interval, interval, mcnemar, smallest_gain
+from prompt_core.evaluation.paired import RESAMPLES, bootstrap_interval, compare, exact_interval, interval, mcnemar
+from prompt_core.evaluation.power import smallest_gain
+from prompt_core.evaluation.wanted import Wanted
 
 LABELS = np.array(["late", "lost", "damaged"])
 
@@ -29,7 +31,7 @@ def test_the_bootstrap_interval_covers_the_truth_as_often_as_it_says():
     hits = 0
     for _ in range(200):
         outputs, facts = rows_with_facts(generator, 50, 0.7)
-        found = bootstrap_interval(pooled("facts_kept", outputs, outputs, facts), level=0.9)
+        found = bootstrap_interval(pooled("facts_kept", outputs, outputs, Wanted(facts=facts)), level=0.9)
         hits += found.low <= 70 <= found.high
     assert binomtest(hits, 200, 0.9).pvalue > 0.01
 
@@ -38,7 +40,7 @@ def test_the_bootstrap_interval_of_a_mean_is_scipys():
     from scipy.stats import bootstrap
 
     outputs, facts = rows_with_facts(np.random.default_rng(1), 80, 0.6)
-    measured = pooled("facts_kept", outputs, outputs, facts)
+    measured = pooled("facts_kept", outputs, outputs, Wanted(facts=facts))
     theirs = bootstrap((measured.rows[:, 0],), np.mean, n_resamples=20_000, method="percentile", rng=2).confidence_interval
     ours = bootstrap_interval(measured)
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.6)
@@ -46,7 +48,7 @@ def test_the_bootstrap_interval_of_a_mean_is_scipys():
 
 def test_a_wider_level_gives_a_wider_interval():
     outputs, facts = rows_with_facts(np.random.default_rng(1), 40, 0.6)
-    measured = pooled("facts_kept", outputs, outputs, facts)
+    measured = pooled("facts_kept", outputs, outputs, Wanted(facts=facts))
     narrow, wide = bootstrap_interval(measured, 0.8), bootstrap_interval(measured, 0.99)
     assert wide.low < narrow.low < measured.reported < narrow.high < wide.high
 
@@ -82,7 +84,7 @@ def test_swapping_the_sides_swaps_the_answer():
 
 
 def test_a_gain_in_every_row_has_the_smallest_p_value_that_the_resamples_allow():
-    found = compare("facts_kept", ["x y"] * 10, ["x"] * 10, ["t"] * 10, ["a: x\nb: y"] * 10)
+    found = compare("facts_kept", ["x y"] * 10, ["x"] * 10, ["t"] * 10, Wanted(facts=["a: x\nb: y"] * 10))
     assert (found.gain, found.low, found.high) == (50.0, 50.0, 50.0)
     assert (found.p_better, found.p_worse) == (1 / (RESAMPLES + 1), 1.0)
 
@@ -119,7 +121,8 @@ def test_without_a_difference_small_p_values_are_as_rare_as_they_say(metric):
 
 def test_the_same_question_gets_the_same_answer():
     outputs, facts = rows_with_facts(np.random.default_rng(6), 30, 0.5)
-    assert compare("facts_kept", outputs, outputs[::-1], outputs, facts) == compare("facts_kept", outputs, outputs[::-1], outputs, facts)
+    wanted = Wanted(facts=facts)
+    assert compare("facts_kept", outputs, outputs[::-1], outputs, wanted) == compare("facts_kept", outputs, outputs[::-1], outputs, wanted)
 
 
 @pytest.mark.parametrize(("rows", "alpha", "gain"), [(100, 0.01, 9.0), (7, 0.01, 100.0), (6, 0.01, None), (1000, 0.05, 1.0)])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prompt_core.evaluation.gate import Contender, evaluate_contenders
+from prompt_core.evaluation import About, Contender, Rows, evaluate_contenders
 from prompt_core.evaluation.plots import LARGEST_URI, _confusion_counts, _most_confused, confusion, intervals, loss_curve
 from prompt_core.task import parse_task
 
@@ -75,7 +75,7 @@ def test_intervals_has_a_panel_per_metric():
     widths = []
     for metrics in (["accuracy"], ["accuracy", "macro_f1"]):
         task = parse_task({**fields, "evaluate": {"metrics": metrics}}, "t.yaml", Path())
-        widths.append(size_of(intervals(evaluate_contenders(task, [{"x": "."}] * 20, targets, None, contenders, "0" * 64)))[0])
+        widths.append(size_of(intervals(evaluate_contenders(task, Rows([{"x": "."}] * 20, targets), contenders, About("0" * 64))))[0])
     assert widths[1] > widths[0]
 
 

@@ -11,16 +11,16 @@ from pipelines.automation import runs_for
 from pipelines.definitions import build_defs
 from pipelines.partitions import find_task_files, register
 
-EVALUATION = dg.AssetKey("evaluation")
 MONDAY = datetime(2026, 3, 2, 3, 0, tzinfo=UTC)
 
 
-def report_gate(instance: dg.DagsterInstance, task: str, passed: bool) -> None:
-    """The gate's outcome for the latest evaluation of a task, as a run would record it."""
-    (record,) = instance.fetch_materializations(dg.AssetRecordsFilter(EVALUATION, asset_partitions=[task]), limit=1).records
+def report_check(instance: dg.DagsterInstance, asset: str, check: str, task: str, passed: bool) -> None:
+    """The outcome of a blocking check for the latest value of a task, as a run would record it."""
+    key = dg.AssetKey(asset)
+    (record,) = instance.fetch_materializations(dg.AssetRecordsFilter(key, asset_partitions=[task]), limit=1).records
     target = AssetCheckEvaluationTargetMaterializationData(storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp)
     instance.report_runless_asset_event(
-        dg.AssetCheckEvaluation(EVALUATION, "gate", passed, target_materialization_data=target, blocking=True, partition=task)
+        dg.AssetCheckEvaluation(key, check, passed, target_materialization_data=target, blocking=True, partition=task)
     )
 
 
@@ -29,12 +29,12 @@ def bounds(request: dg.RunRequest) -> str:
     return request.partition_key or " to ".join(request.tags[f"dagster/asset_partition_range_{end}"] for end in ("start", "end"))
 
 
-def ticks(defs: dg.Definitions) -> dict[str, list[tuple[str, str | None]]]:
+def ticks(defs: dg.Definitions, home: Path) -> dict[str, list[tuple[str, str | None]]]:
     """What each schedule launches on a monday at three."""
     launched = {}
     for schedule in defs.schedules:
         with (
-            dg.DagsterInstance.ephemeral() as instance,
+            dg.DagsterInstance.local_temp(str(home)) as instance,
             dg.build_schedule_context(instance, scheduled_execution_time=MONDAY) as context,
         ):
             launched[schedule.name] = [(bounds(request), request.run_key) for request in schedule(context)]
@@ -49,7 +49,7 @@ def test_each_cron_line_is_a_schedule_that_runs_the_tasks_which_have_it(tmp_path
     write_task(settings, "never", schedule=None)
     defs = build_defs(settings)
     dg.Definitions.validate_loadable(defs)
-    assert ticks(defs) == {
+    assert ticks(defs, tmp_path) == {
         "retune_at_0_3_any_any_1": [("a to b", "a 2026-03-02T03:00:00+00:00")],
         "retune_at_any_per_30_6_to_8_any_any_1_and_4": [("c", "c 2026-03-02T03:00:00+00:00")],
     }
@@ -60,7 +60,7 @@ def test_a_tick_also_runs_a_task_whose_file_came_after_the_code_location_was_loa
     write_task(settings, "a")
     defs = build_defs(settings)
     write_task(settings, "later")
-    assert ticks(defs) == {"retune_at_0_3_any_any_1": [("a to later", "a 2026-03-02T03:00:00+00:00")]}
+    assert ticks(defs, tmp_path) == {"retune_at_0_3_any_any_1": [("a to later", "a 2026-03-02T03:00:00+00:00")]}
 
 
 def test_tasks_that_do_not_stand_side_by_side_are_runs_of_their_own() -> None:
@@ -74,7 +74,7 @@ def test_production_settings_switch_schedules_and_sensors_on(tmp_path: Path) -> 
     for on in (True, False):
         defs = build_defs(settings.model_copy(update={"automation": on}))
         status = {each.name: each.default_status.value for each in (*defs.schedules, *defs.sensors)}
-        assert set(status) == {"retune_at_0_3_any_any_1", "task_files", "new_data", "publish_what_passed"}
+        assert set(status) == {"retune_at_0_3_any_any_1", "task_files", "new_data", "drifted_inputs", "publish_what_passed"}
         assert set(status.values()) == {"RUNNING" if on else "STOPPED"}
 
 
@@ -89,6 +89,7 @@ def test_a_prompt_that_passed_its_gate_is_published_by_itself_and_a_rejected_one
         for task in ("passed", "rejected"):
             for asset in ("examples", "splits", "baselines", "tuned_prompt", "evaluation"):
                 instance.report_runless_asset_event(dg.AssetMaterialization(asset, partition=task))
-            report_gate(instance, task, passed=task == "passed")
+            report_check(instance, "tuned_prompt", "finite_prompt", task, passed=True)
+            report_check(instance, "evaluation", "gate", task, passed=task == "passed")
         after = dg.evaluate_automation_conditions(defs, instance, cursor=before.cursor)
     assert after.get_requested_partitions(dg.AssetKey("published_prompt")) == {"passed"}

@@ -12,7 +12,7 @@ from deployment import a_deployment, write_task
 from pipelines.definitions import build_defs
 from pipelines.partitions import TASKS
 
-CHAIN = {"examples", "splits", "baselines", "tuned_prompt", "evaluation", "published_prompt"}
+CHAIN = {"examples", "splits", "baselines", "tuned_prompt", "evaluation", "published_prompt", "report"}
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 from pipelines.io_managers import ContentAddressed, FrameFiles, SplitsFolders
+from prompt_core import PromptmillError
 from prompt_core.data import Splits
 
 
@@ -83,7 +84,7 @@ def test_a_damaged_object_is_named_and_written_again_by_the_next_run(tmp_path: P
     frame, manager = pl.DataFrame({"text": ["a"]}), FrameFiles(root=str(tmp_path))
     write(manager, frame)
     objects(tmp_path)[0].write_bytes(b"")
-    with pytest.raises(dg.Failure, match="cannot be read"):
+    with pytest.raises(PromptmillError, match="cannot be read"):
         read(manager)
     write(manager, frame)
     assert read(manager).equals(frame)
@@ -91,5 +92,5 @@ def test_a_damaged_object_is_named_and_written_again_by_the_next_run(tmp_path: P
 
 
 def test_a_value_that_was_never_written_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(dg.Failure, match=r"examples\[t\]: has no value. Materialize it first."):
+    with pytest.raises(PromptmillError, match=r"examples\[t\]: has no value. Materialize it first."):
         read(FrameFiles(root=str(tmp_path)))

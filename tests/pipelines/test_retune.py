@@ -157,3 +157,35 @@ def test_a_search_shows_its_candidates_and_what_they_cost(tmp_path: Path) -> Non
     assert str(metadata["settings chosen"]).startswith("kind deep, tokens ")
     prompt = found.result.output_for_node("tuned_prompt")
     assert prompt.manifest.kind == "deep" and prompt.task.tune.batch_examples == 4
+
+
+def test_worse_data_is_rejected_by_the_gate_and_production_stays(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path / "d")
+    write_task(settings, TASK)
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert run_retune(settings, instance, TASK).success
+        live = PromptStore(settings.store_url).record(TASK, "production").digest
+        data = settings.tasks_dir / "messages.csv"
+        rows = pl.read_csv(data)
+        wrong = pl.Series("label", [("late", "damaged")[number % 2] for number in range(len(rows))])  # whatever the text says
+        rows.with_columns(wrong).write_csv(data)
+        result = run_retune(settings, instance, TASK)
+        evaluated = instance.get_materialized_partitions(dg.AssetKey("evaluation"))
+    assert not result.success and evaluated == {TASK}
+    (gate,) = [check for check in result.get_asset_check_evaluations() if check.check_name == "gate"]
+    assert not gate.passed
+    assert PromptStore(settings.store_url).record(TASK, "production").digest == live
+    assert PromptStore(settings.store_url).list()[0].versions == (1,)
+
+
+def test_a_report_is_a_page_that_a_browser_opens(published: Published) -> None:
+    page = Path(
+        str(
+            published.metadata("report")["page"].path
+            if hasattr(published.metadata("report")["page"], "path")
+            else published.metadata("report")["page"]
+        )
+    )
+    assert page.suffix == ".html"
+    assert page.read_text(encoding="utf-8").startswith("<!")
+    assert published.metadata("report")["open"] == page.as_uri()

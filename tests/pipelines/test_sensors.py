@@ -5,20 +5,21 @@ from pathlib import Path
 
 import dagster as dg
 import fsspec
+import polars as pl
 import pytest
-from deployment import a_deployment, write_task
+from deployment import THINGS, a_deployment, run_retune, write_task
 
 from pipelines.partitions import find_task_files, register
 from pipelines.sensors import build_sensors
 from pipelines.settings import Settings
 from prompt_core import PromptmillError
-from prompt_core.data import fingerprint
+from prompt_core.data import data_files, fingerprint
 from prompt_core.task import load_task
 
 
 def tick(settings: Settings, instance: dg.DagsterInstance, name: str, cursor: str | None = None) -> dg.SensorResult | dg.SkipReason:
     """One evaluation of a sensor; partitions are added and retired as the daemon would."""
-    sensor = next(sensor for sensor in build_sensors(settings.tasks_dir, on=False) if sensor.name == name)
+    sensor = next(sensor for sensor in build_sensors(settings.tasks_dir, settings.store_url, on=False) if sensor.name == name)
     with dg.build_sensor_context(instance, cursor=cursor) as context:
         found = sensor(context)
     for request in found.dynamic_partitions_requests or () if isinstance(found, dg.SensorResult) else ():
@@ -90,10 +91,26 @@ def test_data_at_any_address_has_a_fingerprint_of_its_content(tmp_path: Path) ->
     memory = fsspec.filesystem("memory")
     memory.pipe("/desk/rows.csv", b"text,label\na,b\n")
     task = load_task(write_task(a_deployment(tmp_path), "a", data={"path": "memory://desk/rows.csv", "target": "label"}))
-    first = fingerprint(task)
-    assert fingerprint(task, first) is first
+    first = fingerprint(task, data_files(task))
+    assert fingerprint(task, data_files(task), first) is first
     memory.pipe("/desk/rows.csv", b"text,label\na,c\n")
-    assert fingerprint(task, first).content != first.content
+    assert fingerprint(task, data_files(task), first).content != first.content
     memory.rm("/desk/rows.csv")
     with pytest.raises(PromptmillError, match=r'task a: data.path: there is no file "memory://desk/rows.csv"'):
-        fingerprint(task, first)
+        fingerprint(task, data_files(task), first)
+
+
+def test_inputs_that_drifted_from_what_the_live_prompt_was_tuned_on_launch_one_run(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    write_task(settings, "a", drift={"inputs": "inputs.csv"})
+    inputs = settings.tasks_dir / "inputs.csv"
+    same = [f"where is my {thing}" if number % 2 else f"the {thing} came broken" for number, thing in enumerate(THINGS)]
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert run_retune(settings, instance, "a").success
+        pl.DataFrame({"text": same}).write_csv(inputs)
+        stable = tick(settings, instance, "drifted_inputs")
+        assert launched(stable) == []
+        pl.DataFrame({"text": ["can you please tell me how I may become one of your drivers in spring"] * 60}).write_csv(inputs)
+        drifted = tick(settings, instance, "drifted_inputs", stable.cursor)
+        assert launched(drifted) == ["a"]
+        assert launched(tick(settings, instance, "drifted_inputs", drifted.cursor)) == []
