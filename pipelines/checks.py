@@ -36,7 +36,7 @@ def _check(judgement: Judgement) -> dg.AssetChecksDefinition:
 
         if len(values) == 1:
             (found,) = map(judged, values)
-            return iter([dg.AssetCheckResult(**_parts(found), check_name=name, asset_key=spec.asset_key)])
+            return dg.AssetCheckResult(**_parts(found), check_name=name, asset_key=spec.asset_key)
         failed = {}
         for key in values:
             try:
