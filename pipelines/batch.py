@@ -103,12 +103,18 @@ class Inputs(Mapping[str, T]):
 Outcome = Made[Any] | Exception
 
 
-def each_task(context: dg.AssetExecutionContext, make: Callable[[str], Made[Any]], *inputs: Inputs[Any]):
+def each_task(
+    context: dg.AssetExecutionContext,
+    make: Callable[[str], Made[Any]],
+    *inputs: Inputs[Any],
+    on_task: Callable[[int, int], object] = lambda done, total: None,
+):
     """What an asset returns that is made task by task.
 
     Args:
         make: the value of a task.
         inputs: what `make` reads, for the provenance.
+        on_task: called with the number of finished tasks, from 0, and of all.
     """
 
     def unless_failed(key: str) -> Made[Any]:
@@ -116,7 +122,13 @@ def each_task(context: dg.AssetExecutionContext, make: Callable[[str], Made[Any]
             values.check(key)
         return make(key)
 
-    return hand_on(context, {key: attempt(context, unless_failed, key) for key in context.partition_keys}, *inputs)
+    keys = context.partition_keys
+    outcomes: dict[str, Outcome] = {}
+    for key in keys:
+        on_task(len(outcomes), len(keys))
+        outcomes[key] = attempt(context, unless_failed, key)
+    on_task(len(keys), len(keys))
+    return hand_on(context, outcomes, *inputs)
 
 
 def attempt(context: dg.AssetExecutionContext, make: Callable[[str], T], key: str) -> T | Exception:

@@ -101,7 +101,8 @@ def _reason(result: dg.ExecuteInProcessResult) -> str:
     """The line that says why: of the gate, or of the innermost error of the step that failed."""
     for check in result.get_asset_check_evaluations():
         if check.blocking and not check.passed:
-            return f"the gate did not pass: {check.description}"
+            said = "the gate did not pass" if check.check_name == "gate" else f"the check {check.check_name} failed"
+            return f"{said}: {check.description}"
     error = next(event.step_failure_data.error for event in result.all_events if event.is_step_failure)
     while error.cause:
         error = error.cause

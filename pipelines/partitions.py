@@ -55,7 +55,11 @@ def find_task_files(folder: Path) -> list[TaskFile]:
     """
     found: dict[str, TaskFile] = {}
     for path in sorted((*folder.glob("*.yaml"), *folder.glob("*.yml"))):
-        file = _described(path)
+        try:
+            state = path.stat()
+        except FileNotFoundError:  # since the folder was listed
+            continue
+        file = _described(path, state.st_mtime_ns, state.st_size)
         key = next(key for key in (file.key, path.stem, path.name) if key not in found)
         found[key] = file if key == file.key else TaskFile(key, path)
     return list(found.values())
@@ -81,7 +85,9 @@ def neighbours(keys: Sequence[str], registered: Sequence[str]) -> list[list[str]
     return groups
 
 
-def _described(path: Path) -> TaskFile:
+@lru_cache(maxsize=10_000)
+def _described(path: Path, mtime_ns: int, size: int) -> TaskFile:
+    """A file as it is, read once for each state of it: a step of many tasks looks for the file of each."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

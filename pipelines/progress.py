@@ -17,12 +17,13 @@ class LoggedProgress:
     Args:
         say: takes a line.
         every_seconds: least time between two lines; the last line of a piece of work is always said.
+        detail: takes the lines about single contenders, of which a run of many tasks has too many; by default `say`.
     """
 
-    def __init__(self, say: Callable[[str], object], every_seconds: float) -> None:
-        self._say, self.every_seconds = say, every_seconds
+    def __init__(self, say: Callable[[str], object], every_seconds: float, detail: Callable[[str], object] | None = None) -> None:
+        self._say, self.every_seconds, self._detail = say, every_seconds, detail or say
         self._last_said = time.monotonic()
-        self._work, self._began = "", 0.0
+        self._work, self._began, self._tasks_began = "", 0.0, 0.0
 
     def step(self, step: "Step") -> None:
         """An optimizer step."""
@@ -66,7 +67,15 @@ class LoggedProgress:
             self._work, self._began = name, time.monotonic()
         if done == total or self._is_time():
             eta = (time.monotonic() - self._began) / max(done, 1) * (total - done)
-            self._say(f"{name}: {done} of {total} rows, ETA {eta:.0f} s")
+            self._detail(f"{name}: {done} of {total} rows, ETA {eta:.0f} s")
+
+    def task(self, done: int, total: int) -> None:
+        """Tasks of a step that makes one after another; nothing is said of a single one."""
+        if not done:
+            self._tasks_began = time.monotonic()
+        elif total > 1 and (done == total or self._is_time()):
+            eta = (time.monotonic() - self._tasks_began) / done * (total - done)
+            self._say(f"{done} of {total} tasks, ETA {eta:.0f} s")
 
     def _is_time(self) -> bool:
         due = time.monotonic() - self._last_said >= self.every_seconds

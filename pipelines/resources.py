@@ -52,4 +52,4 @@ class RunLog(dg.ConfigurableResource):
     @contextmanager
     def follow(self, context: dg.AssetExecutionContext) -> Iterator[LoggedProgress]:
         """Callbacks for the work of one step."""
-        yield LoggedProgress(context.log.info, self.every_seconds)
+        yield LoggedProgress(context.log.info, self.every_seconds, context.log.debug if len(context.partition_keys) > 1 else None)

@@ -20,18 +20,18 @@ def build_sensors(folder: Path, store_url: str, on: bool) -> list[dg.SensorDefin
 
     Args:
         store_url: of the published prompts, whose examples new inputs are compared with.
-        on: whether they run as soon as they are deployed.
+        on: whether those that launch runs do so as soon as they are deployed.
     """
     status = dg.DefaultSensorStatus.RUNNING if on else dg.DefaultSensorStatus.STOPPED
-    return [_task_files(folder, status), _new_data(folder, status), _drifted_inputs(folder, store_url, status)]
+    return [_task_files(folder), _new_data(folder, status), _drifted_inputs(folder, store_url, status)]
 
 
-def _task_files(folder: Path, status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
-    # So that a new task needs no new deployment.
+def _task_files(folder: Path) -> dg.SensorDefinition:
+    # So that a new task needs no new deployment. It runs everywhere: it launches nothing, and without it there is nothing to launch.
     @dg.sensor(
         name="task_files",
         minimum_interval_seconds=30,
-        default_status=status,
+        default_status=dg.DefaultSensorStatus.RUNNING,
         description="Adds a partition for every task file that appeared; retires that of one that is gone, whose published versions stay.",
     )
     def follow(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
@@ -118,7 +118,7 @@ def _changed(
                 now[key] = fingerprint(task, named, seen.get(key))
                 if (key not in seen or now[key].content != seen[key].content) and is_reason(key, task, seen.get(key)):
                     due.append(key)
-        except PromptmillError as error:
+        except (PromptmillError, OSError) as error:
             context.log.warning(f"{key}: {error}")
             if key in seen:
                 now[key] = seen[key]

@@ -42,7 +42,7 @@ class Settings(BaseModel):
 
         PROMPTMILL_TORCHRUN and PROMPTMILL_ALERT_URL are empty where nothing is said.
 
-        PROMPTMILL_AUTOMATION is `on` in production; `off`, which it is where nothing is said, leaves schedules and sensors to people.
+        PROMPTMILL_AUTOMATION is `on` in production; `off`, which it is where nothing is said, leaves what launches runs to people.
 
         Raises:
             PromptmillError: the folder of task files does not exist, or PROMPTMILL_AUTOMATION is another word.

@@ -41,7 +41,7 @@ def baselines(
         return Made(found, contenders_digest(found), baselines_metadata(found, task, sides, known=known is not None))
 
     with progress.follow(context) as shown:
-        return each_task(context, make, splits)
+        return each_task(context, make, splits, on_task=shown.task)
 
 
 @dg.asset(
@@ -74,4 +74,4 @@ def evaluation(
         return Made(measured, evaluation_digest(measured), evaluation_metadata(measured, task, sides, prompt))
 
     with progress.follow(context) as shown:
-        return each_task(context, make, splits, baselines, tuned_prompt)
+        return each_task(context, make, splits, baselines, tuned_prompt, on_task=shown.task)

@@ -75,6 +75,7 @@ def test_production_settings_switch_schedules_and_sensors_on(tmp_path: Path) -> 
         defs = build_defs(settings.model_copy(update={"automation": on}))
         status = {each.name: each.default_status.value for each in (*defs.schedules, *defs.sensors)}
         assert set(status) == {"retune_at_0_3_any_any_1", "task_files", "new_data", "drifted_inputs", "publish_what_passed"}
+        assert status.pop("task_files") == "RUNNING"  # which launches nothing
         assert set(status.values()) == {"RUNNING" if on else "STOPPED"}
 
 

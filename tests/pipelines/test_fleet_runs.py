@@ -8,9 +8,15 @@ from typing import Any
 import dagster as dg
 import polars as pl
 import pytest
+from dagster._core.definitions.automation_tick_evaluation_context import build_run_requests_with_backfill_policies
+from dagster._core.definitions.events import AssetKeyPartitionKey
+from dagster._core.definitions.partitions.context import partition_loading_context
 from deployment import THINGS, a_deployment, failure_of, run_fleet, run_retune, write_task
 
+from pipelines.automation import runs_for
+from pipelines.definitions import build_defs
 from pipelines.ledger import Ledger
+from pipelines.partitions import find_task_files, register
 from pipelines.settings import Settings
 from prompt_core import PromptStore, TunedPrompt
 
@@ -40,7 +46,7 @@ REASONS = {
     "broken_cron": '"every monday" is not a cron line',
     "rejected": "the gate did not pass: gain over label_names is too small",
 }
-ASSETS = ("examples", "splits", "baselines", "tuned_prompt", "evaluation", "published_prompt")
+ASSETS = ("examples", "splits", "baselines", "tuned_prompt", "evaluation", "published_prompt", "report")
 
 
 @dataclass
@@ -174,3 +180,33 @@ def test_the_ledger_forgets_a_task_that_a_second_attempt_could_make(tmp_path: Pa
     ledger.note(again, "splits", {"..": "no label"})
     assert ledger.failed(run, "splits") == {"..": "no label"}
     assert ledger.failed(run, "examples") == {}
+
+
+def test_a_run_of_some_assets_is_red_at_the_last_of_them(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path / "d")
+    for key, changes in (("a", {}), ("b", {"data": {"path": "nowhere.csv", "target": "label"}}), ("c", {})):
+        write_task(settings, key, **changes)
+    job = build_defs(settings).resolve_implicit_global_asset_job_def()
+    with dg.DagsterInstance.ephemeral() as instance:
+        keys = register(instance, find_task_files(settings.tasks_dir))
+        (request,) = runs_for(keys, keys, "test")
+        selection = [dg.AssetKey("examples"), dg.AssetKey("splits")]
+        result = job.execute_in_process(instance=instance, tags=request.tags, asset_selection=selection, raise_on_error=False)
+        assert instance.get_materialized_partitions(dg.AssetKey("splits")) == {"a", "c"}
+    assert {event.step_key for event in result.all_events if event.is_step_failure} == {"splits"}
+    assert failure_of(result).startswith("1 of 3 tasks failed, the others are done.\nb: ")
+
+
+def test_a_backfill_of_all_assets_is_one_run_with_their_checks(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path / "d")
+    for key in "abc":
+        write_task(settings, key)
+    defs = build_defs(settings)
+    graph = defs.resolve_asset_graph()
+    with dg.DagsterInstance.ephemeral() as instance, partition_loading_context(dynamic_partitions_store=instance):
+        keys = register(instance, find_task_files(settings.tasks_dir))
+        everything = [AssetKeyPartitionKey(asset, key) for asset in graph.materializable_asset_keys for key in keys]
+        (request,) = build_run_requests_with_backfill_policies(everything, graph, instance)
+    assert request.tags == runs_for(keys, keys, "")[0].tags
+    assert set(request.asset_selection or ()) == graph.materializable_asset_keys
+    assert set(request.asset_check_keys or ()) == set(graph.asset_check_keys)

@@ -2,7 +2,7 @@
 
 from pipelines.progress import LoggedProgress
 from prompt_core.trials import Measured
-from prompt_core.tuning import SearchStep
+from prompt_core.tuning import SearchStep, Step
 
 
 def test_a_contender_is_logged_when_it_is_done_and_at_most_every_few_seconds_before() -> None:
@@ -31,3 +31,21 @@ def test_a_search_is_logged_at_every_rung_with_the_best_so_far() -> None:
         "search: wave 1 of 3, 8 trials until step 20, 32 of 4000 prompt-steps, ETA 90 s",
         "search: wave 1 of 3, 4 trials until step 40, 672 of 4000 prompt-steps, best 0.4321, accuracy 81.2 %, ETA 90 s",
     ]
+
+
+def test_a_fleet_is_one_line_with_the_steps_of_all_its_prompts() -> None:
+    lines: list[str] = []
+    show = LoggedProgress(lines.append, every_seconds=1000).fleet([2, 2])
+    for number in range(1, 3):
+        for member in range(2):
+            show(member, Step(number, 2, 0.5, None, 0.01, 100.0, 1.0))
+    assert lines == ["2 prompts: 4 of 4 steps at most, ETA 0 s at most"]
+
+
+def test_a_run_of_many_tasks_counts_them_and_one_of_a_single_task_does_not() -> None:
+    lines: list[str] = []
+    for total in (1, 3):
+        progress = LoggedProgress(lines.append, every_seconds=1000)
+        for done in range(total + 1):
+            progress.task(done, total)
+    assert lines == ["3 of 3 tasks, ETA 0 s"]
