@@ -6,6 +6,7 @@ The pictures of each step go to docs/images where PROMPTMILL_PICTURES=docs/image
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     environment = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}
     # A process that a shell starts in the background ignores interrupts, which is how `dagster dev` is ended.
     heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
-    command = ["dagster", "dev", "-h", "127.0.0.1", "-p", str(port)]
+    command = [str(Path(sys.executable).parent / "dagster"), "dev", "-h", "127.0.0.1", "-p", str(port)]
     server = Server(command, folder.parent / "dev.log", environment, folder, **heed)
     try:
         wait_for(lambda: requests.get(f"{address}/server_info", timeout=5).ok, 120, "the UI")
