@@ -177,15 +177,20 @@ def _report(
         for key, value in made.items()
     }
     yield dg.Output(Batch(made, tags, failed), metadata={UNREPORTED: True})
-    if failed and _is_last(context):
-        reasons = "\n".join(f"{key}: {reason}" for key, reason in failed.items())
-        raise dg.Failure(f"{len(failed)} of {len(outcomes)} tasks failed, the others are done.\n{reasons}", allow_retries=False)
+    if failed and is_last(context.job_def, context.asset_key):
+        raise failure_of_some(failed, len(outcomes))
 
 
-def _is_last(context: dg.AssetExecutionContext) -> bool:
-    """Whether no later step of this run is made from this asset."""
-    layer = context.job_def.asset_layer
-    return not layer.asset_graph.get(context.asset_key).child_keys & layer.executable_asset_keys
+def is_last(job: dg.JobDefinition, asset: dg.AssetKey) -> bool:
+    """Whether nothing in a run of this job is made from an asset."""
+    layer = job.asset_layer
+    return not layer.asset_graph.get(asset).child_keys & layer.executable_asset_keys
+
+
+def failure_of_some(reasons: Mapping[str, str], total: int) -> dg.Failure:
+    """What ends a run in which some of its tasks failed."""
+    lines = "\n".join(f"{key}: {reason}" for key, reason in reasons.items())
+    return dg.Failure(f"{len(reasons)} of {total} tasks failed, the others are done.\n{lines}", allow_retries=False)
 
 
 def _line(error: Exception) -> str:

@@ -7,7 +7,7 @@ import dagster as dg
 # Dagster gives the result of a check the materialization that it is about; for one of several tasks nobody but we can.
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData as Target
 
-from pipelines.batch import FailedBeforeError, Inputs
+from pipelines.batch import FailedBeforeError, Inputs, failure_of_some, is_last
 from pipelines.failures import plain_failures
 from pipelines.judgements import JUDGEMENTS, Judgement
 from pipelines.ledger import Ledger
@@ -50,6 +50,8 @@ def _check(judgement: Judgement) -> dg.AssetChecksDefinition:
                 failed[key] = f"{name} of {judgement.asset}: {found.description}"
         if failed and judgement.blocking and judgement.leaves_out:
             ledger.note(context.run, judgement.asset, ledger.failed(context.run, judgement.asset) | failed)
+        if failed and judgement.blocking and is_last(context.op_execution_context.job_def, spec.asset_key):
+            raise failure_of_some(failed, len(values))
         return iter(())
 
     return check

@@ -100,8 +100,9 @@ def test_each_broken_task_fails_at_its_own_step_with_its_own_reason(fleet: Fleet
     assert fleet.materialized("tuned_prompt") == fleet.materialized("evaluation") == {*GOOD, "rejected"}
 
 
-def test_only_the_last_step_is_red(fleet: Fleet) -> None:
-    assert {event.step_key for event in fleet.result.all_events if event.is_step_failure} == {"published_prompt"}
+def test_only_the_last_steps_are_red(fleet: Fleet) -> None:
+    assert {event.step_key for event in fleet.result.all_events if event.is_step_failure} == {"published_prompt", "report"}
+    assert fleet.materialized("report") == {*GOOD, "rejected"}
 
 
 def test_each_task_has_metadata_data_version_and_provenance_of_its_own(fleet: Fleet) -> None:
