@@ -1,6 +1,7 @@
 """The files of deploy/: Dagster takes its settings, containers are the Procfile, and a run's pod is what the values ask for."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,10 @@ def test_the_image_holds_what_its_processes_run_and_copies_only_what_is_there() 
     copied = [name for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for name in line.split()]
     assert {"pipelines", "prompt_core", "kernels", "tasks", "examples", "deploy", "constraints.txt"} <= set(copied)
     assert all((DEPLOY.parent / name).exists() for name in copied)
+    built_from = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    before_the_build = text.split("RUN pip install")[0]
+    for source in (*built_from["packages"], *built_from["force-include"]):
+        assert f"COPY {source.split('/')[0]} " in before_the_build
 
 
 def test_no_secret_stands_in_any_file() -> None:

@@ -63,6 +63,16 @@ def test_a_webhook_that_is_down_is_told_by_a_later_tick_and_its_address_is_not_i
     assert [message["task"] for message in receiver.told] == ["worse", "worse"]
 
 
+def told_of(job: dg.JobDefinition, receiver: Receiver) -> dg.ExecuteInProcessResult:
+    """A run of a job that fails, and what its sensor makes of that."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = job.execute_in_process(instance=instance, raise_on_error=False, tags={"dagster/partition": "x"})
+        event = next(event for event in result.all_events if event.event_type == dg.DagsterEventType.RUN_FAILURE)
+        context = dg.build_run_status_sensor_context("alert_failed_run", event, instance, result.dagster_run).for_run_failure()
+        alert_failed_run(context, webhook=Webhook(url=receiver.url))
+    return result
+
+
 def test_a_failed_run_is_told_with_the_innermost_reason(receiver: Receiver) -> None:
     @dg.op
     def broken() -> None:
@@ -72,14 +82,27 @@ def test_a_failed_run_is_told_with_the_innermost_reason(receiver: Receiver) -> N
     def retune() -> None:
         broken()
 
-    with dg.DagsterInstance.ephemeral() as instance:
-        result = retune.execute_in_process(instance=instance, raise_on_error=False, tags={"dagster/partition": "x"})
-        event = next(event for event in result.all_events if event.event_type == dg.DagsterEventType.RUN_FAILURE)
-        context = dg.build_run_status_sensor_context("alert_failed_run", event, instance, result.dagster_run).for_run_failure()
-        alert_failed_run(context, webhook=Webhook(url=receiver.url))
+    result = told_of(retune, receiver)
     (message,) = receiver.told
     assert message["text"] == f"Run {result.run_id[:8]} of x failed: broken: tasks/x.yaml: data.target: column is not there"
     assert message["run"] == result.run_id and message["task"] == "x"
+
+
+def test_a_run_that_failed_at_its_gate_alone_is_not_told_as_a_failed_run_too(receiver: Receiver) -> None:
+    @dg.asset
+    def evaluation() -> None: ...
+
+    @dg.asset_check(asset=evaluation, blocking=True)
+    def gate() -> dg.AssetCheckResult:
+        return dg.AssetCheckResult(passed=False)
+
+    @dg.asset(deps=[evaluation])
+    def published_prompt() -> None: ...
+
+    job = dg.define_asset_job("retune", selection=dg.AssetSelection.all())
+    defs = dg.Definitions([evaluation, published_prompt], asset_checks=[gate], jobs=[job], executor=dg.in_process_executor)
+    assert not told_of(defs.resolve_job_def("retune"), receiver).success
+    assert receiver.told == []
 
 
 def test_without_an_address_no_alert_is_defined_and_with_one_it_stays_in_the_environment(
