@@ -5,6 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 import yaml
 from dagster._config import process_config, resolve_to_config_type
@@ -51,6 +52,17 @@ def test_no_run_stays_started_for_ever_and_only_lost_processes_are_retried() -> 
     settings = read(PRODUCTION / "dagster.yaml")
     assert settings["run_monitoring"]["enabled"] and settings["run_monitoring"]["max_runtime_seconds"] > 0
     assert settings["run_retries"] == {"enabled": True, "max_retries": 2, "retry_on_asset_or_op_failure": False}
+
+
+def test_an_instance_of_these_settings_has_the_pool_and_waits_for_code_servers(tmp_path: Path) -> None:
+    content = read(PRODUCTION / "dagster.yaml")
+    del content["storage"]  # a database
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(content))
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        concurrency = instance.get_concurrency_config()
+    assert concurrency.pool_config.default_pool_limit == 1
+    queue = concurrency.run_queue_config
+    assert queue and queue.max_concurrent_runs == 8 and queue.max_user_code_failure_retries == 10
 
 
 @pytest.mark.parametrize("scale", ["celery", "ray", "kubernetes"])
