@@ -23,7 +23,7 @@ class Processes(dg.ConfigurableResource):
     """The processes that tune.
 
     Attributes:
-        torchrun: arguments of `torchrun`, such as `--nproc-per-node=4`; without any, the step's own process tunes.
+        torchrun: arguments of `torchrun`, such as `--standalone --nproc-per-node=4`; without any, the step's own process tunes.
         scratch: a folder that all of them see, for the orders and the outcomes.
     """
 
