@@ -116,7 +116,7 @@ class Production:
         return wait_for(began, seconds, f"step {step} of run {run} ({self.folder})")
 
     def wait_for_runs(self, seconds: float) -> list[dg.DagsterRun]:
-        """Wait until nothing runs or waits any more, starting again what has ended by itself; gives all runs, newest first."""
+        """Wait until nothing runs or waits any more, starting again what has ended by itself; gives the retunes, newest first."""
 
         def ended() -> list[dg.DagsterRun] | None:
             for name in [name for name, server in self.running.items() if server.has_ended()]:
@@ -124,7 +124,7 @@ class Production:
             with self.instance() as instance:
                 runs = [record.dagster_run for record in instance.get_run_records()]
             waiting = [run for run in runs if not run.is_finished or _will_be_retried(run)]
-            return runs if runs and not waiting else None
+            return [run for run in runs if run.job_name == "retune"] if runs and not waiting else None
 
         return wait_for(ended, seconds, f"the end of all runs ({self.folder})")
 
