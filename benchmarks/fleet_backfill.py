@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,6 +26,8 @@ import numpy as np
 import polars as pl
 import yaml
 from record import SHARED_DATA, write_result
+
+from pipelines.settings import REPOSITORY
 
 CLASSES, EXAMPLES = 6, 20
 _TASK = {
@@ -77,6 +80,7 @@ def run(deployment: Path, tasks: Path, only: str | None = None) -> dict[str, Any
         "DAGSTER_DISABLE_TELEMETRY": "yes",
     }
     (deployment / "home").mkdir(parents=True, exist_ok=True)
+    shutil.copy(REPOSITORY / "deploy" / "dagster.yaml", deployment / "home")
     began = time.perf_counter()
     command = [sys.executable, __file__, "--worker", *([only] if only else ["*"])]
     done = subprocess.run(command, env={**os.environ, **places}, capture_output=True, text=True, check=False)
@@ -103,7 +107,7 @@ def worker(only: str | None) -> None:
         result = job.execute_in_process(
             instance=instance, partition_key=request.partition_key, tags=request.tags, run_config=config, raise_on_error=False
         )
-        events = [event for event in result.all_events if event.is_asset_materialization]
+        events = [event for event in result.all_events if event.is_step_materialization]
         made = {
             asset: sum(event.asset_key.path == [asset] for event in events) for asset in ("examples", "tuned_prompt", "published_prompt")
         }

@@ -1,5 +1,6 @@
 """The judgements as asset checks, for a run of one task or of many. A blocking one holds back the steps behind it."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import dagster as dg
@@ -36,7 +37,7 @@ def _check(judgement: Judgement) -> dg.AssetChecksDefinition:
 
         if len(values) == 1:
             (found,) = map(judged, values)
-            return dg.AssetCheckResult(**_parts(found), check_name=name, asset_key=spec.asset_key)
+            return _as_results([dg.AssetCheckResult(**_parts(found), check_name=name, asset_key=spec.asset_key)])
         failed = {}
         for key in values:
             try:
@@ -52,9 +53,14 @@ def _check(judgement: Judgement) -> dg.AssetChecksDefinition:
             ledger.note(context.run, judgement.asset, ledger.failed(context.run, judgement.asset) | failed)
         if failed and judgement.blocking and is_last(context.op_execution_context.job_def, spec.asset_key):
             raise failure_of_some(failed, len(values))
-        return iter(())
+        return _as_results([])
 
     return check
+
+
+def _as_results(found: Sequence[dg.AssetCheckResult]) -> Iterator[dg.AssetCheckResult]:
+    """A generator: Dagster takes no other iterator for results."""
+    yield from found
 
 
 def _report(context: dg.AssetCheckExecutionContext, spec: dg.AssetCheckSpec, key: str, found: dg.AssetCheckResult) -> None:

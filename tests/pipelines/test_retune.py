@@ -116,7 +116,7 @@ def test_a_rejected_prompt_is_refused_even_where_the_check_was_passed_over(publi
     published_prompt = defs.resolve_assets_def("published_prompt")
     with pytest.raises(dg.Failure, match="the gate did not pass: gain over label_names is too small"):
         published_prompt(
-            dg.build_asset_context(partition_key=TASK),
+            dg.build_asset_context(partition_key=TASK, instance=published.instance),
             store=defs.resources["store"],
             tuned_prompt=Inputs.of("tuned_prompt", {TASK: Made(published.result.output_for_node("tuned_prompt"), "")}),
             evaluation=Inputs.of("evaluation", {TASK: Made(evaluation.model_copy(update={"verdict": verdict}), "")}),
@@ -152,7 +152,7 @@ def test_a_search_shows_its_candidates_and_what_they_cost(tmp_path: Path) -> Non
     with dg.DagsterInstance.ephemeral() as instance:
         found = Published(settings, instance, run_retune(settings, instance, TASK, tune={"batch_examples": 4}))
         metadata = found.metadata("tuned_prompt")
-    assert str(metadata["candidates"]).startswith("| trial | `prompt.kind` | `prompt.tokens` | `tune.learning_rate` | steps | log loss |")
+    assert str(metadata["candidates"]).startswith("| trial | prompt.kind | prompt.tokens | tune.learning_rate | steps | log loss |")
     assert metadata["search prompt-steps"] == 2 * (4 * 1 + 2 * 1 + 1 * 2) and metadata["search ended by"] == "trials"
     assert str(metadata["settings chosen"]).startswith("kind deep, tokens ")
     prompt = found.result.output_for_node("tuned_prompt")

@@ -26,6 +26,7 @@ def test_a_planted_key_is_in_no_event_no_value_and_no_snapshot(tmp_path: Path, l
         template="Sort this: {{ text }}\nKind:",
         prompt={"kind": "text"},
         tune={"seed": 0},
+        evaluate={"few_shot": 0},
         text={"rounds": 1, "together": 2, "demonstrations": 0, "endpoint": endpoint},
     )
     write_task(settings, "numbers")
