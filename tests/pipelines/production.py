@@ -19,8 +19,6 @@ from pipelines.partitions import find_task_files, register
 from pipelines.settings import REPOSITORY, Settings
 
 FILES = REPOSITORY / "deploy" / "production"
-# Seconds that a run may stay started, whatever happened to it: twice of what four at once take on two idle cores.
-LONGEST_RUN = 180
 
 
 class Production:
@@ -31,7 +29,7 @@ class Production:
         self.home = self.folder / "home"
         self.home.mkdir()
         content = yaml.safe_load("".join(path.read_text() for path in (FILES / "dagster.yaml", *more_settings)))
-        content["run_monitoring"] |= {"poll_interval_seconds": 3, "max_runtime_seconds": LONGEST_RUN, "free_slots_after_run_end_seconds": 3}
+        content["run_monitoring"] |= {"poll_interval_seconds": 3, "free_slots_after_run_end_seconds": 3}
         content["run_coordinator"]["config"]["user_code_failure_retry_delay"] = 5
         if not storage:
             del content["storage"]

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import requests
 from deployment import a_deployment, write_task
-from production import LONGEST_RUN, Production, production
+from production import Production, production
 from servers import PostgreSQL, needs, postgresql, wait_for
 
 from prompt_core import PromptStore
@@ -18,6 +18,8 @@ from prompt_core import PromptStore
 pytestmark = [pytest.mark.production, needs("postgres", "postgresql")]
 TASKS = ("a", "b", "c", "d")
 PROCESSES = ("promptmill", "consumer", "webserver", "daemon")
+LONGEST_RUN = 180  # seconds that a run may stay started where nobody is left to say that it has died
+LONG = 900  # seconds for what takes about 90 on two idle cores
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def tuned_digest(site: Production, run: str) -> str:
 
 def test_four_retunes_at_once_take_turns_in_the_pool_and_all_go_live(site: Production) -> None:
     runs = [site.retune(task) for task in TASKS]
-    assert {run.status for run in site.wait_for_runs(540)} == {dg.DagsterRunStatus.SUCCESS}
+    assert {run.status for run in site.wait_for_runs(LONG)} == {dg.DagsterRunStatus.SUCCESS}
     assert live_digests(site) == {task: tuned_digest(site, run) for task, run in zip(TASKS, runs, strict=True)}
     with site.instance() as instance:
         steps = [step for run in runs for step in instance.get_run_step_stats(run, ["baselines", "tuned_prompt", "evaluation"])]
@@ -115,10 +117,11 @@ def test_after_a_kill_every_task_ends_published_or_cleanly_failed(
         write_task(site.settings, task, schedule=None, tune=tune)
     wait_for(site.is_loaded, 60, "the code locations")
     before = live_digests(site) if (site.folder / "store").exists() else {}
-    first, second = site.retune("a"), site.retune("b")
+    limit = {"dagster/max_runtime": str(LONGEST_RUN)} if kill is kill_machine_of_code_server else {}
+    first, second = site.retune("a", **limit), site.retune("b", **limit)
     worker = site.wait_for_step(first, "tuned_prompt")
     kill(site, database, worker)
-    runs = site.wait_for_runs(2 * LONGEST_RUN)
+    runs = site.wait_for_runs(LONG)
 
     live = live_digests(site)
     for task, run in (("a", first), ("b", second)):
