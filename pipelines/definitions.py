@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from pipelines.alerts import ALERTS, webhook
 from pipelines.assets.evaluation import baselines, evaluation
 from pipelines.assets.examples import examples, splits
 from pipelines.assets.exports import published_prompt, report
@@ -13,6 +14,7 @@ from pipelines.automation import retune, retune_schedules
 from pipelines.checks import build_checks
 from pipelines.io_managers import ContenderFiles, EvaluationFiles, FrameFiles, PromptFolders, SplitsFolders, Texts
 from pipelines.ledger import Ledger
+from pipelines.pipes import Processes
 from pipelines.resources import Checkpoints, RunLog, Store, TaskFolder
 from pipelines.sensors import build_sensors
 from pipelines.settings import Settings
@@ -31,6 +33,7 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
         "store": Store(url=settings.store_url),
         "progress": RunLog(),
         "checkpoints": Checkpoints(folder=str(settings.storage_dir / "checkpoints")),
+        "processes": Processes(torchrun=settings.torchrun, scratch=str(settings.storage_dir / "scratch")),
         "ledger": Ledger(root=root),
         "frames": FrameFiles(root=root),
         "splits": SplitsFolders(root=root),
@@ -49,8 +52,9 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
         sensors=[
             *build_sensors(settings.tasks_dir, settings.store_url, settings.automation),
             dg.AutomationConditionSensorDefinition("publish_what_passed", target=dg.AssetSelection.all(), default_status=status),
+            *(ALERTS if settings.alerts else ()),
         ],
-        resources={**resources, **(resource_overrides or {})},
+        resources={**resources, **({"webhook": webhook()} if settings.alerts else {}), **(resource_overrides or {})},
         # The steps of a task follow one another: a process for each would only load the frozen model again.
         executor=dg.in_process_executor,
     )

@@ -1,21 +1,20 @@
 """Tuning for a step: what was made of the same inputs before is taken again, the rest is tuned as one fleet per frozen model."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipelines.batch import Made, Outcome
 from pipelines.io_managers import PromptFolders
 from pipelines.metadata import retuning_metadata, tuning_metadata
-from pipelines.progress import LoggedProgress
 from prompt_core import PromptmillError
 
 if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code location
     from prompt_core import TunedPrompt
     from prompt_core.backbone import Backbone
-    from prompt_core.tuning import Order
+    from prompt_core.tuning import Order, Retuned
 
+Retune = Callable[[Sequence["Order"], "Backbone"], list["Retuned | PromptmillError"]]
 _ASSET = "tuned_prompt"
 
 
@@ -24,13 +23,12 @@ class Tuner:
 
     Args:
         prompts: where earlier ones are.
-        shown: progress.
-        checkpoints: the state that a retry goes on from.
+        retune: as `prompt_core.tuning.retune_fleet`, given orders and their backbone.
         say: takes a line for the run's log.
     """
 
-    def __init__(self, prompts: PromptFolders, shown: LoggedProgress, checkpoints: Path, say: Callable[[str], object]) -> None:
-        self._prompts, self._shown, self._checkpoints, self._say = prompts, shown, checkpoints, say
+    def __init__(self, prompts: PromptFolders, retune: Retune, say: Callable[[str], object]) -> None:
+        self._prompts, self._retune, self._say = prompts, retune, say
 
     def tune_all(self, orders: Mapping[str, "Order | Exception"]) -> dict[str, Outcome]:
         """The prompt of each task, or what kept it from one."""
@@ -44,7 +42,7 @@ class Tuner:
 
     def _tune(self, fleet: Mapping[str, "Order"]) -> dict[str, Outcome]:
         from prompt_core.backbone import load_backbone
-        from prompt_core.tuning import inputs_digest, retune_fleet
+        from prompt_core.tuning import inputs_digest
 
         first = next(iter(fleet.values()))
         backbone = load_backbone(first.task.backbone, first.task.folder)
@@ -64,8 +62,7 @@ class Tuner:
             f"{len(left)} of {len(fleet)} prompts on {backbone.identity.name} are tuned, {len(fleet) - len(left)} are known or failed"
         )
         began = time.monotonic()
-        callbacks = {"on_step": self._shown.fleet, "on_search": self._shown.search, "on_round": self._shown.round}
-        results = retune_fleet([fleet[key] for key in left], backbone, **callbacks, checkpoints=self._checkpoints) if left else []
+        results = self._retune([fleet[key] for key in left], backbone) if left else []
         seconds = time.monotonic() - began
         for key, result in zip(left, results, strict=True):
             if isinstance(result, PromptmillError):

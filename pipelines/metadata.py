@@ -109,7 +109,14 @@ def retuning_metadata(retuned: "Retuned", together: int) -> Metadata:
     """Which start won and by how much, and how many prompts shared the seconds."""
     losses = {f"validation loss, {start} start": loss for start, loss in retuned.losses.items()}
     started = {"started from": retuned.prompt.manifest.started_from} if retuned.prompt.manifest.started_from else {}
-    return {"start": retuned.start, "choice of start": retuned.why, **losses, **started, "tuned together": together}
+    return {
+        "start": retuned.start,
+        "choice of start": retuned.why,
+        **losses,
+        **started,
+        "tuned together": together,
+        "trained tokens": retuned.tokens,
+    }
 
 
 def text_metadata(prompt: "TunedPrompt") -> Metadata:

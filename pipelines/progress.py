@@ -21,7 +21,7 @@ class LoggedProgress:
     """
 
     def __init__(self, say: Callable[[str], object], every_seconds: float, detail: Callable[[str], object] | None = None) -> None:
-        self._say, self._every, self._detail = say, every_seconds, detail or say
+        self._say, self.every_seconds, self._detail = say, every_seconds, detail or say
         self._last_said = time.monotonic()
         self._work, self._began, self._tasks_began = "", 0.0, 0.0
 
@@ -78,7 +78,7 @@ class LoggedProgress:
             self._say(f"{done} of {total} tasks, ETA {eta:.0f} s")
 
     def _is_time(self) -> bool:
-        due = time.monotonic() - self._last_said >= self._every
+        due = time.monotonic() - self._last_said >= self.every_seconds
         if due:
             self._last_said = time.monotonic()
         return due

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from prompt_core import PromptmillError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+ALERT_URL = "PROMPTMILL_ALERT_URL"
 
 
 class Settings(BaseModel):
@@ -20,6 +21,8 @@ class Settings(BaseModel):
         store_url: where prompts are published, see `prompt_core.PromptStore`.
         storage_dir: where the values of assets are kept between steps.
         automation: whether schedules and sensors run as soon as they are deployed; else people switch them on in the UI.
+        torchrun: arguments of `torchrun`, where a prompt is tuned by several processes.
+        alerts: whether failed gates and runs are told to a webhook, whose address stays in the environment.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,12 +31,16 @@ class Settings(BaseModel):
     store_url: str
     storage_dir: Path
     automation: bool = False
+    torchrun: str = ""
+    alerts: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """PROMPTMILL_TASKS, PROMPTMILL_STORE and PROMPTMILL_STORAGE; what is not set lies in the repository.
 
         Without PROMPTMILL_STORAGE the values lie beside the run history in DAGSTER_HOME, since one is of no use without the other.
+
+        PROMPTMILL_TORCHRUN and PROMPTMILL_ALERT_URL are empty where nothing is said.
 
         PROMPTMILL_AUTOMATION is `on` in production; `off`, which it is where nothing is said, leaves what launches runs to people.
 
@@ -53,4 +60,6 @@ class Settings(BaseModel):
             tasks_dir=tasks_dir,
             store_url=environment.get("PROMPTMILL_STORE") or str(state / "store"),
             storage_dir=Path(environment.get("PROMPTMILL_STORAGE") or home / "assets").resolve(),
+            torchrun=environment.get("PROMPTMILL_TORCHRUN") or "",
+            alerts=bool(environment.get(ALERT_URL)),
         )

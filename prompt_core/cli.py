@@ -184,6 +184,16 @@ def export(names: tuple[str, ...], folder: Path, form: str, gguf: bool, layers: 
 
 
 @main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def init(folder: Path) -> None:
+    """Make FOLDER a new deployment: a task with data, settings, and the Dagster code location. `dagster dev` works in it at once."""
+    from prompt_core.deployment import create_deployment
+
+    create_deployment(folder)
+    click.echo(f"{folder} is ready:\n  cd {folder}\n  dagster dev", err=True)
+
+
+@main.command()
 def schema() -> None:
     """The JSON schema of a task file, for editors and validation."""
     from prompt_core.task import TaskSpec

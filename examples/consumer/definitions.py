@@ -79,6 +79,12 @@ _STATE = HERE.parents[1] / ".promptmill"
 
 defs = dg.Definitions(
     assets=[routed_messages, drafted_replies],
+    # The default sensor for automation conditions waits until somebody switches it on.
+    sensors=[
+        dg.AutomationConditionSensorDefinition(
+            "use_what_is_published", target=dg.AssetSelection.all(), default_status=dg.DefaultSensorStatus.RUNNING
+        )
+    ],
     resources={
         "desk": SupportDesk(
             store=os.environ.get("PROMPTMILL_STORE") or str(_STATE / "store"),

@@ -1,5 +1,6 @@
 """The tuned prompt."""
 
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -10,6 +11,7 @@ from pipelines.failures import plain_failures
 from pipelines.fleets import Tuner
 from pipelines.io_managers import PromptFolders
 from pipelines.partitions import TASKS
+from pipelines.pipes import Processes
 from pipelines.resources import Checkpoints, RunLog, Store, TaskFolder
 
 
@@ -31,6 +33,7 @@ def tuned_prompt(
     store: Store,
     progress: RunLog,
     checkpoints: Checkpoints,
+    processes: Processes,
     prompts: dg.ResourceParam[PromptFolders],
     splits: Inputs,
 ):
@@ -46,5 +49,6 @@ def tuned_prompt(
 
     orders = {key: attempt(context, order, key) for key in context.partition_keys}
     with progress.follow(context) as shown:
-        outcomes = Tuner(prompts, shown, Path(checkpoints.folder), context.log.info).tune_all(orders)
+        retune = partial(processes.retune, context, shown=shown, checkpoints=Path(checkpoints.folder))
+        outcomes = Tuner(prompts, retune, context.log.info).tune_all(orders)
     return hand_on(context, outcomes, splits)

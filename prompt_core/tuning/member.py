@@ -24,6 +24,7 @@ class Step:
         learning_rate: of this step.
         tokens_per_second: example tokens trained per second so far.
         eta_seconds: expected time to the last step.
+        tokens: example tokens trained so far, of this process's share of the batches.
     """
 
     number: int
@@ -33,6 +34,7 @@ class Step:
     learning_rate: float
     tokens_per_second: float
     eta_seconds: float
+    tokens: int = 0
 
 
 OnStep = Callable[[Step], None]

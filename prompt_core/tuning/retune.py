@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
@@ -48,12 +48,14 @@ class Retuned:
         start: cold, from the task's own start; warm, from the live prompt.
         losses: the least validation loss from each start that was tuned and looked at validation rows.
         why: one line for people.
+        tokens: example tokens trained for it, from both starts.
     """
 
     prompt: TunedPrompt
     start: Start
     losses: dict[Start, float]
     why: str
+    tokens: int = 0
 
 
 def retune_fleet(
@@ -89,18 +91,32 @@ def retune_fleet(
                 warm[number] = _from(order.task, place)
         fleet = [*tasks, *warm.values()]
         sides = [*(order.sides for order in orders), *(orders[number].sides for number in warm)]
+        tokens = [0] * len(fleet)
+        show = on_step([task.tune.steps for task in fleet]) if on_step else None
+
+        def count(number: int, step: Step) -> None:
+            tokens[number] = step.tokens
+            if show:
+                show(number, step)
+
         results = tune_fleet(
             fleet,
             sides,
             backbone,
-            on_step=on_step([task.tune.steps for task in fleet]) if on_step else None,
+            on_step=count,
             on_search=on_search,
             on_round=on_round,
             checkpoints=checkpoints,
         )
-    from_live = dict(zip(warm, results[len(orders) :], strict=True))
-    cold = results[: len(orders)]
-    return [_better(found, from_live.get(number), reasons[number]) for number, found in enumerate(cold)]
+    from_live = dict(zip(warm, range(len(orders), len(fleet)), strict=True))
+    outcomes: list[Retuned | PromptmillError] = []
+    for number, reason in enumerate(reasons):
+        beside = from_live.get(number)
+        outcome = _better(results[number], None if beside is None else results[beside], reason)
+        if isinstance(outcome, Retuned):
+            outcome = replace(outcome, tokens=tokens[number] + (0 if beside is None else tokens[beside]))
+        outcomes.append(outcome)
+    return outcomes
 
 
 def _from(task: TaskSpec, live: Path) -> TaskSpec:

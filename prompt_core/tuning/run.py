@@ -122,7 +122,8 @@ class Run:
             seconds = time.monotonic() - self._began
             eta = seconds / (self.done - self._from) * (self.spec.steps - self.done)
             speed = self._tokens / seconds
-            self.member.on_step(Step(self.done, self.spec.steps, self._loss, self._validation_loss, self._rate, speed, eta))
+            step = Step(self.done, self.spec.steps, self._loss, self._validation_loss, self._rate, speed, eta, self._tokens)
+            self.member.on_step(step)
 
     def finish(self) -> TuningRecord | PromptmillError:
         """Put what is kept in place, let the objectives settle behind it, and give the history, or the error."""

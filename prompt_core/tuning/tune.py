@@ -46,8 +46,8 @@ def tune(
 
     Args:
         task: what to tune and how.
-        train, validation: example frames; by default the task's data is read, cleaned and split, and its test rows
-            are left alone.
+        train: example frame; by default the task's data is read, cleaned and split, and its test rows are left alone.
+        validation: example frame, the other side of the same split.
         backbone: the loaded frozen model; by default the task's own is loaded, once per process.
         on_step: called after every step with its loss, rate, speed and ETA.
         on_search: called after every step of a search.

@@ -1,0 +1,147 @@
+"""The files of deploy/: Dagster takes its settings, containers are the Procfile, and a run's pod is what the values ask for."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import yaml
+from dagster._config import process_config, resolve_to_config_type
+from dagster._core.instance.config import dagster_instance_config_schema
+from dagster._core.workspace.config_schema import process_workspace_config
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+PRODUCTION = DEPLOY / "production"
+VALUES = {"PGPORT": "5432", "PROMPTMILL_SERVER_PORT": "4000", "CONSUMER_SERVER_PORT": "4001"}
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def procfile() -> dict[str, str]:
+    lines = (line.split(": ", 1) for line in (PRODUCTION / "Procfile").read_text(encoding="utf-8").splitlines())
+    return dict(lines)
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every variable that the files name."""
+    text = "".join(path.read_text(encoding="utf-8") for path in DEPLOY.rglob("*.yaml"))
+    for name in re.findall(r"env: (\w+)", text):
+        monkeypatch.setenv(name, VALUES.get(name, "value"))
+
+
+@pytest.mark.parametrize("scale", [None, "celery", "ray", "kubernetes"])
+def test_dagster_takes_the_settings_and_those_of_more_machines_behind_them(scale: str | None) -> None:
+    files = [PRODUCTION / "dagster.yaml", *([DEPLOY / "scale" / f"{scale}.yaml"] if scale else [])]
+    content = yaml.safe_load("".join(path.read_text(encoding="utf-8") for path in files))
+    result = process_config(resolve_to_config_type(dagster_instance_config_schema()), content)
+    assert result.success, result.errors
+    assert ("run_launcher" in content) == (scale is not None)
+
+
+def test_dagster_takes_the_settings_of_one_machine_and_the_workspace() -> None:
+    assert process_config(resolve_to_config_type(dagster_instance_config_schema()), read(DEPLOY / "dagster.yaml")).success
+    assert process_workspace_config(read(PRODUCTION / "workspace.yaml")).success
+
+
+def test_no_run_stays_started_for_ever_and_only_lost_processes_are_retried() -> None:
+    settings = read(PRODUCTION / "dagster.yaml")
+    assert settings["run_monitoring"]["enabled"] and settings["run_monitoring"]["max_runtime_seconds"] > 0
+    assert settings["run_retries"] == {"enabled": True, "max_retries": 2, "retry_on_asset_or_op_failure": False}
+
+
+def test_an_instance_of_these_settings_has_the_pool_and_waits_for_code_servers(tmp_path: Path) -> None:
+    content = read(PRODUCTION / "dagster.yaml")
+    del content["storage"]  # a database
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(content))
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        concurrency = instance.get_concurrency_config()
+    assert concurrency.pool_config.default_pool_limit == 1
+    queue = concurrency.run_queue_config
+    assert queue and queue.max_concurrent_runs == 8 and queue.max_user_code_failure_retries == 10
+
+
+@pytest.mark.parametrize("scale", ["celery", "ray", "kubernetes"])
+def test_the_run_launchers_of_more_machines_take_their_settings(scale: str) -> None:
+    content = read(DEPLOY / "scale" / f"{scale}.yaml")["run_launcher"]
+    module = pytest.importorskip(content["module"], reason=f"not here: pip install 'promptmill[{scale}]'")
+    result = process_config(resolve_to_config_type(getattr(module, content["class"]).config_type()), content["config"])
+    assert result.success, result.errors
+
+
+def test_every_line_of_the_procfile_is_a_container_and_every_container_a_line() -> None:
+    services = read(PRODUCTION / "compose.yaml")["services"]
+    assert set(services) - {"postgres"} == set(procfile())
+    for name, command in procfile().items():
+        program = command.split(" --host ")[0].removeprefix("exec ")
+        assert services[name]["command"].startswith(program), name
+    named = set(re.findall(r"\$(\w+)", " ".join(procfile().values()))) | set(re.findall(r"env: (\w+)", _production_text()))
+    told = {line.split("=")[0] for line in (PRODUCTION / "example.env").read_text().splitlines() if re.match(r"\w+=", line)}
+    assert named <= told
+    ports = {"WEBSERVER_HOST", "WEBSERVER_PORT", "METRICS_HOST", "METRICS_PORT"}  # stand in the commands of containers
+    assert told - ports - {"DAGSTER_HOME"} <= set(services["daemon"]["environment"])
+
+
+def test_the_image_holds_what_its_processes_run_and_copies_only_what_is_there() -> None:
+    text = (PRODUCTION / "Dockerfile").read_text()
+    copied = [name for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE) for name in line.split()]
+    assert {"pipelines", "prompt_core", "kernels", "tasks", "examples", "deploy", "constraints.txt"} <= set(copied)
+    assert all((DEPLOY.parent / name).exists() for name in copied)
+    built_from = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    before_the_build = text.split("RUN pip install")[0]
+    for source in (*built_from["packages"], *built_from["force-include"]):
+        assert f"COPY {source.split('/')[0]} " in before_the_build
+
+
+def test_no_secret_stands_in_any_file() -> None:
+    text = _production_text() + (PRODUCTION / "example.env").read_text()
+    assert not re.search(r"(?i)(password|secret_access_key|token)\s*[:=]\s*['\"]?\w+$", text, re.MULTILINE)
+
+
+def test_a_runs_pod_has_the_gpu_the_volumes_the_secrets_and_no_rights() -> None:
+    pytest.importorskip("dagster_k8s", reason="not here: pip install 'promptmill[kubernetes]'")
+    from dagster_k8s import DagsterK8sJobConfig, construct_dagster_k8s_job
+    from dagster_k8s.job import UserDefinedDagsterK8sConfig
+
+    values = read(PRODUCTION / "kubernetes-values.yaml")
+    (server, _) = values["dagster-user-deployments"]["deployments"]
+    run = values["runLauncher"]["config"]["k8sRunLauncher"]["runK8sConfig"]
+    job = construct_dagster_k8s_job(
+        DagsterK8sJobConfig(
+            job_image=f"{server['image']['repository']}:{server['image']['tag']}",
+            dagster_home="/opt/dagster/dagster_home",
+            env_secrets=[secret["name"] for secret in server["envSecrets"]],
+            volumes=server["volumes"],
+            volume_mounts=server["volumeMounts"],
+        ),
+        ["dagster", "api", "execute_run", "{}"],
+        "run-of-caretaker",
+        UserDefinedDagsterK8sConfig.from_dict(
+            {
+                "container_config": run["containerConfig"],
+                "pod_spec_config": run["podSpecConfig"],
+                "job_spec_config": run["jobSpecConfig"],
+            }
+        ),
+        env_vars=server["env"],
+    ).to_dict()
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["image"] == "registry.example.com/promptmill:0.1.0"
+    assert container["resources"]["limits"] == {"memory": "16Gi", "nvidia.com/gpu": "1"}
+    assert container["security_context"]["run_as_non_root"] and not container["security_context"]["allow_privilege_escalation"]
+    assert [source["secret_ref"]["name"] for source in container["env_from"]] == ["promptmill-store", "promptmill-alerts"]
+    assert {mount["mount_path"] for mount in container["volume_mounts"]} >= {"/var/lib/promptmill", "/srv/promptmill/tasks"}
+    assert {"PROMPTMILL_STORE", "PROMPTMILL_STORAGE", "PROMPTMILL_TASKS"} <= {entry["name"] for entry in container["env"]}
+    claims = {volume["name"]: volume["persistent_volume_claim"] for volume in pod["volumes"]}
+    assert claims["state"]["claim_name"] == "promptmill-state"
+    assert pod["tolerations"][0]["key"] == "nvidia.com/gpu" and pod["restart_policy"] == "Never"
+    assert job["spec"]["backoff_limit"] == 0 and job["spec"]["ttl_seconds_after_finished"] == 86400
+
+
+def _production_text() -> str:
+    return "".join(path.read_text(encoding="utf-8") for path in PRODUCTION.glob("*.yaml"))
