@@ -7,7 +7,8 @@
     python benchmarks/quality.py minilm banking77 clinc150 subj mr_polarity --examples 10 --seeds 0-9
 
 Every contender of a seed sees the same examples, and no setting is chosen by looking at test rows. What is done is kept
-under .promptmill/quality, so that an interrupted run goes on; the result holds every run that fits the command.
+under .promptmill/quality, so that an interrupted run goes on; the result holds every run that fits the command. Outputs
+that took long are in benchmarks/outputs and taken from there: remove that folder to measure anew.
 """
 
 import hashlib
@@ -35,6 +36,7 @@ from prompt_core.task import TaskSpec, TuneSpec, parse_task
 from prompt_core.tuning import tune
 
 _KEPT = Path(".promptmill/quality")
+_COMMITTED = Path(__file__).parent / "outputs"
 _RESAMPLES = 10_000
 _TEXT = {"rounds": 4}
 # The rungs of a ladder with the settings of the contenders `soft` and `deep`, so that it is measured what climbing adds.
@@ -188,10 +190,11 @@ def _kept(data: Set, contender: str, content: dict[str, Any], train: pl.DataFram
     rows = [sorted((field, str(value)) for field, value in row.items()) for row in data.rows]
     about = json.dumps([contender, content, rows, train.drop("_id").rows()], sort_keys=True, default=str)
     key = hashlib.sha256(about.encode()).hexdigest()[:16]
-    path = _KEPT / f"{data.name}-{contender}-{content['tune']['seed']}-{key}.json"
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
-    made = make()
+    name = f"{data.name}-{contender}-{content['tune']['seed']}-{key}.json"
+    for folder in (_KEPT, _COMMITTED):
+        if (folder / name).exists():
+            return json.loads((folder / name).read_text(encoding="utf-8"))
+    made, path = make(), _KEPT / name
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".tmp")
     beside.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")

@@ -41,6 +41,7 @@ def test_it_prints_the_evaluation_the_published_version_and_how_to_use_it(settin
     assert f'  from prompt_core import PromptStore\n  PromptStore("{settings.store_url}").get("tiny").predict(["..."])' in run.stdout
 
 
+@pytest.mark.slow
 def test_a_second_run_gives_the_same_digest_and_no_new_version(settings: Settings) -> None:
     write_task(settings, "tiny")
     first, second = ([line for line in run_demo(settings).stdout.splitlines() if line.startswith("published")] for _ in range(2))
@@ -48,6 +49,7 @@ def test_a_second_run_gives_the_same_digest_and_no_new_version(settings: Setting
     assert PromptStore(settings.store_url).list()[0].versions == (1,)
 
 
+@pytest.mark.slow
 def test_a_failed_gate_ends_it_with_one_line_and_publishes_nothing(settings: Settings) -> None:
     write_task(settings, "tiny", gate={"min_gain": 101})
     run = run_demo(settings)

@@ -130,6 +130,7 @@ def test_a_fleet_tunes_what_a_run_of_its_own_tunes(fleet: Fleet, tmp_path: Path)
     assert alone.manifest.tuning.train_loss == pytest.approx(together.manifest.tuning.train_loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_fleet_from_an_empty_home_gives_the_same_digests(fleet: Fleet, tmp_path: Path) -> None:
     settings = fleet.settings.model_copy(update={"store_url": str(tmp_path / "store"), "storage_dir": tmp_path / "assets"})
     with dg.DagsterInstance.ephemeral() as instance:

@@ -157,6 +157,7 @@ def test_any_bytes_are_rows_reasons_or_one_clear_error(tmp_path_factory: pytest.
     assert all(len(chunk.frame) == len(chunk.numbers) or not chunk.frame.columns for chunk in chunks)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_behind_its_finished_parts(tmp_path: Path, llama: Backbone) -> None:
     store = PromptStore(tmp_path / "store")
     publish(store, a_prompt(llama, "reply", writes=True, max_new_tokens=60))

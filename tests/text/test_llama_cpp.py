@@ -39,6 +39,7 @@ def server() -> Iterator[str]:
     del running
 
 
+@pytest.mark.slow
 def test_the_whole_search_runs_through_it_and_is_paid_for_once(smollm2: Backbone, server: str, tmp_path: Path) -> None:
     endpoint = {
         "url": server,

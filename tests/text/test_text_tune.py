@@ -62,6 +62,7 @@ def found(llama: Backbone, rows: pl.DataFrame) -> TunedPrompt:
     return tune(text_task(llama), rows, None, llama)
 
 
+@pytest.mark.slow
 def test_a_planted_wording_and_its_words_are_found(llama: Backbone, rows: pl.DataFrame) -> None:
     words = {"a": ["dry", "sun and wind"], "b": ["rain", "wet"]}
     text = {"wordings": [PLANTED], "label_words": words, "rounds": 6, "together": 24, "patience": 6, "demonstrations": 0}

@@ -77,6 +77,7 @@ def test_an_interrupted_fleet_goes_on_with_the_same_bits(tmp_path: Path, llama: 
     assert not file.exists()  # what is through leaves nothing behind
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_at_any_moment_is_resumed_to_the_same_digest(tmp_path: Path, llama_folder: Path) -> None:
     moments = int(os.environ.get("PROMPTMILL_KILLS", "6"))
     script = Path(__file__).with_name("killed.py")
@@ -182,6 +183,7 @@ def optimise_until(backbone: Backbone, file: Path, step: int) -> None:
         optimise(backbone, [a_member(backbone, on_step=stop)], file)
 
 
+@pytest.mark.slow
 def test_two_processes_follow_the_loss_of_one(tmp_path: Path, llama_folder: Path) -> None:
     script = tmp_path / "parallel.py"
     script.write_text(
