@@ -20,8 +20,8 @@ from shapes import llama12, random_ids
 
 from prompt_core.backbone import Backbone
 from prompt_core.encoding import Encoded
+from prompt_core.methods import TuneSpec
 from prompt_core.prompts import SoftPrompt
-from prompt_core.task import TuneSpec
 from prompt_core.tuning.gradient import optimise
 from prompt_core.tuning.member import Member, Part
 from prompt_core.tuning.objective import Generation

@@ -31,8 +31,9 @@ from record import parse_seeds, write_result
 
 from prompt_core.backbone import load_backbone
 from prompt_core.evaluation.baselines import baselines
+from prompt_core.methods import TuneSpec
 from prompt_core.progress import Progress
-from prompt_core.task import TaskSpec, TuneSpec, parse_task
+from prompt_core.task import TaskSpec, parse_task
 from prompt_core.tuning import tune
 
 _KEPT = Path(".promptmill/quality")

@@ -24,8 +24,9 @@ from prompt_core.data.packing import pack
 from prompt_core.encoding import Encoded, TaskEncoding, Taught
 from prompt_core.errors import PromptmillError
 from prompt_core.generation import Sampling, generate
+from prompt_core.methods import DistillSpec
 from prompt_core.prompts import PromptState, Tree, hidden_states, lower
-from prompt_core.task import DistillSpec, TaskSpec
+from prompt_core.task import TaskSpec
 
 _log = logging.getLogger("promptmill")
 _AT_ONCE = 96  # inputs between two writes to the cache

@@ -7,7 +7,7 @@ from deployment import a_deployment, write_task
 
 from pipelines.config import TuneConfig
 from prompt_core import PromptmillError, load_task
-from prompt_core.task import PromptSpec, TuneSpec
+from prompt_core.methods import PromptSpec, TuneSpec
 from prompt_core.text.spec import TextSpec
 
 

@@ -30,9 +30,9 @@ from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.encoding import Encoded, TaskEncoding
 from prompt_core.errors import PromptmillError
+from prompt_core.methods import TuneSpec
 from prompt_core.prediction import label_scores, restore, restore_classifier
 from prompt_core.prompts import DeepPrefix
-from prompt_core.task import TuneSpec
 from prompt_core.tuning import Step, tune, tune_fleet
 from prompt_core.tuning.contrastive import Comparison, Contrastive, pairs_loss, supervised_contrastive_loss
 from prompt_core.tuning.gradient import _Passes, optimise

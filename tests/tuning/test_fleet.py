@@ -12,8 +12,9 @@ from prompt_core.artifact import TunedPrompt, TuningRecord
 from prompt_core.backbone import Backbone
 from prompt_core.encoding import Encoded
 from prompt_core.errors import PromptmillError
+from prompt_core.methods import TuneSpec
 from prompt_core.prompts import SoftPrompt
-from prompt_core.task import TaskSpec, TuneSpec
+from prompt_core.task import TaskSpec
 from prompt_core.tuning import Step, tune, tune_fleet
 from prompt_core.tuning.gradient import optimise
 from prompt_core.tuning.member import Member, Part

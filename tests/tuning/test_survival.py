@@ -20,8 +20,8 @@ from prompt_core.artifact import TuningRecord
 from prompt_core.backbone import Backbone
 from prompt_core.encoding import Encoded
 from prompt_core.errors import PromptmillError
+from prompt_core.methods import TuneSpec
 from prompt_core.prompts import SoftPrompt
-from prompt_core.task import TuneSpec
 from prompt_core.tuning.checkpoint import load_checkpoint, save_checkpoint
 from prompt_core.tuning.gradient import optimise
 from prompt_core.tuning.member import Member, OnStep, Part
