@@ -48,8 +48,9 @@ def test_a_job_runs_with_nothing_but_the_wheel_and_what_it_requires(tmp_path: Pa
     job = (ROOT / "examples" / "consumer" / "batch_job.py").read_text()
     (tmp_path / "job.py").write_text(job)
     said = command(python, "job.py", "--store", "store", "--name", "t", "messages.csv", "out.csv", cwd=tmp_path)
-    assert said.startswith("4 rows -> out.csv by t ")
-    assert pl.read_csv(tmp_path / "out.csv")["prediction"].to_list() == expected
+    assert said == "4 rows -> out.csv\n"
+    answered = pl.read_csv(tmp_path / "out.csv")
+    assert answered["prediction"].to_list() == expected and set(answered["prompt_version"]) == {1}
 
     found = command(python, "-c", "from importlib.util import find_spec as f; print(f('dagster'), f('pipelines'))", cwd=tmp_path)
     assert found == "None None\n"
