@@ -52,6 +52,7 @@ def test_a_tick_of_the_schedule_ends_in_a_published_prompt_and_the_consumer_uses
 
 
 def test_worse_data_fail_the_gate_nothing_is_published_the_alias_stays_and_somebody_is_told(site: Production, receiver: Receiver) -> None:
+    wait_for(PromptStore(site.settings.store_url).list, LONG, f"something in production ({site.folder})")
     data = site.settings.tasks_dir / "messages.csv"
     rows = pl.read_csv(data)
     labels = rows["label"].to_list()
