@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -55,9 +56,22 @@ class Choices:
             return tuple(alternatives)
         return tuple((label, (str(trial.suggest_categorical(f"word:{label}", list(own))),)) for label, own in alternatives)
 
+    def with_examples(self, own: Candidate) -> Candidate:
+        """The candidate with as many examples as the task admits, drawn at random: what a user tries next."""
+        draw = Random(f"{self._task.tune.seed}/examples")
+        if self._encoder:
+            shown = exemplars(self._ids, self._targets, self._features, self._spec.exemplars, "random", draw)
+        else:
+            shown = chosen(self._ids, self._targets, self._features, self._most, "random", draw)
+        return replace(own, shown=shown)
+
+    @property
+    def _most(self) -> int:
+        """Demonstrations at most."""
+        return min(self._spec.demonstrations, len(self._ids) // 2)
+
     def _demonstrations(self, trial: optuna.Trial) -> tuple[tuple[str, ...], Retrieval | None]:
-        most = min(self._spec.demonstrations, len(self._ids) // 2)
-        count = int(trial.suggest_categorical("demonstrations", [n for n in _COUNTS if n <= most]))
+        count = int(trial.suggest_categorical("demonstrations", [n for n in _COUNTS if n <= self._most]))
         choice, draw = self._choice(trial)
         if not count:
             return (), None

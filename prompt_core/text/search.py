@@ -165,14 +165,15 @@ class TextSearch:
                 self._study.tell(trial, tried.worth(self._spec.length_penalty))
 
     def _given(self, own: Candidate) -> list[Candidate]:
-        """The wordings that the task file names, in each structure that its template can take."""
+        """The task's own prompt with examples, and the wordings that its file names, in each structure that its template can take."""
         wordings = [own.wording, *(wording for wording in self._spec.wordings if self._is_fair(wording))]
-        return [
+        worded = [
             replace(own, wording=wording, structure=structure)
             for wording in dict.fromkeys(wordings)
             for structure in structures(self._task)[: 1 if len(wordings) > self._spec.together else None]
             if wording
         ]
+        return [self._choices.with_examples(own), *worded]
 
     def _reworded(self, wording: str) -> Candidate:
         """The new wording with everything else as in one of the best candidates."""

@@ -22,13 +22,17 @@ from prompt_core.trials import Trial
 
 _STEPS = "tune.steps"
 _RUNGS = (("deep", "prompt"), ("soft", "prompt"), ("deep", None))  # of a ladder: kind and start
+_MANY = 400  # examples of a classifier, usually of tens of classes, from which on more steps of larger batches pay
 _ATTEMPTS = 20  # at settings that were not tried yet, for each that is wanted
 
 
-def space_of(task: TaskSpec, spec: SearchSpec, backbone: Backbone, from_text: bool = False) -> dict[str, Values]:
+def space_of(task: TaskSpec, spec: SearchSpec, backbone: Backbone, rows: int, from_text: bool = False) -> dict[str, Values]:
     """The space of a search: the one given, or what the task file leaves open of what usually matters.
 
     `tune.steps` in it says where the rungs are. With `from_text` a prompt may start from a text prompt or from the root.
+
+    Args:
+        rows: examples that there are to tune on.
     """
     kinds: dict[str, Values] = {"prompt.kind": ("deep", "soft") if backbone.generates else ("deep",)}
     starts: dict[str, Values] = {"prompt.start": ("prompt", None)}
@@ -38,7 +42,7 @@ def space_of(task: TaskSpec, spec: SearchSpec, backbone: Backbone, from_text: bo
     given = {f"{part}.{name}" for part in ("prompt", "tune") for name in getattr(task, part).model_fields_set}
     if from_text:
         given |= {"prompt.start", "prompt.tokens"}  # a text is as long as it is
-    return _deployable(task, wanted | {path: values for path, values in _usual_space(task, backbone).items() if path not in given})
+    return _deployable(task, wanted | {path: values for path, values in _usual_space(task, backbone, rows).items() if path not in given})
 
 
 def _deployable(task: TaskSpec, space: dict[str, Values]) -> dict[str, Values]:
@@ -80,7 +84,7 @@ def shown_rows(task: TaskSpec, space: Mapping[str, Values]) -> int:
     return int(max(value for value in values if isinstance(value, (int, float))))
 
 
-def _usual_space(task: TaskSpec, backbone: Backbone) -> dict[str, Values]:
+def _usual_space(task: TaskSpec, backbone: Backbone, rows: int) -> dict[str, Values]:
     space: dict[str, Values] = {
         "tune.learning_rate": Range(low=1e-3, high=5e-2, log=True),
         "tune.average": (0.9, 0.97),
@@ -90,6 +94,8 @@ def _usual_space(task: TaskSpec, backbone: Backbone) -> dict[str, Values]:
     if not backbone.generates:
         space["prompt.tokens"] = (8, 16, 32)
         if task.objective == "classify":
+            if rows > _MANY:
+                space |= {_STEPS: Range(low=60, high=240), "tune.batch_examples": (16, 32)}
             return space | {"tune.loss": ("label_set", "pairs"), "tune.anchor_scale": Range(low=5, high=40, log=True)}
         return space | {"tune.label_smoothing": (0.0, 0.1)}
     space["tune.label_smoothing"] = (0.0, 0.1)

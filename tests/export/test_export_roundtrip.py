@@ -71,7 +71,7 @@ def test_a_kind_that_cannot_run_there_is_refused_in_the_task_file() -> None:
 def test_a_search_chooses_only_among_kinds_that_run_there(llama: Backbone) -> None:
     def searching(**parts: Any) -> Any:
         task = a_task(llama.identity.name, prompt={"kind": "auto"}, objective="generate", deploy=["vllm"], **parts)
-        return space_of(task, task.search, llama)["prompt.kind"]
+        return space_of(task, task.search, llama, 50)["prompt.kind"]
 
     assert searching() == ("soft",)
     assert searching(tune={"search": {"space": {"prompt.kind": ["deep", "soft"]}}}) == ("soft",)

@@ -103,12 +103,14 @@ def test_rungs_are_the_steps_of_the_space_or_shares_of_the_files(tune: dict[str,
 def test_what_the_file_gives_is_not_searched(llama: Backbone, bert: Backbone) -> None:
     open_task = a_task(llama.identity.name, template="Sort: {{ text }}", prompt={"kind": "auto"})
     spec = SearchSpec()
-    assert space_of(open_task, spec, llama)["prompt.kind"] == ("deep", "soft")
-    assert {"tune.learning_rate", "tune.steps", "prompt.start", "tune.label_score"} <= space_of(open_task, spec, llama).keys()
+    assert space_of(open_task, spec, llama, 50)["prompt.kind"] == ("deep", "soft")
+    assert {"tune.learning_rate", "tune.steps", "prompt.start", "tune.label_score"} <= space_of(open_task, spec, llama, 50).keys()
     fixed = a_task(llama.identity.name, template="Sort: {{ text }}", prompt={"kind": "soft", "start": "root"}, tune={"steps": 8})
-    assert not {"prompt.kind", "prompt.start", "tune.steps"} & space_of(fixed, spec, llama).keys()
-    encoder = space_of(open_task, spec, bert)
+    assert not {"prompt.kind", "prompt.start", "tune.steps"} & space_of(fixed, spec, llama, 50).keys()
+    encoder = space_of(open_task, spec, bert, 50)
     assert encoder["prompt.kind"] == ("deep",) and "tune.anchor_scale" in encoder and "tune.label_score" not in encoder
-    assert not {"prompt.tokens", "prompt.start"} & space_of(a_task(template="{{ soft(4) }} {{ text }}"), spec, llama).keys()
+    assert not {"prompt.tokens", "prompt.start"} & space_of(a_task(template="{{ soft(4) }} {{ text }}"), spec, llama, 50).keys()
     given = SearchSpec(space={"tune.learning_rate": RATES})
-    assert space_of(open_task, given, llama).keys() == {"prompt.kind", "tune.learning_rate"}
+    assert encoder["tune.steps"] == Range(low=20, high=160)
+    assert space_of(open_task, spec, bert, 770)["tune.steps"] == Range(low=60, high=240)
+    assert space_of(open_task, given, llama, 50).keys() == {"prompt.kind", "tune.learning_rate"}
