@@ -8,8 +8,8 @@
 PEFT runs as its users run it: a `PromptTuning` adapter per prompt, batches of 32 on transformers' default attention. It gets
 what costs it nothing: texts sorted by length, right padding, the head on the last rows alone, one prediction per label's first
 token, while ours scores each label with its end. PEFT would take long: it is timed on a part of the texts, spread evenly over the
-prompts, and scaled; ours is timed on all. For texts, inputs are of one length, with which PEFT's batches need no padding and
-write what each input alone would get.
+prompts (of texts that are written: on some of the prompts), and scaled; ours is timed on all. Inputs of texts that are written are
+of one length, with which PEFT's batches need no padding and write what each input alone would get.
 """
 
 import argparse
@@ -117,7 +117,7 @@ def _agreement(published: list, backbone: Backbone, encoded: list[Encoded], thei
     return float((found - expected).abs().max())
 
 
-def texts(prompts: int, inputs: int, new_tokens: int, tokens: int, rounds: int) -> dict[str, object]:
+def texts(prompts: int, peft_prompts: int, inputs: int, new_tokens: int, tokens: int, rounds: int) -> dict[str, object]:
     """Greedy texts on SmolLM2."""
     backbone = load_backbone(BackboneSpec(name="smollm2", dtype="float32"))
     folder = locate(BackboneSpec(name="smollm2"), Path()).source
@@ -136,7 +136,7 @@ def texts(prompts: int, inputs: int, new_tokens: int, tokens: int, rounds: int) 
     @torch.inference_mode()
     def theirs() -> list[list[int]]:
         found: list[list[int]] = [[] for _ in ids]
-        for number in range(prompts):
+        for number in range(peft_prompts):
             adapters.set_adapter(f"p{number}")
             own = range(number, len(ids), prompts)
             batch = torch.tensor([ids[i] for i in own])
@@ -151,17 +151,19 @@ def texts(prompts: int, inputs: int, new_tokens: int, tokens: int, rounds: int) 
     for _ in range(rounds):
         for name, way in (("ours", ours), ("peft", theirs)):
             times[name].append(_seconds(lambda name=name, way=way: results.update({name: way()})))
-    pairs = list(zip(results["ours"], results["peft"], strict=True))
-    same = sum(a == b for a, b in pairs)
-    gaps = [_gap(model, published[i % prompts].tensors["embeddings"], ids[i], *pair) for i, pair in enumerate(pairs) if pair[0] != pair[1]]
-    ratio = min(times["peft"]) / min(times["ours"])
+    pairs = {i: (results["ours"][i], results["peft"][i]) for i in range(len(ids)) if i % prompts < peft_prompts}
+    same = sum(a == b for a, b in pairs.values())
+    gaps = [_gap(model, published[i % prompts].tensors["embeddings"], ids[i], *pair) for i, pair in pairs.items() if pair[0] != pair[1]]
+    peft_seconds = min(times["peft"]) * prompts / peft_prompts
+    ratio = peft_seconds / min(times["ours"])
     print(
-        f"{prompts} prompts x {inputs} inputs x {new_tokens} tokens: ours {min(times['ours']):.1f} s, peft {min(times['peft']):.1f} s, "
-        f"{ratio:.1f}x; {same} of {len(ids)} texts are the same"
+        f"{prompts} prompts x {inputs} inputs x {new_tokens} tokens: ours {min(times['ours']):.1f} s, peft {peft_seconds:.1f} s "
+        f"(scaled from {peft_prompts} prompts), {ratio:.1f}x; {same} of {len(pairs)} texts are the same"
         + (f", the others part at a token that is ahead by {max(gaps):.1e} in its logit at most" if gaps else "")
     )
     result = {"prompts": prompts, "inputs": inputs, "new_tokens": new_tokens, "prompt_tokens": tokens, "input_tokens": 20}
-    return result | {"seconds": times, "ratio": ratio, "same_texts": same, "texts": len(ids), "logit_gaps_where_they_part": gaps}
+    result |= {"peft_prompts": peft_prompts, "seconds": times, "ratio": ratio, "same_texts": same, "compared_texts": len(pairs)}
+    return result | {"logit_gaps_where_they_part": gaps}
 
 
 @torch.inference_mode()
@@ -237,6 +239,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=100)
     parser.add_argument("--texts", type=int, default=10_000)
     parser.add_argument("--peft-texts", type=int, default=400, help="texts that PEFT is timed on")
+    parser.add_argument("--peft-prompts", type=int, default=20, help="prompts that PEFT is timed on, of texts that are written")
     parser.add_argument("--inputs", type=int, default=20, help="per prompt, of texts that are written")
     parser.add_argument("--new-tokens", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=1)
@@ -248,7 +251,9 @@ def main() -> None:
     elif given.what == "memory":
         write_result("predict_memory", memory(given.rows))
     elif given.what == "texts":
-        result = texts(given.prompts, given.inputs, given.new_tokens, given.prompt_tokens, given.rounds)
+        result = texts(
+            given.prompts, min(given.peft_prompts, given.prompts), given.inputs, given.new_tokens, given.prompt_tokens, given.rounds
+        )
         write_result("predict_texts_cpu", result)
     else:
         result = scores(given.texts, given.peft_texts, given.prompts, given.prompt_tokens, given.rounds)

@@ -28,6 +28,7 @@ import polars as pl
 from lora import lora
 from quality_sets import INDUCTION, Set, load_set
 from record import parse_seeds, write_result
+from setfit_peer import setfit
 
 from prompt_core.backbone import load_backbone
 from prompt_core.evaluation.baselines import baselines
@@ -51,6 +52,8 @@ _TUNED: dict[str, dict[str, Any]] = {
     "ladder": {"prompt": {"kind": "auto"}, "text": _TEXT, "tune": {"search": _RUNGS}},
 }
 _FEW_SHOT = "few_shot_8"
+Peer = Callable[[TaskSpec, pl.DataFrame, Sequence[dict[str, Any]]], tuple[list[str], int]]
+_PEERS: dict[str, Peer] = {"lora": lora, "setfit": setfit}
 _CHANGES = {**_TUNED, _FEW_SHOT: {"evaluate": {"few_shot": 8}}}
 
 
@@ -72,7 +75,7 @@ class Outcome:
     "--contenders",
     default="untuned,lora,soft,deep,auto",
     show_default=True,
-    help="Which to run; also few_shot_8, text, ladder. untuned: all baselines.",
+    help="Which to run; also few_shot_8, text, ladder, and setfit (minilm). untuned: all baselines.",
 )
 @click.option("--set", "settings", multiple=True, help="A setting for all that is tuned, such as tune.steps=80.")
 def main(
@@ -104,7 +107,7 @@ def _outcomes(data: Set, model: str, seed: int, contenders: Sequence[str], setti
     found: dict[str, Any] = {}
     for contender in contenders:
         content = _content(data, model, seed, _CHANGES.get(contender, {}), settings if contender in _TUNED else ())
-        make = {"untuned": _untuned, "lora": _lora, _FEW_SHOT: _few_shot}.get(contender, _tuned)
+        make = _UNTUNED.get(contender) or (partial(_peer, _PEERS[contender]) if contender in _PEERS else _tuned)
         made = _kept(data, contender, content, train, partial(make, data, parse_task(content, data.name, Path()), train))
         many = {name: {"outputs": outputs, "facts": {}} for name, outputs in made.items()} if contender == "untuned" else {contender: made}
         found |= many
@@ -152,9 +155,9 @@ def _few_shot(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, Any]:
     return {"outputs": list(few_shot.predictions), "facts": {}}
 
 
-def _lora(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, Any]:
+def _peer(train_and_predict: Peer, data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, Any]:
     began = time.monotonic()
-    outputs, numbers = lora(task, train, data.rows)
+    outputs, numbers = train_and_predict(task, train, data.rows)
     return {"outputs": outputs, "facts": {"parameters": numbers, "seconds": round(time.monotonic() - began, 1)}}
 
 
@@ -201,6 +204,9 @@ def _kept(data: Set, contender: str, content: dict[str, Any], train: pl.DataFram
     beside.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
     beside.replace(path)
     return made
+
+
+_UNTUNED = {"untuned": _untuned, _FEW_SHOT: _few_shot}
 
 
 def _means(runs: Sequence[dict[str, Any]], data: Set) -> dict[str, dict[str, float]]:
