@@ -29,7 +29,7 @@ class Production:
         self.home = self.folder / "home"
         self.home.mkdir()
         content = yaml.safe_load("".join(path.read_text() for path in (FILES / "dagster.yaml", *more_settings)))
-        content["run_monitoring"] |= {"poll_interval_seconds": 3, "free_slots_after_run_end_seconds": 3}
+        content["run_monitoring"] |= {"poll_interval_seconds": 3}
         content["run_coordinator"]["config"]["user_code_failure_retry_delay"] = 5
         if not storage:
             del content["storage"]

@@ -18,7 +18,7 @@ from prompt_core import PromptStore
 pytestmark = [pytest.mark.production, needs("postgres", "postgresql")]
 TASKS = ("a", "b", "c", "d")
 PROCESSES = ("promptmill", "consumer", "webserver", "daemon")
-LONGEST_RUN = 180  # seconds that a run may stay started where nobody is left to say that it has died
+LONGEST_RUN = 90  # seconds that a run may stay started where nobody is left to say that it has died
 LONG = 900  # seconds for what takes about 90 on two idle cores
 
 
@@ -63,10 +63,8 @@ def test_four_retunes_at_once_take_turns_in_the_pool_and_all_go_live(site: Produ
     assert {run.status for run in site.wait_for_runs(LONG)} == {dg.DagsterRunStatus.SUCCESS}
     assert live_digests(site) == {task: tuned_digest(site, run) for task, run in zip(TASKS, runs, strict=True)}
     with site.instance() as instance:
-        steps = [step for run in runs for step in instance.get_run_step_stats(run, ["baselines", "tuned_prompt", "evaluation"])]
-    spans = sorted((step.start_time, step.end_time) for step in steps)
-    assert len(spans) == 12
-    # Dagster notes the start of a step right after the place in the pool was taken, the end right before it is given back.
+        stats = [instance.get_run_stats(run) for run in runs]
+    spans = sorted((run.start_time, run.end_time) for run in stats)
     assert all(end <= start for (_, end), (start, _) in pairwise(spans)), spans
 
 
@@ -133,14 +131,6 @@ def test_after_a_kill_every_task_ends_published_or_cleanly_failed(
             assert live.get(task) == before.get(task)
         for failed in (found for found in attempts if not found.is_success):
             assert re.search(r"terminated|crash|maximum runtime|unexpected|step", reason_of(site, failed.run_id), re.IGNORECASE)
-    wait_for(lambda: pool_is_free(site), 60, f"a free pool ({site.folder})")
-
-
-def pool_is_free(site: Production) -> bool:
-    """Whether no run, dead or alive, holds or waits for a place in the pool `gpu`."""
-    with site.instance() as instance:
-        pool = instance.event_log_storage.get_concurrency_info("gpu")
-    return pool.active_slot_count == 0 and not pool.pending_steps
 
 
 def reason_of(site: Production, run: str) -> str:
