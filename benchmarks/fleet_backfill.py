@@ -2,11 +2,12 @@
 
     python benchmarks/fleet_backfill.py             200 tasks on all-MiniLM-L6-v2, 10 of them broken in different ways
     python benchmarks/fleet_backfill.py --tasks 20  the same in small
+    python benchmarks/fleet_backfill.py --writing   the 12 tasks of instruction induction on SmolLM2
 
-Each task is 6 classes drawn from Banking77 or CLINC150, 20 examples each. A run is a process of its own, as Dagster's run launcher
-starts it, with SQLite storage: Python, Dagster and the frozen model are loaded anew. It goes from the data file to the published
-prompt: examples, splits, baselines, tuning, evaluation, gate, publication, report and all checks. Single runs are measured on a
-sample of the good tasks, in a deployment of their own.
+Each task is 6 classes drawn from Banking77 or CLINC150, 20 examples each; with --writing 60 pairs, or all that there are. A run is
+a process of its own, as Dagster's run launcher starts it, with SQLite storage: Python, Dagster and the frozen model are loaded
+anew. It goes from the data file to the published prompt: examples, splits, baselines, tuning, evaluation, gate, publication, report
+and all checks. Single runs are measured on a sample of the good tasks, in a deployment of their own.
 """
 
 import argparse
@@ -25,17 +26,26 @@ from typing import Any
 import numpy as np
 import polars as pl
 import yaml
+from quality_sets import INDUCTION
 from record import SHARED_DATA, write_result
 
 from pipelines.settings import REPOSITORY
 
-CLASSES, EXAMPLES = 6, 20
+CLASSES, EXAMPLES, PAIRS = 6, 20, 60
 _TASK = {
     "backbone": "minilm",
     "objective": "classify",
     "template": "{{ text }}",
     "prompt": {"kind": "deep", "tokens": 8},
     "tune": {"steps": 60, "batch_examples": 16, "validate_every": 10, "learning_rate": 0.02},
+}
+_WRITING = {
+    "backbone": "smollm2",
+    "objective": "generate",
+    "data": {"target": "target", "test": 0.4, "validation": 0.1},
+    "prompt": {"kind": "deep"},
+    "tune": {"steps": 40, "batch_examples": 8},
+    "evaluate": {"metrics": ["exact_match", "chrf"], "few_shot": 4, "max_new_tokens": 24},
 }
 # Ten ways in which people break a task.
 BROKEN: tuple[dict[str, Any], ...] = (
@@ -69,6 +79,20 @@ def write_tasks(folder: Path, count: int, broken: int) -> list[str]:
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
         names.append(name)
     return names
+
+
+def write_writing_tasks(folder: Path) -> list[str]:
+    """The task files of instruction induction (Honovich et al. 2022, arXiv:2205.10782), with the first instruction people wrote."""
+    folder.mkdir(parents=True)
+    pairs, instructions = (pl.read_parquet(SHARED_DATA / f"instruction_induction_{part}.parquet") for part in ("train", "gold_prompts"))
+    for name in INDUCTION:
+        own = pairs.filter(task=name).select("source", "target").unique("source", maintain_order=True).head(PAIRS)
+        own.write_csv(folder / f"{name}.csv")
+        instruction = instructions.filter(task=name)["instruction"][0]
+        template = [{"system": instruction}, {"user": "{{ source }}"}]
+        task = {**_WRITING, "name": name.replace("-", "_"), "template": template, "data": {**_WRITING["data"], "path": f"{name}.csv"}}
+        (folder / f"{task['name']}.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    return [name.replace("-", "_") for name in INDUCTION]
 
 
 def run(deployment: Path, tasks: Path, only: str | None = None) -> dict[str, Any]:
@@ -122,6 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=200)
     parser.add_argument("--broken", type=int, default=10)
+    parser.add_argument("--writing", action="store_true", help="tasks that write texts in their place")
     parser.add_argument("--sample", type=int, default=5, help="single runs that are measured")
     parser.add_argument("--worker", help="run one task, or * for all, in this process")
     arguments = parser.parse_args()
@@ -130,27 +155,28 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        names = write_tasks(root / "tasks", arguments.tasks, arguments.broken)
+        tasks = root / "tasks"
+        names = write_writing_tasks(tasks) if arguments.writing else write_tasks(tasks, arguments.tasks, arguments.broken)
         good = [name for name in names if not name.endswith("_broken")]
         sample = good[:: max(1, len(good) // arguments.sample)][: arguments.sample]
-        singles = [run(root / "single", root / "tasks", name) for name in sample]
-        fleet = run(root / "fleet", root / "tasks")
+        singles = [run(root / "single", tasks, name) for name in sample]
+        fleet = run(root / "fleet", tasks)
         fleet["failed"] = [line.replace(f"{root}/", "") for line in fleet["failed"]]
     alone = statistics.median(single["seconds"] for single in singles)
     together = fleet["seconds"] / len(good)  # a broken one is no gain
     broken = [line for line in fleet["failed"] if "_broken: " in line]
     rejected = len(fleet["failed"]) - len(broken)
     print(
-        f"{arguments.tasks} tasks in one run: {fleet['seconds']:.0f} s, {together:.2f} s per good task; a run of its own {alone:.1f} s: "
+        f"{len(names)} tasks in one run: {fleet['seconds']:.0f} s, {together:.2f} s per good task; a run of its own {alone:.1f} s: "
         f"{alone / together:.1f}x; peak {fleet['mib']} MiB beside {max(single['mib'] for single in singles)} MiB"
     )
     print(f"published {fleet['made']['published_prompt']}, rejected by the gate {rejected}, broken {len(broken)}:")
     print("\n".join(f"  {line}" for line in broken))
     write_result(
-        f"fleet_backfill_{arguments.tasks}",
+        f"fleet_backfill_{'writing' if arguments.writing else len(names)}",
         {
-            "tasks": arguments.tasks,
-            "task": {"classes": CLASSES, "examples per class": EXAMPLES, **_TASK},
+            "tasks": len(names),
+            "task": {"pairs": PAIRS, **_WRITING} if arguments.writing else {"classes": CLASSES, "examples per class": EXAMPLES, **_TASK},
             "fleet": {**fleet, "seconds per good task": round(together, 3), "rejected": rejected, "broken": broken},
             "single runs": {"median seconds": alone, "sample": dict(zip(sample, singles, strict=True))},
             "ratio": round(alone / together, 2),

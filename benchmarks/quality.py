@@ -15,6 +15,7 @@ import hashlib
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from setfit_peer import setfit
 
 from prompt_core.backbone import load_backbone
 from prompt_core.evaluation.baselines import baselines
-from prompt_core.methods import TuneSpec
+from prompt_core.methods import PromptSpec, TuneSpec
 from prompt_core.progress import Progress
 from prompt_core.task import TaskSpec, parse_task
 from prompt_core.tuning import tune
@@ -49,6 +50,7 @@ _TUNED: dict[str, dict[str, Any]] = {
     "deep": {"prompt": {"kind": "deep"}},
     "auto": {"prompt": {"kind": "auto"}},
     "text": {"prompt": {"kind": "text"}, "text": _TEXT},
+    "deep_from_text": {"prompt": {"kind": "text"}, "text": _TEXT},
     "ladder": {"prompt": {"kind": "auto"}, "text": _TEXT, "tune": {"search": _RUNGS}},
 }
 _FEW_SHOT = "few_shot_8"
@@ -75,7 +77,7 @@ class Outcome:
     "--contenders",
     default="untuned,lora,soft,deep,auto",
     show_default=True,
-    help="Which to run; also few_shot_8, text, ladder, and setfit (minilm). untuned: all baselines.",
+    help="Which to run; also few_shot_8, text, deep_from_text, ladder, and setfit (minilm). untuned: all baselines.",
 )
 @click.option("--set", "settings", multiple=True, help="A setting for all that is tuned, such as tune.steps=80.")
 def main(
@@ -107,7 +109,7 @@ def _outcomes(data: Set, model: str, seed: int, contenders: Sequence[str], setti
     found: dict[str, Any] = {}
     for contender in contenders:
         content = _content(data, model, seed, _CHANGES.get(contender, {}), settings if contender in _TUNED else ())
-        make = _UNTUNED.get(contender) or (partial(_peer, _PEERS[contender]) if contender in _PEERS else _tuned)
+        make = _OTHERS.get(contender) or (partial(_peer, _PEERS[contender]) if contender in _PEERS else _tuned)
         made = _kept(data, contender, content, train, partial(make, data, parse_task(content, data.name, Path()), train))
         many = {name: {"outputs": outputs, "facts": {}} for name, outputs in made.items()} if contender == "untuned" else {contender: made}
         found |= many
@@ -206,7 +208,22 @@ def _kept(data: Set, contender: str, content: dict[str, Any], train: pl.DataFram
     return made
 
 
-_UNTUNED = {"untuned": _untuned, _FEW_SHOT: _few_shot}
+def _deep_from_text(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, Any]:
+    """Words are searched, then a deep prompt is tuned that starts from them, as two task files would do it."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        with Progress(f"{data.name} seed {task.tune.seed}") as progress:
+            text = tune(task, train, train.clear(), load_backbone(task.backbone), on_round=progress.round)
+        text.save(Path(folder) / "text")
+        seconds = time.monotonic() - began
+        start = PromptSpec(kind="deep", start="prompt", start_from=str(Path(folder) / "text"))
+        made = _tuned(data, task.model_copy(update={"prompt": start}), train)
+    assert text.manifest.text  # a text prompt has one
+    words = {"text": text.manifest.text.model_dump(mode="json"), "text_seconds": round(seconds, 1)}
+    return {"outputs": made["outputs"], "facts": made["facts"] | words}
+
+
+_OTHERS = {"untuned": _untuned, _FEW_SHOT: _few_shot, "deep_from_text": _deep_from_text}
 
 
 def _means(runs: Sequence[dict[str, Any]], data: Set) -> dict[str, dict[str, float]]:
