@@ -33,7 +33,7 @@ from setfit_peer import setfit
 
 from prompt_core.backbone import load_backbone
 from prompt_core.evaluation.baselines import baselines
-from prompt_core.methods import PromptSpec, TuneSpec
+from prompt_core.methods import TuneSpec
 from prompt_core.progress import Progress
 from prompt_core.task import TaskSpec, parse_task
 from prompt_core.tuning import tune
@@ -216,8 +216,9 @@ def _deep_from_text(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str,
             text = tune(task, train, train.clear(), load_backbone(task.backbone), on_round=progress.round)
         text.save(Path(folder) / "text")
         seconds = time.monotonic() - began
-        start = PromptSpec(kind="deep", start="prompt", start_from=str(Path(folder) / "text"))
-        made = _tuned(data, task.model_copy(update={"prompt": start}), train)
+        content = task.model_dump(mode="json", exclude_unset=True, exclude={"text"})
+        content["prompt"] = {"kind": "deep", "start": "prompt", "start_from": str(Path(folder) / "text")}
+        made = _tuned(data, parse_task(content, data.name, Path()), train)
     assert text.manifest.text  # a text prompt has one
     words = {"text": text.manifest.text.model_dump(mode="json"), "text_seconds": round(seconds, 1)}
     return {"outputs": made["outputs"], "facts": made["facts"] | words}
