@@ -42,6 +42,7 @@ _KEPT = Path(".promptmill/quality")
 _COMMITTED = Path(__file__).parent / "outputs"
 _RESAMPLES = 10_000
 _TEXT = {"rounds": 4}
+_WORDS = {"rounds": 1}  # for what is tuned afterwards
 # The rungs of a ladder with the settings of the contenders `soft` and `deep`, so that it is measured what climbing adds.
 _RUNGS = {"trials": 3, "together": 3, "folds": 2, "eta": 2}
 # What tunes something, by name: what it changes in the parts of the task.
@@ -50,8 +51,8 @@ _TUNED: dict[str, dict[str, Any]] = {
     "deep": {"prompt": {"kind": "deep"}},
     "auto": {"prompt": {"kind": "auto"}},
     "text": {"prompt": {"kind": "text"}, "text": _TEXT},
-    "deep_from_text": {"prompt": {"kind": "text"}, "text": _TEXT},
-    "ladder": {"prompt": {"kind": "auto"}, "text": _TEXT, "tune": {"search": _RUNGS}},
+    "deep_from_text": {"prompt": {"kind": "text"}, "text": _WORDS},
+    "ladder": {"prompt": {"kind": "auto"}, "text": _WORDS, "tune": {"search": _RUNGS}},
 }
 _FEW_SHOT = "few_shot_8"
 Peer = Callable[[TaskSpec, pl.DataFrame, Sequence[dict[str, Any]]], tuple[list[str], int]]
