@@ -19,7 +19,7 @@ from record import write_result
 from shapes import llama12, random_ids
 
 from prompt_core.backbone import Backbone
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.methods import TuneSpec
 from prompt_core.prompts import SoftPrompt
 from prompt_core.tuning.gradient import optimise

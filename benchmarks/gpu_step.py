@@ -31,7 +31,7 @@ from record import write_result
 from shapes import backbone_of, padded, random_texts
 
 from prompt_core.backbone import Backbone
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.prompts import SoftPrompt, Tree, hidden_states
 from prompt_core.tuning.objective import Generation
 from prompt_core.tuning.standing import StandingStep

@@ -19,7 +19,8 @@ from shapes import llama12, plain_llama12, random_ids
 from torch import Tensor
 
 from prompt_core.data.packing import pack
-from prompt_core.encoding import Encoded, soft_ids
+from prompt_core.encoded import Encoded
+from prompt_core.encoding import soft_ids
 from prompt_core.prompts import PromptState, lower
 from prompt_core.tuning.objective import LabelWords
 

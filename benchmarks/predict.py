@@ -34,7 +34,7 @@ from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.backbone.locate import locate
 from prompt_core.batch import predict_table
 from prompt_core.continuous import Text, write
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.packed_scores import packed_scores
 from prompt_core.ready import ReadyPrompt
 from prompt_core.shelf import Shelf

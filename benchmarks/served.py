@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from prompt_core.artifact import DataRecord, Manifest, TunedPrompt, TuningRecord
+from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
+from prompt_core.manifest import DataRecord, Manifest, TuningRecord
 from prompt_core.task import parse_task
 
 WORDS = """

@@ -14,10 +14,10 @@ import tokenizers
 import torch
 import transformers
 
-from prompt_core.artifact import BackboneIdentity
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.backbone.locate import locate
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
+from prompt_core.manifest import BackboneIdentity
 from prompt_core.task import BackboneSpec
 
 _CONFIG = {

@@ -23,7 +23,7 @@ from record import write_result
 from shapes import llama12, plain_llama12, random_ids
 from torch import Tensor
 
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.prompts import PromptState
 from prompt_core.text.score import Question, score_prompts
 from prompt_core.tuning.objective import LabelWords

@@ -46,7 +46,7 @@ from shapes import llama12, padded, plain_llama12, random_ids, random_texts
 
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.backbone.locate import locate
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.prompts import DeepPrefix, Prompt, SoftPrompt, Tree, hidden_states
 from prompt_core.task import BackboneSpec
 from prompt_core.tuning.objective import Generation

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from torch import Tensor
-
 from prompt_core.backbone import Backbone, EncoderDecoder
+from prompt_core.encoded import Encoded, Located
 from prompt_core.errors import PromptmillError
 from prompt_core.extraction.targets import check_extraction
 from prompt_core.task import TaskSpec
@@ -19,52 +17,6 @@ from prompt_core.template import Template, plain, soft_mark, split_soft
 # Private-use characters stand for a field's value where the chat template is rendered only to find its parts.
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _NEUTRAL = dict.fromkeys((0xE000, 0xE001, 0xE002, 0xE003), "\ufffd")  # those characters in a text, without moving what follows
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One example as token ids.
-
-    Attributes:
-        input: what follows the root, up to where the target begins.
-        target: the target with the end of turn; empty for an input without one.
-        truncated: whether the input was cut to fit the token limit.
-    """
-
-    input: tuple[int, ...]
-    target: tuple[int, ...]
-    truncated: bool
-
-
-@dataclass(frozen=True)
-class Located(Encoded):
-    """An input that knows where its tokens stand in the template's one field.
-
-    Attributes:
-        text: the field.
-        places: the characters [start, end) in `text` of each input token, without whitespace at their ends; None for a
-            token of the template, or of no character.
-        window: the characters [start, end) of `text` that were kept.
-    """
-
-    text: str
-    places: tuple[tuple[int, int] | None, ...]
-    window: tuple[int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class Taught(Encoded):
-    """An input with a teacher's answer, and what the teacher thought likely at each of its tokens.
-
-    Attributes:
-        ids: the k likeliest next tokens at each position of the target, int32 [target, k].
-        chances: their log-probabilities, float32 [target, k].
-        rest: log-probability of all other tokens together, float32 [target].
-    """
-
-    ids: Tensor = field(repr=False)
-    chances: Tensor = field(repr=False)
-    rest: Tensor = field(repr=False)
 
 
 class TaskEncoding:

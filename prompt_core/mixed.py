@@ -8,7 +8,7 @@ from typing import Any
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.continuous import write
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.packed_scores import packed_scores
 from prompt_core.prediction import backbone_of
 from prompt_core.ready import Answer, ReadyPrompt

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, load_backbone
-from prompt_core.encoding import Encoded, Located, TaskEncoding, soft_ids
+from prompt_core.encoded import Encoded, Located
+from prompt_core.encoding import TaskEncoding, soft_ids
 from prompt_core.errors import PromptmillError
 from prompt_core.generation import generate
 from prompt_core.packed_scores import packed_scores

@@ -13,7 +13,8 @@ from torch import Tensor
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.continuous import Text
-from prompt_core.encoding import Encoded, Located, TaskEncoding
+from prompt_core.encoded import Encoded, Located
+from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.prediction import as_fields, encoding_of, restore, restore_classifier, restore_tagger
 from prompt_core.prompts import PromptState, lower

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 
-from prompt_core.artifact import BackboneIdentity, TunedPrompt
+from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
+from prompt_core.manifest import BackboneIdentity
 from prompt_core.prediction import backbone_of
 from prompt_core.ready import ReadyPrompt
 from prompt_core.store import PromptStore

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from prompt_core.backbone import Backbone
 from prompt_core.data.packing import pack
-from prompt_core.encoding import Encoded, TaskEncoding, Taught
+from prompt_core.encoded import Encoded, Taught
+from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.generation import Sampling, generate
 from prompt_core.methods import DistillSpec

@@ -17,10 +17,11 @@ from helpers import a_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_core.artifact import BackboneIdentity, DataRecord, Manifest, TunedPrompt, TuningRecord, Validation
+from prompt_core.artifact import TunedPrompt
 from prompt_core.errors import PromptmillError
 from prompt_core.export import Published
 from prompt_core.export.folder import export_folder
+from prompt_core.manifest import BackboneIdentity, DataRecord, Manifest, TuningRecord, Validation
 
 
 def a_manifest(**changed: Any) -> Manifest:

@@ -19,13 +19,13 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
-from prompt_core.artifact import BackboneIdentity
 from prompt_core.backbone.identity import tokenizer_digest, weights_digest
 from prompt_core.backbone.locate import Located, locate
 from prompt_core.backbone.model import Backbone
 from prompt_core.backbone.quantize import Quantization, bitsandbytes_config, keep_differentiable
 from prompt_core.backbone.seq2seq import EncoderDecoder
 from prompt_core.errors import PromptmillError
+from prompt_core.manifest import BackboneIdentity
 from prompt_core.task import BackboneSpec
 
 _CHECK_SOURCE = "Check the name, the revision and the files."

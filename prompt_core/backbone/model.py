@@ -12,12 +12,12 @@ from accelerate.utils import align_module_device
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from prompt_core.artifact import BackboneIdentity
 from prompt_core.backbone.attention import NAME, AttentionPass
 from prompt_core.backbone.fuse import fuse_layers
 from prompt_core.backbone.probe import PromptShape, alone, probe, probe_ids, refused
 from prompt_core.backbone.product import Product, packs
 from prompt_core.backbone.recompute import recomputed_layers
+from prompt_core.manifest import BackboneIdentity
 
 
 class Backbone:

@@ -18,11 +18,11 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.masking_utils import eager_mask
 
-from prompt_core.artifact import BackboneIdentity
 from prompt_core.backbone.attention import layer_of, number_layer
 from prompt_core.backbone.model import Backbone
 from prompt_core.backbone.probe import RAISED, PromptShape, brief, differences, probe_ids, refused
 from prompt_core.backbone.recompute import recomputed_layers
+from prompt_core.manifest import BackboneIdentity
 
 _NAME = "promptmill_padded"
 # Of the probe's ids: the inputs of two examples of different length, and what the decoder reads behind each.

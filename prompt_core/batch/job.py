@@ -14,7 +14,7 @@ import polars as pl
 import prompt_core
 from prompt_core.batch.parts import Parts
 from prompt_core.batch.reading import Chunk, check_source, check_target, count_rows, file_digest, read_chunks
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.errors import PromptmillError, nearest
 from prompt_core.mixed import answer
 from prompt_core.ready import Answer

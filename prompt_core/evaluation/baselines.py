@@ -14,7 +14,8 @@ from torch import Tensor
 from prompt_core.backbone import Backbone
 from prompt_core.data import read_unlabelled
 from prompt_core.data.packing import pack
-from prompt_core.encoding import Encoded, TaskEncoding
+from prompt_core.encoded import Encoded
+from prompt_core.encoding import TaskEncoding
 from prompt_core.evaluation.contender import Contender, Kind
 from prompt_core.evaluation.taggers import entity_baselines
 from prompt_core.prediction import best_labels, generate_texts, label_scores

@@ -16,7 +16,8 @@ from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.data import Splits
 from prompt_core.data.packing import pack
-from prompt_core.encoding import TaskEncoding, Taught
+from prompt_core.encoded import Taught
+from prompt_core.encoding import TaskEncoding
 from prompt_core.evaluation.contender import Contender, Kind
 from prompt_core.evaluation.metrics import Floats
 from prompt_core.evaluation.record import Distilled

@@ -12,7 +12,8 @@ import torch
 
 from prompt_core.backbone import Backbone
 from prompt_core.data.packing import pack
-from prompt_core.encoding import Located, TaskEncoding
+from prompt_core.encoded import Located
+from prompt_core.encoding import TaskEncoding
 from prompt_core.evaluation.contender import Contender
 from prompt_core.extraction.spans import Entity, entities_json, entity_labels, parse_entities
 from prompt_core.extraction.tags import IGNORED, num_tags

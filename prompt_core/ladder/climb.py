@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from prompt_core.artifact import DataRecord, TunedPrompt
+from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.data.digest import frame_digest
 from prompt_core.deploy import kinds_for
@@ -13,6 +13,7 @@ from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.ladder.record import LadderRecord, Rung
 from prompt_core.ladder.texts import Texts
+from prompt_core.manifest import DataRecord
 from prompt_core.prediction import restore, restore_classifier
 from prompt_core.prompts import lower
 from prompt_core.task import TaskSpec

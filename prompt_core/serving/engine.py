@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 from prompt_core.backbone import Backbone
 from prompt_core.continuous import Text, TextBatch
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.errors import PromptmillError
 from prompt_core.mixed import answer
 from prompt_core.ready import Answer, ReadyPrompt

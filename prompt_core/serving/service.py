@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.errors import PromptmillError
 from prompt_core.ready import Answer, ReadyPrompt
 from prompt_core.serving.catalogue import Catalogue

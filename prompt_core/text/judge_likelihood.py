@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prompt_core.backbone import Backbone
-from prompt_core.encoding import Encoded, TaskEncoding, soft_ids
+from prompt_core.encoded import Encoded
+from prompt_core.encoding import TaskEncoding, soft_ids
 from prompt_core.prompts import Tree, hidden_states
 from prompt_core.task import TaskSpec
 from prompt_core.text.budget import Budget

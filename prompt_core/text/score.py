@@ -15,7 +15,8 @@ from torch import Tensor
 
 from prompt_core.backbone import Backbone
 from prompt_core.data.packing import pack
-from prompt_core.encoding import Encoded, TaskEncoding
+from prompt_core.encoded import Encoded
+from prompt_core.encoding import TaskEncoding
 from prompt_core.prompts import PromptState, Tree, hidden_states
 from prompt_core.task import TaskSpec
 from prompt_core.text.index import unit_vectors

@@ -13,12 +13,13 @@ from typing import Any
 import polars as pl
 from torch import Tensor
 
-from prompt_core.artifact import DataRecord, Manifest, TunedPrompt
+from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.data.digest import frame_digest
 from prompt_core.data.drift import profile_of
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError, nearest
+from prompt_core.manifest import DataRecord, Manifest
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
 from prompt_core.text.budget import Budget, OutOfBudget

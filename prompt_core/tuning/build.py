@@ -9,7 +9,8 @@ import torch
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, EncoderDecoder
-from prompt_core.encoding import Encoded, TaskEncoding
+from prompt_core.encoded import Encoded
+from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec

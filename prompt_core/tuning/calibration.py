@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prompt_core.data.packing import pack
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 
 Scores = Callable[[Sequence[Encoded]], Tensor]
 

@@ -11,9 +11,10 @@ import polars as pl
 import torch
 from torch import nn
 
-from prompt_core.artifact import TunedPrompt, TuningRecord
+from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
+from prompt_core.manifest import TuningRecord
 from prompt_core.space import Setting
 from prompt_core.task import TaskSpec, parse_task
 from prompt_core.tuning.folds import not_held_out

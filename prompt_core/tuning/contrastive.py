@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prompt_core.backbone import Backbone
 from prompt_core.data.packing import pack
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.errors import PromptmillError
 from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prompt_core.backbone import Backbone
 from prompt_core.backbone.product import Product
-from prompt_core.encoding import Encoded, Taught
+from prompt_core.encoded import Encoded, Taught
 from prompt_core.tuning.objective import Generation
 
 _ROWS = 512  # of one product with the vocabulary

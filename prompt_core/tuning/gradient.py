@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prompt_core.artifact import TuningRecord
 from prompt_core.backbone import Backbone
 from prompt_core.data.packing import pack
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.errors import PromptmillError
+from prompt_core.manifest import TuningRecord
 from prompt_core.prompts import PromptState, Tree, hidden_states
 from prompt_core.tuning.checkpoint import load_checkpoint, save_checkpoint
 from prompt_core.tuning.joint import Cached, Joint, is_divided, look_ahead

@@ -7,10 +7,11 @@ import json
 from importlib.metadata import version
 from typing import Any
 
-from prompt_core.artifact import BackboneIdentity, TunedPrompt
+from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.data import read_unlabelled
 from prompt_core.data.digest import frame_digest
+from prompt_core.manifest import BackboneIdentity
 from prompt_core.task import TaskSpec
 from prompt_core.teacher import read_context
 from prompt_core.tuning.prepared import Sides, library_versions

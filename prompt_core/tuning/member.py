@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.methods import TuneSpec
 from prompt_core.prompts import Prompt
 from prompt_core.tuning.objective import Objective

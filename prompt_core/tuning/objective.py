@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prompt_core.backbone import Backbone, EncoderDecoder
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.prompts import PromptState, Tree, hidden_states, lower
 from prompt_core.tuning.calibration import Calibration, mean_log_chances
 from prompt_core.tuning.label_tree import LabelTree

@@ -13,14 +13,16 @@ import polars as pl
 import torch
 
 import prompt_core
-from prompt_core.artifact import DataRecord, DistillRecord, EntityRecord, Manifest, TunedPrompt, TuningRecord
+from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.data import prepare, read_unlabelled
 from prompt_core.data.digest import frame_digest
 from prompt_core.data.drift import profile_of
-from prompt_core.encoding import Encoded, TaskEncoding
+from prompt_core.encoded import Encoded
+from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.extraction.spans import entity_labels
+from prompt_core.manifest import DataRecord, DistillRecord, EntityRecord, Manifest, TuningRecord
 from prompt_core.prompts import starting_prompt
 from prompt_core.task import TaskSpec
 from prompt_core.teacher import Teacher

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prompt_core.artifact import TuningRecord, Validation
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.errors import PromptmillError
+from prompt_core.manifest import TuningRecord, Validation
 from prompt_core.tuning.checkpoint import Snapshot
 from prompt_core.tuning.member import Member, Part, Step
 from prompt_core.tuning.schedule import rate_factor

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prompt_core.backbone import Backbone
 from prompt_core.data.packing import pack
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.prompts import PromptState, Tree, hidden_states
 from prompt_core.tuning.objective import Classification, Objective
 

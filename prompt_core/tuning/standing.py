@@ -10,7 +10,7 @@ from prefix_attention import StandingForest
 from torch import Tensor
 
 from prompt_core.backbone import Backbone, ForestPass
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.prompts import SoftPrompt
 from prompt_core.tuning.likelihood import next_token_losses
 

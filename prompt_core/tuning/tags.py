@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prompt_core.backbone import Backbone
-from prompt_core.encoding import Encoded, Located
+from prompt_core.encoded import Encoded, Located
 from prompt_core.errors import PromptmillError
 from prompt_core.extraction.spans import entities_json, parse_entities
 from prompt_core.extraction.tags import IGNORED, best_tags, entities_of, num_tags, tag_entities

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from prompt_core.backbone import Backbone
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.tuning.objective import Generation, LabelWords, Segments
 
 

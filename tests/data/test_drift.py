@@ -11,9 +11,9 @@ from data_builders import a_task, with_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_core.artifact import DataRecord
 from prompt_core.data.drift import Drift, Profile, chance_level, drift, profile_of, stability_index
 from prompt_core.errors import PromptmillError
+from prompt_core.manifest import DataRecord
 
 VOCABULARY = [f"word{i}" for i in range(300)]
 counts = st.lists(st.integers(0, 200), min_size=2, max_size=10)

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from helpers import a_task, random_prefix
 
-from prompt_core.artifact import DataRecord, Manifest, TunedPrompt, TuningRecord
+from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
+from prompt_core.manifest import DataRecord, Manifest, TuningRecord
 from prompt_core.ready import ReadyPrompt
 from prompt_core.store import PromptStore
 

@@ -69,7 +69,8 @@ def files(folder: Path) -> dict[str, bytes]:
 def a_tuned_prompt(value: float) -> TunedPrompt:
     import torch
 
-    from prompt_core.artifact import BackboneIdentity, DataRecord, Manifest, TunedPrompt, TuningRecord
+    from prompt_core.artifact import TunedPrompt
+    from prompt_core.manifest import BackboneIdentity, DataRecord, Manifest, TuningRecord
 
     return TunedPrompt(
         Manifest(

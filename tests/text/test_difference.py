@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from helpers import a_task, examples
 
-from prompt_core.artifact import DataRecord, Manifest, TunedPrompt
+from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.errors import PromptmillError
+from prompt_core.manifest import DataRecord, Manifest
 from prompt_core.text.difference import difference
 from prompt_core.text.prompt import Demonstration, TextPrompt
 from prompt_core.tuning import tune

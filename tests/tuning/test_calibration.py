@@ -15,7 +15,8 @@ from torch import Tensor
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
-from prompt_core.encoding import Encoded, TaskEncoding
+from prompt_core.encoded import Encoded
+from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.prediction import label_scores, restore, restore_classifier
 from prompt_core.tuning import tune

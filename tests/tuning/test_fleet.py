@@ -8,10 +8,11 @@ import pytest
 import torch
 from helpers import a_task, assert_equal_to_rounding, examples
 
-from prompt_core.artifact import TunedPrompt, TuningRecord
+from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.errors import PromptmillError
+from prompt_core.manifest import TuningRecord
 from prompt_core.methods import TuneSpec
 from prompt_core.prompts import SoftPrompt
 from prompt_core.task import TaskSpec

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from prompt_core.backbone import Backbone
 from prompt_core.data.packing import pack
-from prompt_core.encoding import Encoded, TaskEncoding
+from prompt_core.encoded import Encoded
+from prompt_core.encoding import TaskEncoding
 from prompt_core.prompts import DeepPrefix, Prompt, PromptState, SoftPrompt, Tree, hidden_states
 from prompt_core.tuning.label_tree import LabelTree
 from prompt_core.tuning.objective import Generation, LabelAnchors, LabelWords, Objective, embed_texts

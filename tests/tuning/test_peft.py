@@ -12,7 +12,7 @@ from helpers import assert_equal_to_rounding, backbone_at, plain_model, random_i
 from torch import Tensor
 
 from prompt_core.backbone import Backbone
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.prompts import DeepPrefix, Prompt, Reparameterised, SoftPrompt, Tree, hidden_states
 from prompt_core.tuning.objective import Generation
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompt_core.backbone import Backbone
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.prompts import PromptState
 from prompt_core.tuning.objective import Generation, LabelAnchors
 from prompt_core.tuning.score import held_out_score, log_loss

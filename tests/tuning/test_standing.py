@@ -10,7 +10,7 @@ from helpers import assert_equal_to_rounding
 from torch import Tensor
 
 from prompt_core.backbone import Backbone
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.prompts import SoftPrompt, Tree, hidden_states
 from prompt_core.tuning.objective import Generation
 from prompt_core.tuning.standing import StandingStep

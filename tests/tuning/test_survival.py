@@ -16,10 +16,10 @@ import torch
 from helpers import backbone_at, save_tiny
 from torch import Tensor
 
-from prompt_core.artifact import TuningRecord
 from prompt_core.backbone import Backbone
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.errors import PromptmillError
+from prompt_core.manifest import TuningRecord
 from prompt_core.methods import TuneSpec
 from prompt_core.prompts import SoftPrompt
 from prompt_core.tuning.checkpoint import load_checkpoint, save_checkpoint

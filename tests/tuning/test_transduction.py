@@ -12,7 +12,7 @@ from helpers import a_task, assert_equal_to_rounding, backbone_at, examples
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import EncoderDecoder
-from prompt_core.encoding import Encoded
+from prompt_core.encoded import Encoded
 from prompt_core.errors import PromptmillError
 from prompt_core.prompts import PromptState, SoftPrompt, Tree, hidden_states
 from prompt_core.tuning import tune, tune_fleet
