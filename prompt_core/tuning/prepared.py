@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -77,6 +77,8 @@ class Prepared:
             raise PromptmillError(f"task {task.name}: data", "there is no training example", "Add rows.")
         encoding = TaskEncoding(task, backbone)
         self._labels = _labels(task, self._train)
+        demonstrations = _demonstrations(task, self._train) if task.data.target else []
+        shown = _shown(task, demonstrations, self._source)
         self._teacher = Teacher(task, backbone, self._train) if task.objective == "distill" else None
         self._examples: Sequence[Encoded]
         self._held_out: Sequence[Encoded]
@@ -84,7 +86,7 @@ class Prepared:
             self._examples = self._teacher.lessons(self._train, encoding, training=True)
             self._held_out = self._teacher.lessons(self._validation, encoding)
         else:
-            self._examples = encode_frame(task, encoding, self._train, self._labels)
+            self._examples = encode_frame(task, encoding, _not_shown(self._train, shown, encoding.fields), self._labels)
             self._held_out = encode_frame(task, encoding, self._validation, self._labels)
         self._named = label_examples(task, encoding, backbone, self._labels)
         self._profile = profile_of(pl.concat([self._train, self._validation]), task)
@@ -95,7 +97,7 @@ class Prepared:
             backbone,
             self.generator,
             labels=[describe(task, label) for label in self._labels],
-            demonstrations=_demonstrations(task, self._train) if task.data.target else (),
+            demonstrations=demonstrations,
             source=self._source,
             context=self._teacher.root if self._teacher else (),
         )
@@ -200,6 +202,22 @@ def _demonstrations(task: TaskSpec, train: pl.DataFrame) -> list[tuple[dict[str,
     """Training examples with their answers; ids are hashes, so their order is a fair draw."""
     rows = train.sort("_id").head(task.prompt.demonstrations).iter_rows(named=True)
     return [(row, answer(task, row[task.data.target])) for row in rows]
+
+
+def _shown(task: TaskSpec, demonstrations: Sequence[tuple[dict[str, Any], str]], source: TunedPrompt | None) -> list[Mapping[str, Any]]:
+    """The fields of the examples that stand in the prompt that tuning starts from."""
+    if task.prompt.start == "demonstrations":
+        return [fields for fields, _ in demonstrations]
+    if task.prompt.start == "prompt" and source and source.manifest.text:
+        return [shown.fields for shown in source.manifest.text.demonstrations]
+    return []
+
+
+def _not_shown(train: pl.DataFrame, shown: Sequence[Mapping[str, Any]], names: Sequence[str]) -> pl.DataFrame:
+    """The examples that do not stand in the prompt: they would teach it to copy. All of them where none would be left."""
+    known = {tuple(str(fields[name]) for name in names) for fields in shown}
+    others = [tuple(str(row[name]) for name in names) not in known for row in train.iter_rows(named=True)]
+    return train.filter(pl.Series(others, dtype=pl.Boolean)) if any(others) else train
 
 
 def encode_frame(task: TaskSpec, encoding: TaskEncoding, frame: pl.DataFrame, labels: Sequence[str]) -> list[Encoded]:

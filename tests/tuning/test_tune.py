@@ -14,6 +14,7 @@ from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.errors import PromptmillError
 from prompt_core.tuning import Step, tune
+from prompt_core.tuning.prepared import Prepared
 
 WORDS = ["parcel", "letter", "invoice", "driver", "door", "street", "label", "scanner", "depot", "truck"]
 TRAIN = examples(*[(f"The {word} is {'late' if i % 2 else 'broken'}", "late" if i % 2 else "broken") for i, word in enumerate(WORDS)])
@@ -123,6 +124,13 @@ def test_a_prompt_starts_from_another_tuned_prompt_and_says_so(tmp_path: Path, l
     second.save(tmp_path / "deep")
     with pytest.raises(PromptmillError, match=r"prompt.start_from: t is a deep prompt. A soft prompt can start from a soft one"):
         tuned(llama, prompt={"kind": "soft", "start": "prompt", "start_from": str(tmp_path / "deep")})
+
+
+@pytest.mark.parametrize(("shown", "left"), [(4, 6), (10, 10)])  # where nothing would be left, all are tuned on
+def test_a_row_that_stands_in_the_prompt_is_not_tuned_on(llama: Backbone, shown: int, left: int) -> None:
+    prompt = {"kind": "deep", "start": "demonstrations", "demonstrations": shown}
+    task = a_task(llama.identity.name, template="Sort: {{ text }}\nKind:", prompt=prompt, tune={"max_tokens": 64})
+    assert len(Prepared(task, (TRAIN, VALIDATION), llama).part.train) == left
 
 
 @pytest.mark.parametrize("kind", ["soft", "deep"])
