@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,3 +160,17 @@ def test_the_graph_shows_every_asset(site: Site) -> None:
     for asset in ("splits", "baselines", "tuned_prompt", "evaluation", "published_prompt"):
         site.see(asset)
     site.picture("asset_graph")
+
+
+def test_two_thousand_partitions_are_found_by_typing(site: Site) -> None:
+    tasks = site.folder / "tasks"
+    text = (tasks / "caretaker.yaml").read_text()
+    for number in range(2000):
+        (tasks / f"bulk_{number:04d}.yaml").write_text(text.replace("name: caretaker", f"name: bulk_{number:04d}"))
+    site.open("/assets/examples?view=partitions")
+    site.page.get_by_placeholder("Filter by name").fill("bulk_1999")
+    site.see("bulk_1999", 300_000)
+    site.open("/assets/examples?view=partitions&partition=bulk_1999")
+    began = time.monotonic()
+    site.see("bulk_1999")
+    assert time.monotonic() - began < 20
