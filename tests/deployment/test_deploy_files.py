@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 import yaml
 from dagster._config import process_config, resolve_to_config_type
-from dagster._core.instance.config import dagster_instance_config_schema
+from dagster._core.instance.config import PoolGranularity, dagster_instance_config_schema
 from dagster._core.workspace.config_schema import process_workspace_config
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -54,13 +54,13 @@ def test_no_run_stays_started_for_ever_and_only_lost_processes_are_retried() -> 
     assert settings["run_retries"] == {"enabled": True, "max_retries": 2, "retry_on_asset_or_op_failure": False}
 
 
-def test_an_instance_of_these_settings_has_the_pool_and_waits_for_code_servers(tmp_path: Path) -> None:
+def test_with_these_settings_a_run_waits_for_the_pool_in_the_queue_and_for_code_servers(tmp_path: Path) -> None:
     content = read(PRODUCTION / "dagster.yaml")
     del content["storage"]  # a database
     (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(content))
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         concurrency = instance.get_concurrency_config()
-    assert concurrency.pool_config.default_pool_limit == 1
+    assert concurrency.pool_config.pool_granularity == PoolGranularity.RUN
     queue = concurrency.run_queue_config
     assert queue and queue.max_concurrent_runs == 8 and queue.max_user_code_failure_retries == 10
 
@@ -78,8 +78,8 @@ def test_every_line_of_the_procfile_is_a_container_and_every_container_a_line() 
     assert set(services) - {"postgres"} == set(procfile())
     for name, command in procfile().items():
         program = command.split(" --host ")[0].removeprefix("exec ")
-        assert services[name]["command"].startswith(program), name
-    named = set(re.findall(r"\$(\w+)", " ".join(procfile().values()))) | set(re.findall(r"env: (\w+)", _production_text()))
+        assert services[name]["command"].replace("$$", "$").startswith(program), name
+    named = set(re.findall(r"\$\{?(\w+)", " ".join(procfile().values()))) | set(re.findall(r"env: (\w+)", _production_text()))
     told = {line.split("=")[0] for line in (PRODUCTION / "example.env").read_text().splitlines() if re.match(r"\w+=", line)}
     assert named <= told
     ports = {"WEBSERVER_HOST", "WEBSERVER_PORT", "METRICS_HOST", "METRICS_PORT"}  # stand in the commands of containers
