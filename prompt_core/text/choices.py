@@ -57,13 +57,13 @@ class Choices:
         return tuple((label, (str(trial.suggest_categorical(f"word:{label}", list(own))),)) for label, own in alternatives)
 
     def with_examples(self, own: Candidate) -> Candidate:
-        """The candidate with as many examples as the task admits, drawn at random: what a user tries next."""
-        draw = Random(f"{self._task.tune.seed}/examples")
+        """The candidate with as many examples as the task admits, by the first way to choose them: what a user tries next."""
+        choice, draw = self._spec.choices[0], Random(f"{self._task.tune.seed}/examples")
         if self._encoder:
-            shown = exemplars(self._ids, self._targets, self._features, self._spec.exemplars, "random", draw)
-        else:
-            shown = chosen(self._ids, self._targets, self._features, self._most, "random", draw)
-        return replace(own, shown=shown)
+            return replace(own, shown=exemplars(self._ids, self._targets, self._features, self._spec.exemplars, choice, draw))
+        if choice == "retrieved" and self._most:
+            return replace(own, retrieval=Retrieval(count=self._most, balanced=self._classifies, model=self._model))
+        return replace(own, shown=chosen(self._ids, self._targets, self._features, self._most, choice, draw))
 
     @property
     def _most(self) -> int:

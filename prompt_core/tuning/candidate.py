@@ -80,13 +80,12 @@ class Candidate:
         members, out = [], []
         for ready, held_out in zip(all_ready, folds, strict=True):
             whole = ready.part
-            examples, more = whole.train[: len(rows)], whole.train[len(rows) :]  # more: what is learned from beside the rows
-            train = [*(examples[number] for number in not_held_out(held_out, len(rows))), *more]
+            train = ready.lessons(not_held_out(held_out, len(rows)))
             part = Part(_twin(whole.prompt, backbone), _twin(whole.objective, backbone), train, ())
             generator = torch.Generator()
             generator.set_state(ready.generator.get_state())
             members.append(Member([part], task.tune, generator))
-            out.append([examples[number] for number in held_out])
+            out.append([ready.example(number) for number in held_out])
         return cls(backbone, members, out)
 
     @torch.no_grad()

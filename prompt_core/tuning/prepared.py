@@ -78,7 +78,7 @@ class Prepared:
         encoding = TaskEncoding(task, backbone)
         self._labels = _labels(task, self._train)
         demonstrations = _demonstrations(task, self._train) if task.data.target else []
-        shown = _shown(task, demonstrations, self._source)
+        self._shown = _numbers_of(_shown(task, demonstrations, self._source), self._train, encoding.fields)
         self._teacher = Teacher(task, backbone, self._train) if task.objective == "distill" else None
         self._examples: Sequence[Encoded]
         self._held_out: Sequence[Encoded]
@@ -86,7 +86,7 @@ class Prepared:
             self._examples = self._teacher.lessons(self._train, encoding, training=True)
             self._held_out = self._teacher.lessons(self._validation, encoding)
         else:
-            self._examples = encode_frame(task, encoding, _not_shown(self._train, shown, encoding.fields), self._labels)
+            self._examples = encode_frame(task, encoding, self._train, self._labels)
             self._held_out = encode_frame(task, encoding, self._validation, self._labels)
         self._named = label_examples(task, encoding, backbone, self._labels)
         self._profile = profile_of(pl.concat([self._train, self._validation]), task)
@@ -125,7 +125,19 @@ class Prepared:
     @property
     def part(self) -> Part:
         """What the gradient loop needs of it."""
-        return Part(self.prompt, self._objective, [*self._examples, *self._named], self._held_out)
+        return Part(self.prompt, self._objective, self.lessons(range(len(self._examples))), self._held_out)
+
+    def lessons(self, numbers: Sequence[int]) -> list[Encoded]:
+        """What is learned from: these training examples and the labels' names.
+
+        Examples that stand in the prompt that tuning starts from would teach it to copy: they are left out, unless there are no others.
+        """
+        others = [number for number in numbers if number not in self._shown] or numbers
+        return [*(self._examples[number] for number in others), *self._named]
+
+    def example(self, number: int) -> Encoded:
+        """A training example by its place in the training frame."""
+        return self._examples[number]
 
     @property
     def tokens(self) -> int:
@@ -213,11 +225,11 @@ def _shown(task: TaskSpec, demonstrations: Sequence[tuple[dict[str, Any], str]],
     return []
 
 
-def _not_shown(train: pl.DataFrame, shown: Sequence[Mapping[str, Any]], names: Sequence[str]) -> pl.DataFrame:
-    """The examples that do not stand in the prompt: they would teach it to copy. All of them where none would be left."""
+def _numbers_of(shown: Sequence[Mapping[str, Any]], train: pl.DataFrame, names: Sequence[str]) -> frozenset[int]:
+    """The rows with these fields."""
     known = {tuple(str(fields[name]) for name in names) for fields in shown}
-    others = [tuple(str(row[name]) for name in names) not in known for row in train.iter_rows(named=True)]
-    return train.filter(pl.Series(others, dtype=pl.Boolean)) if any(others) else train
+    rows = train.iter_rows(named=True) if known else ()
+    return frozenset(number for number, row in enumerate(rows) if tuple(str(row[name]) for name in names) in known)
 
 
 def encode_frame(task: TaskSpec, encoding: TaskEncoding, frame: pl.DataFrame, labels: Sequence[str]) -> list[Encoded]:
