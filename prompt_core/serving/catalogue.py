@@ -47,8 +47,6 @@ class Catalogue:
             PromptmillError: a name is not published, nothing is, or a prompt or its model cannot be loaded.
         """
         self.refresh()
-        if not self._summaries:
-            raise PromptmillError(f"store {self._store.url}", "holds no prompt", "Publish one: `promptmill evaluate --publish`.")
         self._thread.start()
 
     def close(self) -> None:
@@ -57,11 +55,16 @@ class Catalogue:
         self._thread.join()
 
     def refresh(self) -> None:
-        """Look at the store: versions that aliases stand for now are loaded first, then all aliases move at once."""
+        """Look at the store: versions that aliases stand for now are loaded first, then all aliases move at once.
+
+        A store without any prompt is an error also later: prompts do not leave a store, so its folder or bucket has.
+        """
         known = {summary.name: summary for summary in self._store.list()}
         for name in self._names:
             if name not in known:
                 raise PromptmillError(f"store {self._store.url}", f'there is no prompt "{name}"', nearest(name, known))
+        if not known:
+            raise PromptmillError(f"store {self._store.url}", "holds no prompt", "Publish one: `promptmill evaluate --publish`.")
         summaries = {name: known[name] for name in self._names or known}
         live = {}
         for name, summary in summaries.items():

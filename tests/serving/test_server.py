@@ -177,11 +177,13 @@ def test_aliases_move_under_load_without_a_lost_or_mixed_answer(tmp_path: Path, 
     assert seen == {1, 2, 3}
 
 
-def test_what_is_served_stays_when_the_store_cannot_be_read(tmp_path: Path, llama: Backbone) -> None:
+@pytest.mark.parametrize("left", ["nothing", "a file"])
+def test_what_is_served_stays_when_the_store_cannot_be_read(tmp_path: Path, llama: Backbone, left: str) -> None:
     store = a_served_store(tmp_path / "store", llama)
     with running(store, refresh_seconds=0.05) as client:
         (tmp_path / "store").rename(tmp_path / "away")
-        (tmp_path / "store").write_text("no store")
+        if left == "a file":
+            (tmp_path / "store").write_text("no store")
         while 'promptmill_reloads_total{outcome="failed"}' not in client.get("/metrics").text:
             pass
         assert ask(client, "mood", "a").status_code == 200

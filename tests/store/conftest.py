@@ -32,8 +32,8 @@ def s3_server() -> Iterator[str]:
             s3fs.S3FileSystem().mkdir("prompts")
             yield "s3://prompts"
     finally:
-        server.terminate()
-        server.wait(timeout=10)
+        server.kill()  # it may take long to end by itself, and has nothing to lose
+        server.wait()
 
 
 @pytest.fixture
