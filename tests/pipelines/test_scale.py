@@ -66,7 +66,9 @@ def ray_cluster(tmp_path: Path) -> Iterator[str]:
     pytest.importorskip("dagster_ray", reason="not here: pip install 'promptmill[ray]'")
     ray, port = str(Path(sys.executable).parent / "ray"), free_port()
     path = f"{Path(ray).parent}{os.pathsep}{os.environ['PATH']}"  # where a job finds `dagster`
-    environment = {**os.environ, "PATH": path, "RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_DOCKER_CPU_WARNING": "1"}
+    threads = str(torch.get_num_threads())  # Ray would give a job one, and sums over other parts of a product round otherwise
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": threads}
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_DOCKER_CPU_WARNING": "1"}
     options = ["--head", f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--num-cpus=2", "--block"]
     folder = Path("/tmp") / f"ray-{port}"  # the paths of its sockets have to be short
     server = Server([ray, "start", *options, "--include-dashboard=true", f"--temp-dir={folder}"], tmp_path / "ray.log", environment)
