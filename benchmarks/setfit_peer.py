@@ -14,14 +14,14 @@ import polars as pl
 from prompt_core.backbone.locate import locate
 from prompt_core.task import TaskSpec
 
-_PAIRS = 20_000  # at most; SetFit's default of 20 rounds over the examples makes twice as many as it has examples in a round
-_ROUNDS = 20
+_PAIRS = 20_000  # at most; a round makes two of each example, one with its own class and one with another
+_ROUNDS = 20  # as in the paper
 
 
 def setfit(task: TaskSpec, train: pl.DataFrame, rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], int]:
-    """Train with SetFit's defaults, but batches of 32; labels of the test rows, and how many numbers were trained.
+    """Train for one epoch in batches of 32; labels of the test rows, and how many numbers were trained.
 
-    Of many examples fewer rounds of pairs are drawn, so that there are 20,000 at most.
+    Pairs are drawn in 20 rounds, of many examples in fewer, so that there are 20,000 at most; all else is the library's default.
     """
     from datasets import Dataset
     from setfit import SetFitModel, Trainer, TrainingArguments

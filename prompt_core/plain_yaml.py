@@ -37,7 +37,11 @@ def read_yaml(text: str) -> Any:
         yaml.YAMLError: it is not YAML, or asks for more than plain data.
         ValueError, RecursionError: a date that is none, a number without end, or mappings nested without end.
     """
-    return yaml.load(text, Loader=_Loader)  # noqa: S506  # it is a SafeLoader
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def shown(value: Any) -> str:

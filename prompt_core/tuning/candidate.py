@@ -80,7 +80,7 @@ class Candidate:
         members, out = [], []
         for ready, held_out in zip(all_ready, folds, strict=True):
             whole = ready.part
-            train = ready.lessons(not_held_out(held_out, len(rows)))
+            train = ready.learned_from(not_held_out(held_out, len(rows)))
             part = Part(_twin(whole.prompt, backbone), _twin(whole.objective, backbone), train, ())
             generator = torch.Generator()
             generator.set_state(ready.generator.get_state())

@@ -78,14 +78,15 @@ class Prepared:
         encoding = TaskEncoding(task, backbone)
         self._labels = _labels(task, self._train)
         demonstrations = _demonstrations(task, self._train) if task.data.target else []
-        self._shown = _numbers_of(_shown(task, demonstrations, self._source), self._train, encoding.fields)
         self._teacher = Teacher(task, backbone, self._train) if task.objective == "distill" else None
         self._examples: Sequence[Encoded]
         self._held_out: Sequence[Encoded]
         if self._teacher:
+            self._shown: frozenset[int] = frozenset()  # lessons are several to a row, and in the teacher's words
             self._examples = self._teacher.lessons(self._train, encoding, training=True)
             self._held_out = self._teacher.lessons(self._validation, encoding)
         else:
+            self._shown = _numbers_of(_shown(task, demonstrations, self._source), self._train, encoding.fields)
             self._examples = encode_frame(task, encoding, self._train, self._labels)
             self._held_out = encode_frame(task, encoding, self._validation, self._labels)
         self._named = label_examples(task, encoding, backbone, self._labels)
@@ -125,9 +126,9 @@ class Prepared:
     @property
     def part(self) -> Part:
         """What the gradient loop needs of it."""
-        return Part(self.prompt, self._objective, self.lessons(range(len(self._examples))), self._held_out)
+        return Part(self.prompt, self._objective, self.learned_from(range(len(self._examples))), self._held_out)
 
-    def lessons(self, numbers: Sequence[int]) -> list[Encoded]:
+    def learned_from(self, numbers: Sequence[int]) -> list[Encoded]:
         """What is learned from: these training examples and the labels' names.
 
         Examples that stand in the prompt that tuning starts from would teach it to copy: they are left out, unless there are no others.
