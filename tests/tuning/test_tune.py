@@ -13,6 +13,7 @@ from helpers import a_task, examples
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.errors import PromptmillError
+from prompt_core.text.prompt import Demonstration
 from prompt_core.tuning import Step, tune
 from prompt_core.tuning.prepared import Prepared
 
@@ -131,6 +132,22 @@ def test_a_row_that_stands_in_the_prompt_is_not_tuned_on(llama: Backbone, shown:
     prompt = {"kind": "deep", "start": "demonstrations", "demonstrations": shown}
     task = a_task(llama.identity.name, template="Sort: {{ text }}\nKind:", prompt=prompt, tune={"max_tokens": 64})
     assert len(Prepared(task, (TRAIN, VALIDATION), llama).part.train) == left
+
+
+def test_a_row_that_stands_in_the_text_prompt_it_starts_from_is_not_tuned_on(llama: Backbone) -> None:
+    words = tune(
+        a_task(llama.identity.name, template=ROOTED, prompt={"kind": "text"}, text={"rounds": 1, "together": 2}), TRAIN, None, llama
+    )
+    assert words.manifest.text
+    shown = tuple(Demonstration(fields={"text": row["text"]}, answer=row["label"]) for row in TRAIN.head(3).iter_rows(named=True))
+    text = words.manifest.text.model_copy(update={"demonstrations": shown, "retrieval": None})
+    source = TunedPrompt(words.manifest.model_copy(update={"text": text}), words.tensors)
+    task = a_task(
+        llama.identity.name, template=ROOTED, prompt={"kind": "deep", "start": "prompt", "start_from": "-"}, tune={"max_tokens": 64}
+    )
+    part = Prepared(task, (TRAIN, VALIDATION), llama, source=source).part
+    other = Prepared(task, (TRAIN.tail(7), VALIDATION), llama, source=source).part
+    assert part.train == other.train and len(other.train) == 7
 
 
 @pytest.mark.parametrize("kind", ["soft", "deep"])
