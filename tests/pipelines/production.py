@@ -66,7 +66,8 @@ class Production:
 
     def start_all(self, *names: str) -> None:
         """Start processes and wait until the webserver has loaded every location."""
-        subprocess.run(["dagster", "instance", "migrate"], env=self.environment, check=True, capture_output=True)
+        migration = subprocess.run(["dagster", "instance", "migrate"], env=self.environment, check=False, capture_output=True, text=True)
+        assert migration.returncode == 0, migration.stderr
         for name in names:
             self.start(name)
         wait_for(self.is_loaded, 120, f"the code locations ({self.folder})")
