@@ -37,8 +37,8 @@ def lora(task: TaskSpec, train: pl.DataFrame, rows: Sequence[Mapping[str, Any]])
     examples = [encoding.encode(row, answer(task, row[target])) for row in train.iter_rows(named=True)]
     root, objective, spec = PromptState.of(backbone, root=encoding.root), Generation(backbone), task.tune
     optimizer = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=0.0)
-    generator, waiting = torch.Generator().manual_seed(spec.seed), []
-    for step in range(spec.steps):
+    generator, waiting, steps = torch.Generator().manual_seed(spec.seed), [], spec.steps_for(len(examples))
+    for step in range(steps):
         while len(waiting) < min(spec.batch_examples, len(examples)):
             waiting += torch.randperm(len(examples), generator=generator).tolist()
         taken, waiting = waiting[: spec.batch_examples], waiting[spec.batch_examples :]
@@ -48,7 +48,7 @@ def lora(task: TaskSpec, train: pl.DataFrame, rows: Sequence[Mapping[str, Any]])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, spec.clip)
-        optimizer.param_groups[0]["lr"] = _RATE * rate_factor(step, spec.steps, spec.warmup, spec.decay)
+        optimizer.param_groups[0]["lr"] = _RATE * rate_factor(step, steps, spec.warmup, spec.decay)
         optimizer.step()
     inputs = [encoding.encode(row) for row in rows]
     if task.objective == "generate":

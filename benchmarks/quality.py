@@ -110,7 +110,7 @@ def _outcomes(data: Set, model: str, seed: int, contenders: Sequence[str], setti
     train = data.draw(seed)
     found: dict[str, Any] = {}
     for contender in contenders:
-        content = _content(data, model, seed, _CHANGES.get(contender, {}), settings if contender in _TUNED else ())
+        content = _content(data, model, seed, len(train), _CHANGES.get(contender, {}), settings if contender in _TUNED else ())
         make = _OTHERS.get(contender) or (partial(_peer, _PEERS[contender]) if contender in _PEERS else _tuned)
         made = _kept(data, contender, content, train, partial(make, data, parse_task(content, data.name, Path()), train))
         many = {name: {"outputs": outputs, "facts": {}} for name, outputs in made.items()} if contender == "untuned" else {contender: made}
@@ -118,13 +118,13 @@ def _outcomes(data: Set, model: str, seed: int, contenders: Sequence[str], setti
     return {name: Outcome(**made) for name, made in found.items()}
 
 
-def _content(data: Set, model: str, seed: int, changes: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+def _content(data: Set, model: str, seed: int, examples: int, changes: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """The task as a file would say it."""
     content = {**data.spec, "backbone": model, "tune": {**data.spec.get("tune", {}), "seed": seed}}
     if "text" in changes and data.label_words:
         changes = {**changes, "text": {**changes["text"], "label_words": data.label_words}}
     if "search" in changes.get("tune", {}):
-        steps = content["tune"].get("steps", TuneSpec().steps)
+        steps = TuneSpec(**content["tune"]).steps_for(examples)
         changes = {**changes, "tune": {"search": {**changes["tune"]["search"], "space": {"tune.steps": [steps // 2, steps]}}}}
     for part, values in changes.items():
         content[part] = {**content.get(part, {}), **values}

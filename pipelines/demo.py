@@ -43,12 +43,12 @@ class _Both(LoggedProgress):
         super().step(step)
         self._bar.step(step)
 
-    def fleet(self, steps):
-        logged, drawn = super().fleet(steps), self._bar.fleet(steps)
+    def fleet(self, prompts):
+        logged, drawn = super().fleet(prompts), self._bar.fleet(prompts)
 
         def show(number, step) -> None:
             logged(number, step)
-            if len(steps) > 1:  # one prompt is drawn by `step`
+            if prompts > 1:  # one prompt is drawn by `step`
                 drawn(number, step)
 
         return show

@@ -1,7 +1,7 @@
 """Progress as lines with an ETA, a few seconds apart, for logs that people read later."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from prompt_core.trials import shown_score
@@ -32,17 +32,17 @@ class LoggedProgress:
             speed = f"{step.tokens_per_second:.0f} tokens/s"
             self._say(f"step {step.number} of {step.steps}: loss {step.loss:.4f}{look}, {speed}, ETA {step.eta_seconds:.0f} s")
 
-    def fleet(self, steps: Sequence[int]) -> Callable[[int, "Step"], None]:
-        """What shows the steps of prompts that are tuned side by side, `steps` of each at most; fits `retune_fleet(on_step=)`."""
-        if len(steps) == 1:
+    def fleet(self, prompts: int) -> Callable[[int, "Step"], None]:
+        """What shows the steps of so many prompts that are tuned side by side; fits `retune_fleet(on_step=)`."""
+        if prompts == 1:
             return lambda _, step: self.step(step)
-        done, totals, began = [0] * len(steps), list(steps), time.monotonic()
+        done, totals, began = [0] * prompts, [0] * prompts, time.monotonic()
 
         def show(number: int, step: "Step") -> None:
-            done[number], totals[number] = step.number, step.steps  # a search may have chosen others
-            if sum(done) == sum(totals) or self._is_time():
+            done[number], totals[number] = step.number, step.steps
+            if (all(totals) and sum(done) == sum(totals)) or self._is_time():
                 eta = (time.monotonic() - began) / sum(done) * (sum(totals) - sum(done))
-                self._say(f"{len(steps)} prompts: {sum(done)} of {sum(totals)} steps at most, ETA {eta:.0f} s at most")
+                self._say(f"{prompts} prompts: {sum(done)} of {sum(totals)} steps at most, ETA {eta:.0f} s at most")
 
         return show
 

@@ -74,7 +74,7 @@ def tune(tasks: tuple[str, ...], out: Path | None, as_json: bool) -> None:
             fleet, sides = [spec for spec, _ in together], [(splits.train, splits.validation) for _, splits in together]
             with Progress(fleet[0].name if len(fleet) == 1 else f"{len(fleet)} tasks") as progress:
                 power = [f"{spec.name}: {power_sentence(spec, len(splits.test))}" for spec, splits in together]
-                on_step = progress.fleet([spec.tune.steps for spec in fleet])
+                on_step = progress.fleet(len(fleet))
                 callbacks: dict[str, Any] = {"on_step": on_step, "on_search": progress.search, "on_round": progress.round}
                 shown: dict[str, Any] = said_first("\n".join(power), callbacks) if writes else {}
                 results = tune_fleet(fleet, sides, **shown, checkpoints=Path(_CHECKPOINTS))

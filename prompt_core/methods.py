@@ -96,11 +96,16 @@ class DistillSpec(Part):
         return self
 
 
+_ROUNDS, _FEWEST_STEPS, _MOST_STEPS = 5, 80, 500  # of a tuning whose task does not say how many steps it has
+
+
 class TuneSpec(Part):
     """How the prompt is tuned. The defaults suit a few hundred examples."""
 
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="the only source of randomness")
-    steps: int = Field(default=80, ge=1, le=1_000_000, description="optimizer steps at most")
+    steps: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="optimizer steps at most; left out: five rounds over the examples, within 80 and 500"
+    )
     batch_examples: int = Field(default=16, ge=1, le=65536, description="examples per step")
     batch_tokens: int = Field(default=8192, ge=16, description="tokens per forward pass; a batch over this budget is accumulated")
     gradient_checkpointing: bool = Field(default=False, description="compute layers again in the backward pass: slower, far less memory")
@@ -139,6 +144,10 @@ class TuneSpec(Part):
         SearchSpec | None,
         BeforeValidator(lambda value: {} if value == "auto" else value, json_schema_input_type=Literal["auto"] | SearchSpec | None),
     ] = Field(default=None, description="choose settings by cross-validation; auto: with all defaults; left out: no search")
+
+    def steps_for(self, examples: int) -> int:
+        """`steps`, or where they are left out what suits so many training examples."""
+        return self.steps or min(max(_FEWEST_STEPS, -(-_ROUNDS * examples // self.batch_examples)), _MOST_STEPS)
 
     @property
     def contrastive(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, NoReturn, Self, TextIO
 
@@ -37,14 +37,14 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._close()
 
-    def fleet(self, steps: Sequence[int]) -> Callable[[int, Step], None]:
-        """What shows the steps of prompts that are tuned side by side, `steps` of each at most; fits `tune_fleet(on_step=)`."""
-        if len(steps) == 1:
+    def fleet(self, prompts: int) -> Callable[[int, Step], None]:
+        """What shows the steps of so many prompts that are tuned side by side; fits `tune_fleet(on_step=)`."""
+        if prompts == 1:
             return lambda _, step: self.step(step)
-        done, totals = [0] * len(steps), list(steps)
+        done, totals = [0] * prompts, [0] * prompts
 
         def show(number: int, step: Step) -> None:
-            done[number], totals[number] = step.number, step.steps  # a search may have chosen others
+            done[number], totals[number] = step.number, step.steps
             bar = self._at(f"{self._title}: tuning", sum(totals), "step")
             bar.total = sum(totals)
             bar.update(sum(done) - bar.n)

@@ -27,7 +27,7 @@ def test_one_bar_follows_another(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_one_bar_adds_up_what_is_tuned_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("2 tasks", always=True) as progress:
-        show = progress.fleet([2, 3])
+        show = progress.fleet(2)
         for number, step in ((0, 1), (1, 1), (0, 2), (1, 2), (1, 3)):
             show(number, Step(step, 2 + number, 0.5, None, 0.01, 100.0, 1.0))
     assert "2 tasks: tuning: 100%" in (shown := capsys.readouterr().err) and "5/5" in shown

@@ -22,7 +22,6 @@ from prompt_core.trials import Trial
 
 _STEPS = "tune.steps"
 _RUNGS = (("deep", "prompt"), ("soft", "prompt"), ("deep", None))  # of a ladder: kind and start
-_MANY = 400  # examples of a classifier, usually of tens of classes, from which on more steps of larger batches pay
 _ATTEMPTS = 20  # at settings that were not tried yet, for each that is wanted
 
 
@@ -85,17 +84,16 @@ def shown_rows(task: TaskSpec, space: Mapping[str, Values]) -> int:
 
 
 def _usual_space(task: TaskSpec, backbone: Backbone, rows: int) -> dict[str, Values]:
+    steps = task.tune.steps_for(rows)
     space: dict[str, Values] = {
         "tune.learning_rate": Range(low=1e-3, high=5e-2, log=True),
         "tune.average": (0.9, 0.97),
-        _STEPS: Range(low=20, high=160),
+        _STEPS: Range(low=steps // 4, high=2 * steps),
     }
     soft = TaskEncoding(task, backbone).soft_tokens  # a template with soft(n) says length and start itself
     if not backbone.generates:
         space["prompt.tokens"] = (8, 16, 32)
         if task.objective == "classify":
-            if rows > _MANY:
-                space |= {_STEPS: Range(low=60, high=240), "tune.batch_examples": (16, 32)}
             return space | {"tune.loss": ("label_set", "pairs"), "tune.anchor_scale": Range(low=5, high=40, log=True)}
         return space | {"tune.label_smoothing": (0.0, 0.1)}
     space["tune.label_smoothing"] = (0.0, 0.1)
@@ -107,11 +105,15 @@ def _usual_space(task: TaskSpec, backbone: Backbone, rows: int) -> dict[str, Val
     return space | (classes if task.objective == "classify" else {})
 
 
-def rungs_of(task: TaskSpec, space: Mapping[str, Values], eta: int) -> list[int]:
-    """After how many steps trials are measured, rising; the last one is the most that a tuning takes."""
+def rungs_of(task: TaskSpec, space: Mapping[str, Values], eta: int, rows: int) -> list[int]:
+    """After how many steps trials are measured, rising; the last one is the most that a tuning takes.
+
+    Args:
+        rows: examples that there are to tune on.
+    """
     values = space.get(_STEPS)
     if values is None:
-        return sorted({max(1, task.tune.steps // eta**power) for power in range(3)})
+        return sorted({max(1, task.tune.steps_for(rows) // eta**power) for power in range(3)})
     if not isinstance(values, Range):
         return sorted({int(value) for value in values if value is not None})
     rungs, step = [], values.low

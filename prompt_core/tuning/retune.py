@@ -62,7 +62,7 @@ def retune_fleet(
     orders: Sequence[Order],
     backbone: Backbone | None = None,
     *,
-    on_step: Callable[[Sequence[int]], Callable[[int, Step], None]] | None = None,
+    on_step: Callable[[int], Callable[[int, Step], None]] | None = None,
     on_search: OnSearch | None = None,
     on_round: OnRound | None = None,
     checkpoints: Path | None = None,
@@ -72,7 +72,7 @@ def retune_fleet(
     Args:
         orders: tasks on one backbone.
         backbone: as for `tune_fleet`, like the rest.
-        on_step: given the steps at most of each prompt of the fleet, what is called after each of their steps.
+        on_step: given the number of prompts in the fleet, what is called after each of their steps.
 
     Returns:
         For each order what came of it, or what kept it from a prompt from its own start.
@@ -92,7 +92,7 @@ def retune_fleet(
         fleet = [*tasks, *warm.values()]
         sides = [*(order.sides for order in orders), *(orders[number].sides for number in warm)]
         tokens = [0] * len(fleet)
-        show = on_step([task.tune.steps for task in fleet]) if on_step else None
+        show = on_step(len(fleet)) if on_step else None
 
         def count(number: int, step: Step) -> None:
             tokens[number] = step.tokens

@@ -34,6 +34,7 @@ class Run:
 
     def __init__(self, member: Member) -> None:
         self.member, self.spec = member, member.spec
+        self.steps = member.spec.steps_for(max(len(part.train) for part in member.parts))
         self.looks_at = [part for part in member.parts if part.validation]
         modules = [module for part in member.parts for module in (part.prompt, part.objective)]
         everything = dict.fromkeys(parameter for module in modules for parameter in module.parameters())  # shared ones once
@@ -67,12 +68,12 @@ class Run:
     def goes_on(self) -> bool:
         """Whether there is a next step: neither failed, nor through, nor out of patience."""
         waited = self.done - self._best[1] if self._best else 0
-        return self._error is None and self.done < self.spec.steps and waited < self.spec.patience * self.spec.validate_every
+        return self._error is None and self.done < self.steps and waited < self.spec.patience * self.spec.validate_every
 
     @property
     def looks_now(self) -> bool:
         """Whether the step that just ended is followed by a look at the validation loss."""
-        due = self.done % self.spec.validate_every == 0 or self.done == self.spec.steps
+        due = self.done % self.spec.validate_every == 0 or self.done == self.steps
         return self._stepped and bool(self.looks_at) and due
 
     def begin_step(self) -> list[tuple[Part, list[Encoded]]]:
@@ -92,7 +93,7 @@ class Run:
         if not self._stepped:
             self._roll_back(loss)
             return
-        factor = rate_factor(self.done, self.spec.steps, self.spec.warmup, self.spec.decay)
+        factor = rate_factor(self.done, self.steps, self.spec.warmup, self.spec.decay)
         self._rate = self.spec.learning_rate * factor * 0.5 ** len(self._rollbacks)
         self._optimizer.param_groups[0]["lr"] = self._rate
         for parameter, distance in zip(self.parameters, self._moved, strict=True):
@@ -120,9 +121,9 @@ class Run:
         """Tell whoever follows this member about the step that just ended."""
         if self.member.on_step and self._stepped:
             seconds = time.monotonic() - self._began
-            eta = seconds / (self.done - self._from) * (self.spec.steps - self.done)
+            eta = seconds / (self.done - self._from) * (self.steps - self.done)
             speed = self._tokens / seconds
-            step = Step(self.done, self.spec.steps, self._loss, self._validation_loss, self._rate, speed, eta, self._tokens)
+            step = Step(self.done, self.steps, self._loss, self._validation_loss, self._rate, speed, eta, self._tokens)
             self.member.on_step(step)
 
     def finish(self) -> TuningRecord | PromptmillError:

@@ -91,7 +91,7 @@ class Search:
         self._spec = self.task.search
         self.rows = join_sides(self.sides)
         self._space = space_of(self.task, self._spec, self.backbone, len(self.rows), from_text=self.starts is not None)
-        self._rungs = rungs_of(self.task, self._space, self._spec.eta)
+        self._rungs = rungs_of(self.task, self._space, self._spec.eta, len(self.rows))
         if self.starts:
             self._folds = [list(held_out) for held_out in self.starts.folds]
         else:

@@ -19,9 +19,8 @@ def test_every_knob_of_the_task_file_is_there_with_its_description() -> None:
         for knob, field in part.model_fields.items():
             assert not knobs[knob].is_required
             assert knobs[knob].description.startswith(field.description or "")
-    assert sections["tune"].config_type.fields["steps"].description == (
-        "optimizer steps at most (at least 1, at most 1,000,000, usually 80)"
-    )
+    batch = sections["tune"].config_type.fields["batch_examples"]
+    assert batch.description == "examples per step (at least 1, at most 65,536, usually 16)"
 
 
 def test_what_is_given_replaces_what_the_file_says_and_the_rest_stays(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_a_search_is_logged_at_every_rung_with_the_best_so_far() -> None:
 
 def test_a_fleet_is_one_line_with_the_steps_of_all_its_prompts() -> None:
     lines: list[str] = []
-    show = LoggedProgress(lines.append, every_seconds=1000).fleet([2, 2])
+    show = LoggedProgress(lines.append, every_seconds=1000).fleet(2)
     for number in range(1, 3):
         for member in range(2):
             show(member, Step(number, 2, 0.5, None, 0.01, 100.0, 1.0))

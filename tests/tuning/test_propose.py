@@ -90,6 +90,7 @@ def test_what_failed_is_avoided() -> None:
     ("tune", "space", "rungs"),
     [
         ({"steps": 80}, {}, [20, 40, 80]),
+        ({}, {}, [60, 120, 240]),
         ({"steps": 1}, {}, [1]),
         ({}, {"tune.steps": (30, 10)}, [10, 30]),
         ({}, {"tune.steps": Range(low=20, high=160)}, [20, 40, 80, 160]),
@@ -97,7 +98,13 @@ def test_what_failed_is_avoided() -> None:
     ],
 )
 def test_rungs_are_the_steps_of_the_space_or_shares_of_the_files(tune: dict[str, int], space: Any, rungs: list[int]) -> None:
-    assert rungs_of(task_with(**tune), space, eta=2) == rungs
+    assert rungs_of(task_with(**tune), space, eta=2, rows=768) == rungs
+
+
+@pytest.mark.parametrize(("examples", "steps"), [(10, 80), (256, 80), (257, 81), (770, 241), (1650, 500), (10**6, 500)])
+def test_steps_that_are_left_out_are_five_rounds_over_the_examples(examples: int, steps: int) -> None:
+    assert task_with().tune.steps_for(examples) == steps
+    assert task_with(steps=7).tune.steps_for(examples) == 7
 
 
 def test_what_the_file_gives_is_not_searched(llama: Backbone, bert: Backbone) -> None:
@@ -112,5 +119,5 @@ def test_what_the_file_gives_is_not_searched(llama: Backbone, bert: Backbone) ->
     assert not {"prompt.tokens", "prompt.start"} & space_of(a_task(template="{{ soft(4) }} {{ text }}"), spec, llama, 50).keys()
     given = SearchSpec(space={"tune.learning_rate": RATES})
     assert encoder["tune.steps"] == Range(low=20, high=160)
-    assert space_of(open_task, spec, bert, 770)["tune.steps"] == Range(low=60, high=240)
+    assert space_of(open_task, spec, bert, 770)["tune.steps"] == Range(low=60, high=482)
     assert space_of(open_task, given, llama, 50).keys() == {"prompt.kind", "tune.learning_rate"}
