@@ -101,7 +101,7 @@ def main(
         for contender, values in means.items():
             click.echo(f"{name} mean    {contender:22} {_shown(values)}")
         content = {"examples": examples, "test_rows": len(data.rows), "settings": list(settings), "mean": means}
-        path = write_result(f"quality_{model}_{name}", {**content, "paired": _paired(scores), "runs": runs})
+        path = write_result(f"quality_{model}_{name}_{examples}", {**content, "paired": _paired(scores), "runs": runs})
         click.echo(f"-> {path}", err=True)
 
 

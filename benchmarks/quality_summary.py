@@ -29,14 +29,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 @click.argument("sets", nargs=-1, required=True)
 @click.option("--ours", default="text", show_default=True, help="Whose gain is tested.")
 @click.option("--theirs", default="instructions,few_shot_8", show_default=True, help="Against whom.")
+@click.option("--examples", default=16, show_default=True, help="Training examples per class that the runs had.")
+@click.option("--pairs", default=32, show_default=True, help="Training pairs that those of instruction induction had.")
 @click.option("--alpha", default=0.05, show_default=True, help="Level after the correction.")
-def main(model: str, sets: Sequence[str], ours: str, theirs: str, alpha: float) -> None:
+def main(model: str, sets: Sequence[str], ours: str, theirs: str, examples: int, pairs: int, alpha: float) -> None:
     """Gains of one contender per set, with p values that are corrected over the sets (Holm)."""
     names = [name for given in sets for name in (INDUCTION if given == "induction" else (given,))]
-    pairs = {name: json.loads((RESULTS / f"quality_{model}_{name}.json").read_text(encoding="utf-8"))["paired"] for name in names}
+    paths = {name: RESULTS / f"quality_{model}_{name}_{pairs if name in INDUCTION else examples}.json" for name in names}
+    tested = {name: json.loads(path.read_text(encoding="utf-8"))["paired"] for name, path in paths.items()}
     lines = [f"| set | {' | '.join(f'{ours} - {them} | p, Holm' for them in theirs.split(','))} |"]
     lines.append("|---" * (1 + 2 * len(theirs.split(","))) + "|")
-    columns = {them: _column(pairs, ours, them) for them in theirs.split(",")}
+    columns = {them: _column(tested, ours, them) for them in theirs.split(",")}
     for place, name in enumerate(names):
         cells = [cell for column in columns.values() for cell in (f"{column[place][0]:+.1f}", f"{column[place][1]:.4f}")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -46,10 +49,10 @@ def main(model: str, sets: Sequence[str], ours: str, theirs: str, alpha: float) 
     click.echo("\n".join(lines))
 
 
-def _column(pairs: dict[str, dict[str, dict[str, float]]], ours: str, theirs: str) -> list[tuple[float, float]]:
+def _column(tested: dict[str, dict[str, dict[str, float]]], ours: str, theirs: str) -> list[tuple[float, float]]:
     """Gain and corrected p of every set."""
     found = []
-    for name, paired in pairs.items():
+    for name, paired in tested.items():
         them = "zero_shot" if theirs == "instructions" and f"{ours} - instructions" not in paired else theirs
         if f"{ours} - {them}" not in paired:
             raise click.ClickException(f"{name}: no run has both {ours} and {them}; run quality.py with --contenders untuned,{ours},{them}")

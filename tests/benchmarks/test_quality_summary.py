@@ -47,7 +47,7 @@ def test_the_table_counts_the_sets(summary: ModuleType, tmp_path: Path, monkeypa
     gains = {"subj": (5.0, 0.001), "mr_polarity": (1.0, 0.03), "pros_cons": (-2.0, 0.9)}
     for name, (gain, p) in gains.items():
         paired = {"text - zero_shot": {"gain": gain, "p_better": p}, "text - few_shot_8": {"gain": gain, "p_better": p}}
-        (tmp_path / f"quality_smollm2_{name}.json").write_text(json.dumps({"paired": paired}))
+        (tmp_path / f"quality_smollm2_{name}_16.json").write_text(json.dumps({"paired": paired}))
     shown = CliRunner().invoke(summary.main, ["smollm2", *gains]).output
     assert "| subj | +5.0 | 0.0030 | +5.0 | 0.0030 |" in shown and "| mr_polarity | +1.0 | 0.0600 |" in shown
     assert "text against instructions: better on 2 of 3 sets, on 1 with p < 0.05 after Holm" in shown
