@@ -45,7 +45,8 @@ _TEXT = {"rounds": 4}
 # For what is tuned afterwards: an example that stands in the prompt teaches the gradient to copy it.
 _WORDS = {"rounds": 1, "demonstrations": 0}
 # The rungs of a ladder with the settings of the contenders `soft` and `deep`, so that it is measured what climbing adds.
-_RUNGS = {"trials": 3, "together": 3, "folds": 2, "eta": 2}
+# Two folds would leave half of 32 examples to learn from: too few, every rung then guesses on MR polarity.
+_RUNGS = {"trials": 3, "together": 3, "folds": 4, "eta": 2}
 # What tunes something, by name: what it changes in the parts of the task.
 _TUNED: dict[str, dict[str, Any]] = {
     "soft": {"prompt": {"kind": "soft"}},
