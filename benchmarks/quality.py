@@ -36,6 +36,7 @@ from prompt_core.evaluation.baselines import baselines
 from prompt_core.methods import TuneSpec
 from prompt_core.progress import Progress
 from prompt_core.task import TaskSpec, parse_task
+from prompt_core.text.prompt import TextPrompt
 from prompt_core.tuning import tune
 
 _KEPT = Path(".promptmill/quality")
@@ -185,13 +186,19 @@ def _tuned(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, Any]:
     if manifest.tuning:
         facts |= {"steps": manifest.tuning.steps, "last_train_loss": manifest.tuning.train_loss[-1]}
     if manifest.text:
-        facts["text"] = manifest.text.model_dump(mode="json")
+        facts["text"] = _without_examples(manifest.text)
     if manifest.text_search:
         facts["text_search"] = manifest.text_search.summary()
     if manifest.ladder:
         facts["ladder"] = [rung.model_dump(mode="json") for rung in manifest.ladder.rungs]
         facts |= {"rung": manifest.ladder.best.name, "rung_seconds": dict(prompt.seconds)}
     return {"outputs": outputs, "facts": facts}
+
+
+def _without_examples(text: TextPrompt) -> dict[str, Any]:
+    """A text prompt with the number of its examples in their place: results hold no rows of the data sets."""
+    shown = len(text.demonstrations) + sum(map(len, (text.exemplars or {}).values()))
+    return text.model_dump(mode="json", exclude={"demonstrations", "exemplars"}) | {"examples": shown}
 
 
 def _kept(data: Set, contender: str, content: dict[str, Any], train: pl.DataFrame, make: Callable[[], Any]) -> Any:
@@ -223,7 +230,7 @@ def _deep_from_text(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str,
         content["prompt"] = {"kind": "deep", "start": "prompt", "start_from": str(Path(folder) / "text")}
         made = _tuned(data, parse_task(content, data.name, Path()), train)
     assert text.manifest.text  # a text prompt has one
-    words = {"text": text.manifest.text.model_dump(mode="json"), "text_seconds": round(seconds, 1)}
+    words = {"text": _without_examples(text.manifest.text), "text_seconds": round(seconds, 1)}
     return {"outputs": made["outputs"], "facts": made["facts"] | words}
 
 
