@@ -67,6 +67,12 @@ def test_a_task_that_cannot_be_tuned_is_an_error_of_its_own(llama: Backbone) -> 
     assert isinstance(third, PromptmillError) and "there is no training example" in str(third)
 
 
+def test_steps_that_are_left_out_follow_the_number_of_examples(llama: Backbone) -> None:
+    twenty = examples(*[(f"The {word} is {state}", state) for word in WORDS for state in ("late", "broken")])
+    steps = [tune(a_member(llama, steps=None, batch_examples=1), rows, None, llama).manifest.tuning.steps for rows in (TRAIN, twenty)]
+    assert steps == [80, 100]
+
+
 def test_a_fleet_has_one_backbone(llama: Backbone) -> None:
     tasks = [a_member(llama), a_task("minilm")]
     with pytest.raises(PromptmillError, match="task t: backbone: does not name the backbone of t"):
