@@ -104,7 +104,7 @@ class TuneSpec(Part):
 
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="the only source of randomness")
     steps: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="optimizer steps at most; left out: five rounds over the examples, within 80 and 500"
+        default=None, ge=1, le=1_000_000, description="optimizer steps at most; left out: five rounds over the examples, 80 to 500"
     )
     batch_examples: int = Field(default=16, ge=1, le=65536, description="examples per step")
     batch_tokens: int = Field(default=8192, ge=16, description="tokens per forward pass; a batch over this budget is accumulated")
@@ -146,7 +146,7 @@ class TuneSpec(Part):
     ] = Field(default=None, description="choose settings by cross-validation; auto: with all defaults; left out: no search")
 
     def steps_for(self, examples: int) -> int:
-        """`steps`, or where they are left out what suits so many training examples."""
+        """`steps`; where they are left out five rounds over so many training examples, but 80 at least and 500 at most."""
         return self.steps or min(max(_FEWEST_STEPS, -(-_ROUNDS * examples // self.batch_examples)), _MOST_STEPS)
 
     @property

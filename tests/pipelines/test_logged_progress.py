@@ -42,6 +42,15 @@ def test_a_fleet_is_one_line_with_the_steps_of_all_its_prompts() -> None:
     assert lines == ["2 prompts: 4 of 4 steps at most, ETA 0 s at most"]
 
 
+def test_a_fleet_is_not_through_before_all_its_prompts_have_begun() -> None:
+    lines: list[str] = []
+    show = LoggedProgress(lines.append, every_seconds=1000).fleet(2)
+    show(0, Step(1, 1, 0.5, None, 0.01, 100.0, 1.0))
+    assert lines == []
+    show(1, Step(1, 1, 0.5, None, 0.01, 100.0, 1.0))
+    assert lines == ["2 prompts: 2 of 2 steps at most, ETA 0 s at most"]
+
+
 def test_a_run_of_many_tasks_counts_them_and_one_of_a_single_task_does_not() -> None:
     lines: list[str] = []
     for total in (1, 3):
