@@ -28,7 +28,7 @@ import numpy as np
 import polars as pl
 from lora import lora
 from quality_sets import INDUCTION, Set, load_set
-from record import parse_seeds, write_result
+from record import parse_seeds, result_name, write_result
 from setfit_peer import setfit
 
 from prompt_core.backbone import load_backbone
@@ -83,9 +83,17 @@ class Outcome:
     show_default=True,
     help="Which to run; also few_shot_8, text, deep_from_text, ladder, and setfit (minilm). untuned: all baselines.",
 )
+@click.option("--variant", default="", help="Added to the result's name: another comparison on the same set and examples.")
 @click.option("--set", "settings", multiple=True, help="A setting for all that is tuned, such as tune.steps=80.")
 def main(
-    model: str, sets: Sequence[str], examples: int, test_rows: int | None, seeds: str, contenders: str, settings: Sequence[str]
+    model: str,
+    sets: Sequence[str],
+    examples: int,
+    test_rows: int | None,
+    seeds: str,
+    contenders: str,
+    variant: str,
+    settings: Sequence[str],
 ) -> None:
     """Quality on the real data sets, beside baselines and rivals."""
     names = [name for given in sets for name in (INDUCTION if given == "induction" else (given,))]
@@ -103,7 +111,7 @@ def main(
         for contender, values in means.items():
             click.echo(f"{name} mean    {contender:22} {_shown(values)}")
         content = {"examples": examples, "test_rows": len(data.rows), "settings": list(settings), "mean": means}
-        path = write_result(f"quality_{model}_{name}_{examples}", {**content, "paired": _paired(scores), "runs": runs})
+        path = write_result(result_name(model, name, examples, variant), {**content, "paired": _paired(scores), "runs": runs})
         click.echo(f"-> {path}", err=True)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import click
 import numpy as np
 from quality_sets import INDUCTION
-from record import RESULTS
+from record import RESULTS, result_name
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -31,11 +31,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 @click.option("--theirs", default="instructions,few_shot_8", show_default=True, help="Against whom.")
 @click.option("--examples", default=16, show_default=True, help="Training examples per class that the runs had.")
 @click.option("--pairs", default=32, show_default=True, help="Training pairs that those of instruction induction had.")
+@click.option("--variant", default="", help="Of the results, as quality.py was told.")
 @click.option("--alpha", default=0.05, show_default=True, help="Level after the correction.")
-def main(model: str, sets: Sequence[str], ours: str, theirs: str, examples: int, pairs: int, alpha: float) -> None:
+def main(model: str, sets: Sequence[str], ours: str, theirs: str, examples: int, pairs: int, variant: str, alpha: float) -> None:
     """Gains of one contender per set, with p values that are corrected over the sets (Holm)."""
     names = [name for given in sets for name in (INDUCTION if given == "induction" else (given,))]
-    paths = {name: RESULTS / f"quality_{model}_{name}_{pairs if name in INDUCTION else examples}.json" for name in names}
+    paths = {name: RESULTS / f"{result_name(model, name, pairs if name in INDUCTION else examples, variant)}.json" for name in names}
     tested = {name: json.loads(path.read_text(encoding="utf-8"))["paired"] for name, path in paths.items()}
     lines = [f"| set | {' | '.join(f'{ours} - {them} | p, Holm' for them in theirs.split(','))} |"]
     lines.append("|---" * (1 + 2 * len(theirs.split(","))) + "|")

@@ -32,6 +32,11 @@ def write_result(name: str, content: dict[str, Any]) -> Path:
     return path
 
 
+def result_name(model: str, data_set: str, examples: int, variant: str = "") -> str:
+    """Of a quality result; a variant is another comparison on the same set and number of examples."""
+    return "_".join(["quality", model, data_set, str(examples), *([variant] if variant else [])])
+
+
 def parse_seeds(text: str) -> list[int]:
     """`0-4` or `0,3,7` as a list of seeds."""
     seeds: list[int] = []

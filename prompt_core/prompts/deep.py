@@ -28,6 +28,21 @@ class DeepPrefix(Prompt):
         self.keys, self.values = (nn.Parameter(states[:, self.frozen_tokens :].clone()) for states in (keys, values))
         self.embeddings = None if embeddings is None else nn.Parameter(embeddings.detach().float().clone())
 
+    def units(self) -> dict[nn.Parameter, Tensor]:
+        """A layer's learning rate follows the size of its keys and values, relative to the median layer's.
+
+        In SmolLM2-135M values are about .05 in the first layer and 1.9 in the 25th: one rate for all would
+        overwrite the ones and hardly move the others.
+        """
+        return {parameter: _relative_sizes(parameter) for parameter in (self.keys, self.values)}
+
     def state(self) -> PromptState:
         keys, values = (torch.cat(parts, dim=1) for parts in zip(self._sink, (self.keys, self.values), strict=True))
         return PromptState.of(self._backbone, rows=self.embeddings, keys=keys, values=values)
+
+
+def _relative_sizes(states: Tensor) -> Tensor:
+    """Root mean square of each layer's states [L, P, Hkv, D] by the median layer's, [L, 1, 1, 1]; ones where a layer has none."""
+    sizes = states.detach().square().flatten(1).mean(1).sqrt()[:, None, None, None]
+    # At a start of zeros, or without a state to tune, nothing says how large they will be.
+    return sizes / sizes.median() if (sizes > 0).all() else torch.ones_like(sizes)

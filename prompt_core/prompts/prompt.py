@@ -51,6 +51,10 @@ class Prompt(nn.Module, ABC):
     def state(self) -> PromptState:
         """The prompt as the model sees it, differentiable in the parameters; evaluated once per step."""
 
+    def units(self) -> dict[nn.Parameter, Tensor]:
+        """How far a learning rate of 1 moves a parameter, of a shape that broadcasts to its; 1 for those that are not named."""
+        return {}
+
     def tensors(self) -> dict[str, Tensor]:
         """What the artifact keeps, float32 on the CPU: of `embeddings` [R, H], `keys` and `values` [L, P, Hkv, D] those that there are."""
         state = self.state()

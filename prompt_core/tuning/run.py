@@ -24,9 +24,9 @@ _ADAM = ("step", "exp_avg", "exp_avg_sq")
 class Run:
     """The state of one member. It never sees the backbone.
 
-    AdamW works on the distance from the start, so that weight decay pulls back to the start instead of to zero. What is
-    validated and kept is a running average of the parameters (Polyak & Juditsky 1992): with few examples single steps
-    are noisy, and their mean generalises better.
+    AdamW works on the distance from the start, in the prompt's units: weight decay pulls back to the start instead of to
+    zero, and a rate means the same in every layer. What is validated and kept is a running average of the parameters
+    (Polyak & Juditsky 1992): with few examples single steps are noisy, and their mean generalises better.
 
     A loss or gradient that is not finite takes the run back to its last snapshot, at half the learning rate; after the
     third time it ends with an error.
@@ -39,6 +39,8 @@ class Run:
         modules = [module for part in member.parts for module in (part.prompt, part.objective)]
         everything = dict.fromkeys(parameter for module in modules for parameter in module.parameters())  # shared ones once
         self.parameters = [parameter for parameter in everything if parameter.requires_grad]
+        units = {parameter: unit for part in member.parts for parameter, unit in part.prompt.units().items()}
+        self._units = [units.get(parameter, torch.ones((), device=parameter.device)) for parameter in self.parameters]
         self._start = [parameter.detach().clone() for parameter in self.parameters]
         self._moved = [nn.Parameter(torch.zeros_like(parameter)) for parameter in self.parameters]
         self._average = [torch.zeros_like(parameter) for parameter in self.parameters]
@@ -96,9 +98,9 @@ class Run:
         factor = rate_factor(self.done, self.steps, self.spec.warmup, self.spec.decay)
         self._rate = self.spec.learning_rate * factor * 0.5 ** len(self._rollbacks)
         self._optimizer.param_groups[0]["lr"] = self._rate
-        for parameter, distance in zip(self.parameters, self._moved, strict=True):
+        for parameter, distance, unit in zip(self.parameters, self._moved, self._units, strict=True):
             if parameter.grad is not None:
-                distance.grad, parameter.grad = parameter.grad.div_(len(parts)), None
+                distance.grad, parameter.grad = parameter.grad.mul_(unit / len(parts)), None
         nn.utils.clip_grad_norm_(self._moved, self.spec.clip)
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -216,7 +218,7 @@ class Run:
 
     @torch.no_grad()
     def _place(self, moved: Sequence[Tensor], training: bool) -> None:
-        for parameter, origin, distance in zip(self.parameters, self._start, moved, strict=True):
-            torch.add(origin, distance, out=parameter.data)
+        for parameter, origin, distance, unit in zip(self.parameters, self._start, moved, self._units, strict=True):
+            torch.addcmul(origin, distance, unit, out=parameter.data)
         for part in self.member.parts:
             part.objective.train(training)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from helpers import assert_equal_to_rounding, behind_cache, encoder_behind_cache, plain_model, random_ids, random_prefix, states_behind
 from torch import Tensor
 
 from prompt_core.backbone import Backbone
+from prompt_core.encoded import Encoded
+from prompt_core.methods import TuneSpec
 from prompt_core.prompts import DeepPrefix, PromptState, Tree, hidden_states
+from prompt_core.tuning.gradient import Fleet
+from prompt_core.tuning.member import Member, Part
+from prompt_core.tuning.objective import Generation
 
 
 def test_every_example_of_a_causal_model_sees_the_prefix_and_itself_alone(llama: Backbone, llama_folder: Path) -> None:
@@ -65,3 +71,22 @@ def test_two_passes_give_the_same_bits(llama: Backbone) -> None:
         gradients.append(prompt.keys.grad)
     assert gradients[0] is not None and gradients[1] is not None
     assert torch.equal(gradients[0], gradients[1])
+
+
+def test_a_step_is_as_large_as_the_layer_is(llama: Backbone) -> None:
+    keys, values = random_prefix(llama, 6)
+    values = values * torch.tensor([0.1, 1.0]).view(2, 1, 1, 1) / values.square().flatten(1).mean(1).sqrt().view(2, 1, 1, 1)
+    prompt, example = DeepPrefix(llama, keys, values), Encoded(tuple(random_ids(5)[0].tolist()), (3, 4), False)
+    spec = TuneSpec(steps=1, learning_rate=1e-3, warmup=0.0, decay="constant")
+    fleet = Fleet(llama, [Member([Part(prompt, Generation(llama), [example], [])], spec, torch.Generator())])
+    fleet.advance()
+    fleet.finish()
+    moved = (prompt.values.detach() - values).abs().flatten(1).median(1).values
+    assert moved.tolist() == pytest.approx([1e-3, 1e-2], rel=0.01)  # in units of the median layer, of two the lower one
+
+
+@pytest.mark.parametrize(("tokens", "size"), [(3, 0.0), (1, 1.0), (0, 1.0)])
+def test_a_start_without_a_size_has_one_rate_for_all_layers(llama: Backbone, tokens: int, size: float) -> None:
+    keys, values = (size * states for states in random_prefix(llama, max(1, tokens)))
+    prompt = DeepPrefix(llama, keys, values, sink=not tokens)
+    assert all(bool(unit.isfinite().all()) and bool((unit > 0).all()) for unit in prompt.units().values())
