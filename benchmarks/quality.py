@@ -48,10 +48,11 @@ _WORDS = {"rounds": 1, "demonstrations": 0}
 # The rungs of a ladder with the settings of the contenders `soft` and `deep`, so that it is measured what climbing adds.
 # Two folds would leave half of 32 examples to learn from: too few, every rung then guesses on MR polarity.
 _RUNGS = {"trials": 3, "together": 3, "folds": 4, "eta": 2}
-# What tunes something, by name: what it changes in the parts of the task.
+# What tunes something, by name: what it changes in the parts of the task. `labels` become all that the set may say for a label.
 _TUNED: dict[str, dict[str, Any]] = {
     "soft": {"prompt": {"kind": "soft"}},
     "deep": {"prompt": {"kind": "deep"}},
+    "deep_words": {"prompt": {"kind": "deep"}, "labels": {}},
     "auto": {"prompt": {"kind": "auto"}},
     "text": {"prompt": {"kind": "text"}, "text": _TEXT},
     "deep_from_text": {"prompt": {"kind": "text"}, "text": _WORDS},
@@ -81,7 +82,7 @@ class Outcome:
     "--contenders",
     default="untuned,lora,soft,deep,auto",
     show_default=True,
-    help="Which to run; also few_shot_8, text, deep_from_text, ladder, and setfit (minilm). untuned: all baselines.",
+    help="Which to run; also deep_words, few_shot_8, text, deep_from_text, ladder, and setfit (minilm). untuned: all baselines.",
 )
 @click.option("--variant", default="", help="Added to the result's name: another comparison on the same set and examples.")
 @click.option("--set", "settings", multiple=True, help="A setting for all that is tuned, such as tune.steps=80.")
@@ -133,6 +134,8 @@ def _content(data: Set, model: str, seed: int, examples: int, changes: dict[str,
     content = {**data.spec, "backbone": model, "tune": {**data.spec.get("tune", {}), "seed": seed}}
     if "text" in changes and data.label_words:
         changes = {**changes, "text": {**changes["text"], "label_words": data.label_words}}
+    if "labels" in changes:
+        changes = {**changes, "labels": data.label_words}
     if "search" in changes.get("tune", {}):
         steps = TuneSpec(**content["tune"]).steps_for(examples)
         changes = {**changes, "tune": {"search": {**changes["tune"]["search"], "space": {"tune.steps": [steps // 2, steps]}}}}

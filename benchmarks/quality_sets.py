@@ -35,7 +35,7 @@ _INSTRUCTIONS = {
     "subj": "Is this sentence from a text on movies objective or subjective?",
     "pros_cons": "Is this from the pros or the cons of a product review?",
 }
-# What a search for a text prompt may let the model say for a label.
+# What the model may say for a label, where it is not the label's name alone.
 _LABEL_WORDS = {
     "mr_polarity": {"negative": ["negative", "bad", "terrible"], "positive": ["positive", "good", "great"]},
     "subj": {"objective": ["objective", "fact", "plot"], "subjective": ["subjective", "opinion", "review"]},

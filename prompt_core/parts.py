@@ -1,8 +1,13 @@
-"""`Part`: the base of every part of a task file."""
+"""`Part`: the base of every part of a task file; and a type that several of them have."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# Per label the text that stands for it, or several.
+Descriptions = dict[str, str | Annotated[tuple[str, ...], Field(min_length=1)]]
 
 
 class Part(BaseModel):

@@ -14,7 +14,7 @@ from prompt_core.deploy import Stack, check_kind, kinds_for
 from prompt_core.errors import PromptmillError, nearest
 from prompt_core.extraction.schema import read_schema
 from prompt_core.methods import DistillSpec, ExtractSpec, PromptSpec, TuneSpec
-from prompt_core.parts import Part
+from prompt_core.parts import Descriptions, Part
 from prompt_core.plain_yaml import read_yaml, shown
 from prompt_core.space import SearchSpec, check_space
 from prompt_core.text.spec import TextSpec
@@ -88,7 +88,10 @@ class TaskSpec(Part):
     template: str | tuple[dict[Role, str], ...] = Field(
         description="chat messages in the model's own format, or one string; Jinja, sandboxed; fields are columns of the data"
     )
-    labels: dict[str, str] = Field(default_factory=dict, description="a description per label; default: the label's name in words")
+    labels: Descriptions = Field(
+        default_factory=dict,
+        description="a description per label, or several: all that may stand for it, averaged; default: the label's name in words",
+    )
     distill: DistillSpec | None = Field(default=None, description="for objective: distill")
     prompt: PromptSpec = PromptSpec()
     tune: TuneSpec = TuneSpec()
@@ -121,6 +124,19 @@ class TaskSpec(Part):
         messages = () if isinstance(value, str) else value
         if not value or any(len(message) != 1 for message in messages):
             raise ValueError("the template is empty or a message has not exactly one role; write `- user: ...`")
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _descriptions_differ(cls, value: Descriptions) -> Descriptions:
+        owner: dict[str, str] = {}
+        for label, described in value.items():
+            for text in (described,) if isinstance(described, str) else described:
+                if not text.strip():
+                    raise ValueError(f"{label} has an empty description; write what stands for it, or leave it out")
+                if text in owner:
+                    raise ValueError(f'"{text}" stands for {owner[text]} and for {label}; give each text once')
+                owner[text] = label
         return value
 
     @model_validator(mode="after")

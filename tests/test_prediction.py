@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import a_task, backbone_at, examples, save_tiny
 
 from prompt_core.artifact import TunedPrompt
@@ -15,8 +16,10 @@ from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.evaluation.sidebyside import side_by_side
 from prompt_core.prediction import as_fields, classify, generate_texts, restore, restore_classifier
-from prompt_core.prompts import lower
+from prompt_core.prompts import PromptState, lower
 from prompt_core.tuning import tune
+from prompt_core.tuning.build import build_classifier, label_examples
+from prompt_core.tuning.objective import LabelAnchors, LabelWords, embed_texts
 
 TRAIN = examples(*[(f"Text number {i} {'good' if i % 2 else 'bad'}", "good" if i % 2 else "bad") for i in range(8)])
 TEXTS = ["Text number 5 good", "bad", "A much longer text that says little about anything at all", "good"]
@@ -69,6 +72,48 @@ def test_lowering_a_soft_prompt_changes_no_prediction(llama: Backbone, prompt: T
     soft = restore(writer, encoding, llama)
     found = generate_texts(llama, encoding, lower(llama, soft), [encoding.encode(f) for f in fields], writer.manifest.max_new_tokens or 0)
     assert found == writer.predict(fields, llama)
+
+
+@pytest.mark.parametrize("kind", ["soft", "deep"])
+def test_a_label_may_be_said_in_several_ways_which_count_together(llama: Backbone, tmp_path: Path, kind: str) -> None:
+    ways = {"good": ["good", "fine stuff"], "bad": ["bad", "awful", "no good"]}
+    task = a_task(
+        llama.identity.name, template="Say good or bad. {{ text }}\nIt is", tune={"steps": 12}, prompt={"kind": kind}, labels=ways
+    )
+    prompt = tune(task, TRAIN, None, llama)
+    losses = prompt.manifest.tuning.train_loss if prompt.manifest.tuning else ()
+    assert losses[-1] < losses[0]  # the loss is that of what predicts
+    prompt.save(tmp_path / "p")
+    loaded = TunedPrompt.load(tmp_path / "p")
+    assert loaded.task.labels == {label: tuple(own) for label, own in ways.items()} and loaded.digest == prompt.digest
+    encoding = TaskEncoding(loaded.task, llama)
+    inputs, state = [encoding.encode({"text": text}) for text in TEXTS], restore(loaded, encoding, llama)
+    apart = [encoding.encode_target(way) for own in ("bad", "good") for way in ways[own]]  # labels stand in order
+    with torch.no_grad():
+        together = restore_classifier(loaded, encoding, llama).scores_behind(state, inputs)
+        each = LabelWords(llama, apart).scores_behind(state, inputs).exp()
+    expected = torch.stack([each[:, :3].mean(1), each[:, 3:].mean(1)], 1).log()
+    assert torch.allclose(together, expected, atol=1e-4)
+    assert loaded.predict(TEXTS, llama) == [loaded.manifest.labels[i] for i in expected.argmax(1).tolist()]
+
+
+def test_an_encoders_label_starts_between_its_descriptions(bert: Backbone) -> None:
+    ways = {"good": ["good", "fine stuff"], "bad": ["bad"]}
+    task = a_task(bert.identity.name, tune={"steps": 1}, prompt={"tokens": 2}, labels=ways)
+    encoding = TaskEncoding(task, bert)
+    classifier = build_classifier(task, encoding, bert, ["bad", "good"])
+    texts = [encoding.encode_text(text) for text in ("bad", "good", "fine stuff")]
+    bad, good, fine = embed_texts(bert, PromptState.of(bert), texts)
+    assert isinstance(classifier, LabelAnchors)
+    assert torch.allclose(classifier.anchors, F.normalize(torch.stack([bad, good + fine]), dim=-1), atol=1e-5)
+    assert sorted(e.target for e in label_examples(task, encoding, bert, ["bad", "good"])) == [(0,), (1,), (1,)]
+    assert set(tune(task, TRAIN, None, bert).predict(TEXTS, bert)) <= {"good", "bad"}
+
+
+def test_a_loss_over_the_vocabulary_has_one_way_to_say_a_label(llama: Backbone) -> None:
+    task = a_task(llama.identity.name, tune={"steps": 1, "loss": "vocabulary"}, labels={"good": ["good", "fine"]})
+    with pytest.raises(PromptmillError, match=r"tune.loss: vocabulary learns to say one text for a label, but good has several\. Take"):
+        tune(task, TRAIN, None, llama)
 
 
 def test_progress_ends_with_all_rows(llama: Backbone, prompt: TunedPrompt) -> None:

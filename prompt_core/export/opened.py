@@ -15,7 +15,7 @@ from prompt_core.export.package import Published, refused
 from prompt_core.prediction import backbone_of, restore
 from prompt_core.prompts import PromptState, lower
 from prompt_core.template import split_soft
-from prompt_core.tuning.build import describe
+from prompt_core.tuning.build import descriptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +82,14 @@ class Opened:
         }
         if prompt.task.objective == "generate":
             return recipe | {"max_new_tokens": prompt.manifest.max_new_tokens}
-        words = {label: encoding.encode_target(describe(prompt.worded, label))[: -len(stop)] for label in prompt.manifest.labels}
-        labels = {label: self.backbone.tokenizer.decode(ids) for label, ids in words.items()}
-        return recipe | {"labels": labels, "max_new_tokens": max(map(len, words.values())), "label_score": prompt.task.tune.label_score}
+        said = {label: descriptions(prompt.worded, label) for label in prompt.manifest.labels}
+        words = {text: encoding.encode_target(text)[: -len(stop)] for own in said.values() for text in own}
+        labels = {label: [self.backbone.tokenizer.decode(words[text]) for text in own] for label, own in said.items()}
+        return recipe | {
+            "labels": {label: own if len(own) > 1 else own[0] for label, own in labels.items()},
+            "max_new_tokens": max(map(len, words.values())),
+            "label_score": prompt.task.tune.label_score,
+        }
 
     def named(self, text: str) -> str:
         """A rendered text with names in place of the marks of soft tokens."""
@@ -119,8 +124,8 @@ def opened(published: Published, form: str) -> Opened:
     if prompt.task.backbone.quantization:
         why = f"its base holds its weights in {prompt.task.backbone.quantization}, so that the plain weights are another model"
         raise refused(published, form, why, "Tune it on the base that will serve it.")
-    if (text := prompt.manifest.text) and (text.retrieval or any(len(said) > 1 for said in text.words.values())):
-        why = "it retrieves demonstrations for each input" if text.retrieval else "its labels are said in several ways, which are averaged"
+    if prompt.manifest.text and prompt.manifest.text.retrieval:
+        why = "it retrieves demonstrations for each input"
         raise refused(published, form, why, "Use the format folder, which promptmill reads.")
     encoding = TaskEncoding(prompt.worded, backbone)
     return Opened(published, backbone, encoding, restore(prompt, encoding, backbone))

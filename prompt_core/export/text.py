@@ -61,10 +61,11 @@ def _recipe(published: Published, text: TextPrompt, template: Template) -> dict[
     recipe = written | {"name": prompt.name, "version": published.version, "digest": prompt.digest, "fields": list(template.fields)}
     if not manifest.labels:
         return recipe | {"max_new_tokens": manifest.max_new_tokens}
-    from prompt_core.tuning.build import describe  # torch loads with it, which texts do without
+    from prompt_core.tuning.build import descriptions  # torch loads with it, which texts do without
 
     bias = {"label_bias": prompt.tensors["label_bias"].tolist()} if "label_bias" in prompt.tensors else {}
-    labels = {label: text.labels.get(label) or describe(prompt.worded, label) for label in manifest.labels}
+    said = {label: descriptions(prompt.worded, label) for label in manifest.labels}
+    labels = {label: own if len(own) > 1 else own[0] for label, own in said.items()}
     if text.exemplars is not None:
         return recipe | {"encoder": manifest.backbone.name, "labels": labels, "exemplars": text.exemplars} | bias
     return recipe | {"labels": labels, "label_score": prompt.task.tune.label_score} | bias

@@ -26,7 +26,7 @@ text = prompt["root"] + "".join(part["text"] if "text" in part else fields[part[
 ```
 
 - Send it as a plain completion (`/v1/completions`), not as chat messages, with `add_special_tokens` off: the text is whole.
-- Stop at `stop`. Where `labels` are given, the answer is one of their texts.
+- Stop at `stop`. Where `labels` are given, the answer is one of their texts, of which a label may have several.
 - The new tokens are never the most likely ones: their logit is the mean of all others. When sampling, give
   `suppress_token_ids` a `logit_bias` of -100; transformers does it by itself, as generation_config.json says.
 - Give fields without surrounding white space, and take `<|pm:` out of untrusted ones, as you do with `<|im_start|>`.

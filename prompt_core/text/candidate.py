@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from prompt_core.errors import PromptmillError
+from prompt_core.parts import Descriptions
 from prompt_core.task import Role, TaskSpec
 from prompt_core.template import Template
 from prompt_core.text.prompt import Demonstration, Retrieval, TextPrompt
@@ -50,7 +51,7 @@ class Candidate:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
-    def labels(self) -> dict[str, str | tuple[str, ...]]:
+    def labels(self) -> Descriptions:
         """`words` as a text prompt has them."""
         return {label: said if len(said) > 1 else said[0] for label, said in self.words}
 
@@ -64,7 +65,7 @@ class Candidate:
 
     def prompt(self, task: TaskSpec, rows: Mapping[str, Mapping[str, Any]], encoder: bool = False) -> TextPrompt:
         """The text prompt; `rows` are the training rows by id, and `encoder` says what reads it."""
-        worded = task.model_copy(update={"labels": {**task.labels, **{label: said[0] for label, said in self.words}}})
+        worded = task.model_copy(update={"labels": {**task.labels, **self.labels}})
         template = self.template(task)
         fields = Template(task).fields
         if encoder:

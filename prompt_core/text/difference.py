@@ -29,9 +29,9 @@ def _lines(prompt: TunedPrompt) -> list[str]:
     messages = [("template", text.template)] if isinstance(text.template, str) else [pair for m in text.template for pair in m.items()]
     lines = [line for role, said in messages for line in [f"[{role}]", *said.splitlines()]]
     if prompt.manifest.labels:
-        described = prompt.task.labels
-        words = {label: text.words.get(label, (described.get(label, label),)) for label in prompt.manifest.labels}
-        lines += ["[labels]", *(f"{label}: {' | '.join(said)}" for label, said in words.items())]
+        described = {label: prompt.worded.labels.get(label, label) for label in prompt.manifest.labels}
+        words = {label: said if isinstance(said, str) else " | ".join(said) for label, said in described.items()}
+        lines += ["[labels]", *(f"{label}: {said}" for label, said in words.items())]
     for label, own in sorted((text.exemplars or {}).items()):
         lines += [f"[exemplars of {label}]", *(f"{name}: {value}" for fields in own for name, value in fields.items())]
     if text.retrieval:

@@ -25,7 +25,7 @@ from prompt_core.text.index import unit_vectors
 from prompt_core.text.journal import Journal
 from prompt_core.text.judge import Judge
 from prompt_core.text.race import Values
-from prompt_core.tuning.build import describe
+from prompt_core.tuning.build import descriptions
 
 
 class AnchorJudge(Judge):
@@ -57,7 +57,7 @@ class AnchorJudge(Judge):
         self._charged: set[str] = set()
         self._seen: dict[str, set[int]] = {}
         # In one batch, whichever of them are asked for: the same numbers in every run.
-        texts = [text for label in labels for text in (describe(task, label), *task.text.label_words.get(label, ()))]
+        texts = [text for label in labels for text in (*descriptions(task, label), *task.text.label_words.get(label, ()))]
         plain = TaskEncoding(task, backbone, soft=False, inside=True)
         ids = [plain.encode_text(text) for text in texts]
         budget.charge(sum(map(len, ids)))
@@ -142,7 +142,7 @@ class AnchorJudge(Judge):
         of, -1 for none, [rows]."""
         if candidate.digest not in self._anchored:
             said = dict(candidate.words)
-            texts = [said.get(label) or (describe(self._task, label),) for label in self._labels]
+            texts = [said.get(label) or descriptions(self._task, label) for label in self._labels]
             sums = torch.stack([torch.stack([self._described[text] for text in own]).sum(0) for own in texts])
             shown = torch.tensor([self._numbers[row] for row in candidate.shown], dtype=torch.int64)
             labels, own = torch.from_numpy(self._right), torch.full((len(self.rows),), -1)

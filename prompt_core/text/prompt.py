@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from prompt_core.errors import PromptmillError
+from prompt_core.parts import Descriptions
 from prompt_core.task import Role, TaskSpec
 from prompt_core.template import Template
 
@@ -63,7 +64,7 @@ class TextPrompt(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     template: str | tuple[dict[Role, str], ...]
-    labels: dict[str, str | Annotated[tuple[str, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    labels: Descriptions = Field(default_factory=dict)
     demonstrations: tuple[Demonstration, ...] = ()
     retrieval: Retrieval | None = None
     exemplars: dict[str, tuple[dict[str, str], ...]] | None = None
@@ -79,9 +80,8 @@ class TextPrompt(BaseModel):
         return {label: (said,) if isinstance(said, str) else said for label, said in self.labels.items()}
 
     def applied_to(self, task: TaskSpec) -> TaskSpec:
-        """The task with this prompt's wording in place of its own; a label is described by its first text."""
-        first = {label: said[0] for label, said in self.words.items()}
-        return task.model_copy(update={"template": self.template, "labels": {**task.labels, **first}})
+        """The task with this prompt's wording and label words in place of its own."""
+        return task.model_copy(update={"template": self.template, "labels": {**task.labels, **self.labels}})
 
     def render(
         self, task: TaskSpec, fields: Mapping[str, Any], retrieved: Sequence[Demonstration] | None = None

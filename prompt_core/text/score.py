@@ -21,7 +21,7 @@ from prompt_core.prompts import PromptState, Tree, hidden_states
 from prompt_core.task import TaskSpec
 from prompt_core.text.index import unit_vectors
 from prompt_core.text.prompt import Demonstration, TextPrompt
-from prompt_core.tuning.build import answer, build_classifier, describe
+from prompt_core.tuning.build import answer, build_classifier, descriptions
 from prompt_core.tuning.likelihood import next_token_losses
 from prompt_core.tuning.objective import Classification, LabelAnchors, Segments
 
@@ -108,11 +108,10 @@ def classifier_of(task: TaskSpec, prompt: TextPrompt, encoding: TaskEncoding, ba
     """Label words; for an encoder anchors, each the mean embedding of what stands for its label: descriptions and exemplars."""
     worded = prompt.applied_to(task)
     if backbone.causal:
-        return build_classifier(worded, encoding, backbone, labels, prompt.words)
+        return build_classifier(worded, encoding, backbone, labels)
     texts: list[tuple[int, Sequence[int]]] = []
     for number, label in enumerate(labels):
-        described = prompt.words.get(label) or (describe(worded, label),)
-        texts += [(number, encoding.encode_text(text)) for text in described]
+        texts += [(number, encoding.encode_text(text)) for text in descriptions(worded, label)]
         texts += [(number, encoding.encode(fields).input) for fields in (prompt.exemplars or {}).get(label, ())]
     vectors = unit_vectors(backbone, [ids for _, ids in texts], task.tune.batch_tokens)
     owner = torch.tensor([number for number, _ in texts])

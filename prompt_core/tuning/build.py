@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -42,6 +42,9 @@ def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, 
         what = f"{spec.loss} is not for {backbone.identity.name}, {'a causal model' if backbone.causal else 'an encoder'}"
         raise PromptmillError(f"task {task.name}: tune.loss", what, f"It has {', '.join(fitting)}.")
     if spec.loss == "vocabulary":
+        if several := next((label for label in labels if len(descriptions(task, label)) > 1), None):
+            what = f"vocabulary learns to say one text for a label, but {several} has several"
+            raise PromptmillError(f"task {task.name}: tune.loss", what, "Take label_set, or give each label one description.")
         words = _words(task, encoding, [(label, describe(task, label)) for label in labels])
         return VocabularyWords(backbone, words, spec.label_score == "mean", spec.label_smoothing)
     if spec.contrastive:
@@ -52,20 +55,17 @@ def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, 
 
 
 @torch.no_grad()
-def build_classifier(
-    task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str], said: Mapping[str, Sequence[str]] | None = None
-) -> Classification:
+def build_classifier(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> Classification:
     """Label words for a causal model; for an encoder label anchors that start at the descriptions' embeddings.
 
-    Args:
-        said: of a causal model, several ways to say a label, whose likelihoods are averaged; its description where it has none here.
+    Of a label with several descriptions the likelihoods, or the embeddings, are averaged.
     """
-    spec = task.tune
+    spec, described = task.tune, [descriptions(task, label) for label in labels]
     if backbone.causal:
-        ways = [list((said or {}).get(label) or [describe(task, label)]) for label in labels]
-        words = _words(task, encoding, [(label, way) for label, own in zip(labels, ways, strict=True) for way in own])
-        return LabelWords(backbone, words, spec.label_score == "mean", spec.label_smoothing, [len(own) for own in ways])
-    anchors = embed_texts(backbone, PromptState.of(backbone), [encoding.encode_text(describe(task, label)) for label in labels])
+        words = _words(task, encoding, [(label, text) for label, own in zip(labels, described, strict=True) for text in own])
+        return LabelWords(backbone, words, spec.label_score == "mean", spec.label_smoothing, [len(own) for own in described])
+    embedded = embed_texts(backbone, PromptState.of(backbone), [encoding.encode_text(text) for own in described for text in own])
+    anchors = torch.stack([own.mean(0) for own in torch.split(embedded, [len(own) for own in described])])
     return LabelAnchors(backbone, anchors, spec.anchor_scale, spec.label_smoothing)
 
 
@@ -91,13 +91,19 @@ def label_examples(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, l
     """The labels' descriptions as examples of themselves, for an encoder: with few examples per label one more that costs nothing."""
     if backbone.causal or task.tags:
         return []
-    texts = [encoding.encode_text(describe(task, label)) for label in labels]
-    return [Encoded(tuple(ids), (number,), truncated=False) for number, ids in enumerate(texts)]
+    texts = [(number, encoding.encode_text(text)) for number, label in enumerate(labels) for text in descriptions(task, label)]
+    return [Encoded(tuple(ids), (number,), truncated=False) for number, ids in texts]
 
 
 def describe(task: TaskSpec, label: str) -> str:
-    """A label as text: the task's description of it, else its name in words (`Refund_not_showing_up`: `Refund not showing up`)."""
-    return task.labels.get(label) or " ".join(label.replace("_", " ").replace("-", " ").split())
+    """A label as text: the task's (first) description of it, else its name in words (`Refund_not_showing_up`: `Refund not showing up`)."""
+    return descriptions(task, label)[0]
+
+
+def descriptions(task: TaskSpec, label: str) -> tuple[str, ...]:
+    """All texts that stand for a label."""
+    described = task.labels.get(label) or " ".join(label.replace("_", " ").replace("-", " ").split())
+    return (described,) if isinstance(described, str) else described
 
 
 def answer(task: TaskSpec, target: str) -> str:

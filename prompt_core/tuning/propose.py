@@ -101,7 +101,9 @@ def _usual_space(task: TaskSpec, backbone: Backbone, rows: int) -> dict[str, Val
         space |= {"prompt.tokens": (None, 32), "prompt.start": (None, "demonstrations")}
     if isinstance(backbone, EncoderDecoder):
         space.pop("prompt.start", None)
-    classes: dict[str, Values] = {"tune.label_score": ("mean", "sum"), "tune.loss": ("label_set", "vocabulary")}
+    one_way = all(isinstance(described, str) for described in task.labels.values())
+    losses: dict[str, Values] = {"tune.loss": ("label_set", "vocabulary")} if one_way else {}
+    classes: dict[str, Values] = {"tune.label_score": ("mean", "sum"), **losses}
     return space | (classes if task.objective == "classify" else {})
 
 

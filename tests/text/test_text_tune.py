@@ -114,8 +114,9 @@ def test_all_of_a_labels_words_together_are_a_choice(llama: Backbone, rows: pl.D
     averaged.save(tmp_path / "p")
     loaded, texts = TunedPrompt.load(tmp_path / "p"), rows["text"].to_list()
     assert loaded.digest == averaged.digest and loaded.predict(texts, llama) == averaged.predict(texts, llama)
-    with pytest.raises(PromptmillError, match="export t@1 as kv: its labels are said in several ways"):
-        export([Published(loaded, 1, {})], tmp_path / "out", "kv")
+    export([Published(loaded, 1, {})], tmp_path / "out", "kv")
+    (recipe,) = json.loads((tmp_path / "out" / "prompts.json").read_text(encoding="utf-8"))
+    assert recipe["labels"] == {"a": ["dry", "sun and wind"], "b": ["rain", "wet"]}
 
 
 def test_a_wording_that_copies_an_example_is_rejected_and_one_that_does_not_is_tried(llama: Backbone) -> None:
