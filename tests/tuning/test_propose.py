@@ -111,7 +111,11 @@ def test_what_the_file_gives_is_not_searched(llama: Backbone, bert: Backbone) ->
     open_task = a_task(llama.identity.name, template="Sort: {{ text }}", prompt={"kind": "auto"})
     spec = SearchSpec()
     assert space_of(open_task, spec, llama, 50)["prompt.kind"] == ("deep", "soft")
-    assert {"tune.learning_rate", "tune.steps", "prompt.start", "tune.label_score"} <= space_of(open_task, spec, llama, 50).keys()
+    assert {"tune.learning_rate", "tune.steps", "prompt.start", "tune.label_score", "tune.loss"} <= space_of(
+        open_task, spec, llama, 50
+    ).keys()
+    several = open_task.model_copy(update={"labels": {"a": ("good", "fine")}})
+    assert "tune.loss" not in space_of(several, spec, llama, 50)  # that over the vocabulary learns one way to say a label
     fixed = a_task(llama.identity.name, template="Sort: {{ text }}", prompt={"kind": "soft", "start": "root"}, tune={"steps": 8})
     assert not {"prompt.kind", "prompt.start", "tune.steps"} & space_of(fixed, spec, llama, 50).keys()
     encoder = space_of(open_task, spec, bert, 50)
