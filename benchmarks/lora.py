@@ -18,7 +18,8 @@ from prompt_core.prediction import classify, generate_texts
 from prompt_core.prompts import PromptState, Tree, hidden_states
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.build import answer, build_classifier
-from prompt_core.tuning.objective import Generation
+from prompt_core.tuning.objective import Generation, Objective
+from prompt_core.tuning.prepared import encode_frame
 from prompt_core.tuning.schedule import rate_factor
 
 _RATE = 1e-3
@@ -28,14 +29,19 @@ def lora(task: TaskSpec, train: pl.DataFrame, rows: Sequence[Mapping[str, Any]])
     """Train on the task's examples for the task's steps; outputs for the test rows, and how many numbers were trained.
 
     Steps, batch, warm-up, decay and clipping are the task's; the rate is 1e-3. The loss is cross-entropy over the
-    vocabulary on the target's tokens.
+    vocabulary on the target's tokens; where the task describes its labels, that over the label set, as ours is.
     """
     backbone = _adapted(task)
     parameters = [p for p in backbone._base.parameters() if p.requires_grad]
     encoding = TaskEncoding(task, backbone)
     target = task.data.target
-    examples = [encoding.encode(row, answer(task, row[target])) for row in train.iter_rows(named=True)]
-    root, objective, spec = PromptState.of(backbone, root=encoding.root), Generation(backbone), task.tune
+    labels = sorted(train[target].unique()) if task.objective == "classify" else []
+    objective: Objective = build_classifier(task, encoding, backbone, labels) if task.labels else Generation(backbone)
+    if task.labels:
+        examples = encode_frame(task, encoding, train, labels)
+    else:
+        examples = [encoding.encode(row, answer(task, row[target])) for row in train.iter_rows(named=True)]
+    root, spec = PromptState.of(backbone, root=encoding.root), task.tune
     optimizer = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=0.0)
     generator, waiting, steps = torch.Generator().manual_seed(spec.seed), [], spec.steps_for(len(examples))
     for step in range(steps):
@@ -55,7 +61,6 @@ def lora(task: TaskSpec, train: pl.DataFrame, rows: Sequence[Mapping[str, Any]])
         longest = task.evaluate.max_new_tokens or -(-5 * max(len(e.target) for e in examples) // 4)
         outputs = generate_texts(backbone, encoding, root, inputs, longest)
     else:
-        labels = sorted(train[target].unique())
         outputs = classify(backbone, build_classifier(task, encoding, backbone, labels), root, inputs, labels, spec.batch_tokens)
     return outputs, sum(p.numel() for p in parameters)
 

@@ -60,8 +60,8 @@ _TUNED: dict[str, dict[str, Any]] = {
 }
 _FEW_SHOT = "few_shot_8"
 Peer = Callable[[TaskSpec, pl.DataFrame, Sequence[dict[str, Any]]], tuple[list[str], int]]
-_PEERS: dict[str, Peer] = {"lora": lora, "setfit": setfit}
-_CHANGES = {**_TUNED, _FEW_SHOT: {"evaluate": {"few_shot": 8}}}
+_PEERS: dict[str, Peer] = {"lora": lora, "lora_words": lora, "setfit": setfit}
+_CHANGES = {**_TUNED, _FEW_SHOT: {"evaluate": {"few_shot": 8}}, "lora_words": {"labels": {}}}
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Outcome:
     "--contenders",
     default="untuned,lora,soft,deep,auto",
     show_default=True,
-    help="Which to run; also deep_words, few_shot_8, text, deep_from_text, ladder, and setfit (minilm). untuned: all baselines.",
+    help="Which to run; deep_words, lora_words, few_shot_8, text, deep_from_text, ladder and setfit too. untuned: all baselines.",
 )
 @click.option("--variant", default="", help="Added to the result's name: another comparison on the same set and examples.")
 @click.option("--set", "settings", multiple=True, help="A setting for all that is tuned, such as tune.steps=80.")

@@ -19,6 +19,7 @@ from prompt_core.errors import PromptmillError
 from prompt_core.space import Range, SearchSpec, Setting, Values, is_whole
 from prompt_core.task import TaskSpec
 from prompt_core.trials import Trial
+from prompt_core.tuning.build import descriptions
 
 _STEPS = "tune.steps"
 _RUNGS = (("deep", "prompt"), ("soft", "prompt"), ("deep", None))  # of a ladder: kind and start
@@ -101,7 +102,7 @@ def _usual_space(task: TaskSpec, backbone: Backbone, rows: int) -> dict[str, Val
         space |= {"prompt.tokens": (None, 32), "prompt.start": (None, "demonstrations")}
     if isinstance(backbone, EncoderDecoder):
         space.pop("prompt.start", None)
-    one_way = all(isinstance(described, str) for described in task.labels.values())
+    one_way = all(len(descriptions(task, label)) == 1 for label in task.labels)
     losses: dict[str, Values] = {"tune.loss": ("label_set", "vocabulary")} if one_way else {}
     classes: dict[str, Values] = {"tune.label_score": ("mean", "sum"), **losses}
     return space | (classes if task.objective == "classify" else {})
