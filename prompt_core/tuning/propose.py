@@ -42,6 +42,8 @@ def space_of(task: TaskSpec, spec: SearchSpec, backbone: Backbone, rows: int, fr
     given = {f"{part}.{name}" for part in ("prompt", "tune") for name in getattr(task, part).model_fields_set}
     if from_text:
         given |= {"prompt.start", "prompt.tokens"}  # a text is as long as it is
+        if any(len(words) > 1 for words in task.text.label_words.values()):
+            given.add("tune.loss")  # the text may say a label in several ways, the loss over the vocabulary learns one
     return _deployable(task, wanted | {path: values for path, values in _usual_space(task, backbone, rows).items() if path not in given})
 
 

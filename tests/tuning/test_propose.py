@@ -116,6 +116,9 @@ def test_what_the_file_gives_is_not_searched(llama: Backbone, bert: Backbone) ->
     ).keys()
     several = open_task.model_copy(update={"labels": {"a": ("good", "fine")}})
     assert "tune.loss" not in space_of(several, spec, llama, 50)  # that over the vocabulary learns one way to say a label
+    words = {"label_words": {"a": ["good", "fine"]}}
+    worded = a_task(llama.identity.name, template="Sort: {{ text }}", prompt={"kind": "auto"}, text=words)
+    assert "tune.loss" not in space_of(worded, spec, llama, 50, from_text=True)
     fixed = a_task(llama.identity.name, template="Sort: {{ text }}", prompt={"kind": "soft", "start": "root"}, tune={"steps": 8})
     assert not {"prompt.kind", "prompt.start", "tune.steps"} & space_of(fixed, spec, llama, 50).keys()
     encoder = space_of(open_task, spec, bert, 50)
