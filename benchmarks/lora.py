@@ -36,10 +36,11 @@ def lora(task: TaskSpec, train: pl.DataFrame, rows: Sequence[Mapping[str, Any]])
     encoding = TaskEncoding(task, backbone)
     target = task.data.target
     labels = sorted(train[target].unique()) if task.objective == "classify" else []
-    objective: Objective = build_classifier(task, encoding, backbone, labels) if task.labels else Generation(backbone)
+    objective: Objective
     if task.labels:
-        examples = encode_frame(task, encoding, train, labels)
+        objective, examples = build_classifier(task, encoding, backbone, labels), encode_frame(task, encoding, train, labels)
     else:
+        objective = Generation(backbone)
         examples = [encoding.encode(row, answer(task, row[target])) for row in train.iter_rows(named=True)]
     root, spec = PromptState.of(backbone, root=encoding.root), task.tune
     optimizer = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=0.0)

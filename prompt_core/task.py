@@ -14,7 +14,7 @@ from prompt_core.deploy import Stack, check_kind, kinds_for
 from prompt_core.errors import PromptmillError, nearest
 from prompt_core.extraction.schema import read_schema
 from prompt_core.methods import DistillSpec, ExtractSpec, PromptSpec, TuneSpec
-from prompt_core.parts import Descriptions, Part
+from prompt_core.parts import Descriptions, Part, all_texts
 from prompt_core.plain_yaml import read_yaml, shown
 from prompt_core.space import SearchSpec, check_space
 from prompt_core.text.spec import TextSpec
@@ -131,7 +131,7 @@ class TaskSpec(Part):
     def _descriptions_differ(cls, value: Descriptions) -> Descriptions:
         owner: dict[str, str] = {}
         for label, described in value.items():
-            for text in (described,) if isinstance(described, str) else described:
+            for text in all_texts(described):
                 if not text.strip():
                     raise ValueError(f"{label} has an empty description; write what stands for it, or leave it out")
                 if text in owner:
@@ -348,6 +348,8 @@ def _explained(error: ValidationError, where: str) -> PromptmillError:
     """The first finding of a validation as one line that names the field and the way out."""
     finding = error.errors()[0]
     location = [" ".join(str(part).split())[:100] for part in finding["loc"]]
+    if finding["type"] == "string_type" and location[-1] == "str":
+        location.pop()  # where a text is one of several types, pydantic adds which one it tried
     field = ".".join(location) or "the file"
     if finding["type"] == "extra_forbidden":
         model: type[BaseModel] = TaskSpec

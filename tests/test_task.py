@@ -135,7 +135,7 @@ def test_a_missing_field_of_a_section_is_named(tmp_path: Path) -> None:
         ({"template": []}, "template: the template is empty"),
         ({"template": [{"system": "a", "user": "{{ b }}"}]}, "template: the template is empty or a message has not exactly one role"),
         ({"template": [{"human": "{{ text }}"}]}, "template"),
-        ({"labels": {"a": 1}}, "labels.a.str: Input should be a valid string (found 1)"),
+        ({"labels": {"a": 1}}, "labels.a: Input should be a valid string (found 1)"),
         ({"labels": {"a": []}}, "labels.a"),
         ({"labels": {"a": ["good", " "]}}, "labels: a has an empty description; write what stands for it, or leave it out"),
         ({"labels": {"a": ["good", "bad"], "b": "bad"}}, 'labels: "bad" stands for a and for b; give each text once'),

@@ -12,6 +12,7 @@ from typing import Any
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.encoding import TaskEncoding
 from prompt_core.export.package import Published, refused
+from prompt_core.parts import as_written
 from prompt_core.prediction import backbone_of, restore
 from prompt_core.prompts import PromptState, lower
 from prompt_core.template import split_soft
@@ -84,9 +85,9 @@ class Opened:
             return recipe | {"max_new_tokens": prompt.manifest.max_new_tokens}
         said = {label: descriptions(prompt.worded, label) for label in prompt.manifest.labels}
         words = {text: encoding.encode_target(text)[: -len(stop)] for own in said.values() for text in own}
-        labels = {label: [self.backbone.tokenizer.decode(words[text]) for text in own] for label, own in said.items()}
+        decode = self.backbone.tokenizer.decode
         return recipe | {
-            "labels": {label: own if len(own) > 1 else own[0] for label, own in labels.items()},
+            "labels": {label: as_written(tuple(decode(words[text]) for text in own)) for label, own in said.items()},
             "max_new_tokens": max(map(len, words.values())),
             "label_score": prompt.task.tune.label_score,
         }

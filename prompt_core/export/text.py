@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_core.export.package import RECIPES, Published, package, refused, write_json
+from prompt_core.parts import as_written
 from prompt_core.template import Template
 from prompt_core.text.prompt import TextPrompt
 from prompt_core.text.spec import TEMPLATE_CODE
@@ -64,8 +65,7 @@ def _recipe(published: Published, text: TextPrompt, template: Template) -> dict[
     from prompt_core.tuning.build import descriptions  # torch loads with it, which texts do without
 
     bias = {"label_bias": prompt.tensors["label_bias"].tolist()} if "label_bias" in prompt.tensors else {}
-    said = {label: descriptions(prompt.worded, label) for label in manifest.labels}
-    labels = {label: own if len(own) > 1 else own[0] for label, own in said.items()}
+    labels = {label: as_written(descriptions(prompt.worded, label)) for label in manifest.labels}
     if text.exemplars is not None:
         return recipe | {"encoder": manifest.backbone.name, "labels": labels, "exemplars": text.exemplars} | bias
     return recipe | {"labels": labels, "label_score": prompt.task.tune.label_score} | bias

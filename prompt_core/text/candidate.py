@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from prompt_core.errors import PromptmillError
-from prompt_core.parts import Descriptions
+from prompt_core.parts import Descriptions, as_written
 from prompt_core.task import Role, TaskSpec
 from prompt_core.template import Template
 from prompt_core.text.prompt import Demonstration, Retrieval, TextPrompt
@@ -53,7 +53,7 @@ class Candidate:
     @property
     def labels(self) -> Descriptions:
         """`words` as a text prompt has them."""
-        return {label: said if len(said) > 1 else said[0] for label, said in self.words}
+        return {label: as_written(said) for label, said in self.words}
 
     def template(self, task: TaskSpec) -> str | tuple[dict[Role, str], ...]:
         """The wording in its place.

@@ -6,6 +6,7 @@ from difflib import unified_diff
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.errors import PromptmillError
+from prompt_core.parts import all_texts
 
 
 def difference(before: TunedPrompt, after: TunedPrompt, names: tuple[str, str] = ("before", "after")) -> str:
@@ -30,8 +31,7 @@ def _lines(prompt: TunedPrompt) -> list[str]:
     lines = [line for role, said in messages for line in [f"[{role}]", *said.splitlines()]]
     if prompt.manifest.labels:
         described = {label: prompt.worded.labels.get(label, label) for label in prompt.manifest.labels}
-        words = {label: said if isinstance(said, str) else " | ".join(said) for label, said in described.items()}
-        lines += ["[labels]", *(f"{label}: {said}" for label, said in words.items())]
+        lines += ["[labels]", *(f"{label}: {' | '.join(all_texts(said))}" for label, said in described.items())]
     for label, own in sorted((text.exemplars or {}).items()):
         lines += [f"[exemplars of {label}]", *(f"{name}: {value}" for fields in own for name, value in fields.items())]
     if text.retrieval:

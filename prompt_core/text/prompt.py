@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from prompt_core.errors import PromptmillError
-from prompt_core.parts import Descriptions
+from prompt_core.parts import Descriptions, all_texts
 from prompt_core.task import Role, TaskSpec
 from prompt_core.template import Template
 
@@ -77,7 +77,7 @@ class TextPrompt(BaseModel):
     @property
     def words(self) -> dict[str, tuple[str, ...]]:
         """All texts that stand for each label that the prompt has words of its own for."""
-        return {label: (said,) if isinstance(said, str) else said for label, said in self.labels.items()}
+        return {label: all_texts(said) for label, said in self.labels.items()}
 
     def applied_to(self, task: TaskSpec) -> TaskSpec:
         """The task with this prompt's wording and label words in place of its own."""

@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
+from prompt_core.parts import all_texts
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -95,7 +97,7 @@ class TextSearchRecord(_Record):
             tried = self.tried[number]
             outcome = ["**chosen**" if number == self.chosen else "", "" if number else "the task's own"]
             outcome += ["Pareto" if number in self.pareto else "", "" if tried.metric is None else f"{self.judged_by} {tried.metric:.1f}"]
-            words = ", ".join(f"{label}: {said if isinstance(said, str) else ' | '.join(said)}" for label, said in tried.words.items())
+            words = ", ".join(f"{label}: {' | '.join(all_texts(said))}" for label, said in tried.words.items())
             shown = f"{tried.retrieved} retrieved" if tried.retrieved else str(len(tried.shown) + tried.exemplars)
             choices = [tried.structure, words, shown, "yes" if tried.calibrated else ""]
             measured = [str(tried.tokens), f"{_value(tried):.4f}", str(tried.rows)]

@@ -12,6 +12,7 @@ from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.encoded import Encoded
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
+from prompt_core.parts import all_texts
 from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.contrastive import Contrastive, pairs_loss, supervised_contrastive_loss
@@ -103,7 +104,7 @@ def describe(task: TaskSpec, label: str) -> str:
 def descriptions(task: TaskSpec, label: str) -> tuple[str, ...]:
     """All texts that stand for a label."""
     described = task.labels.get(label) or " ".join(label.replace("_", " ").replace("-", " ").split())
-    return (described,) if isinstance(described, str) else described
+    return all_texts(described)
 
 
 def answer(task: TaskSpec, target: str) -> str:

@@ -85,8 +85,7 @@ def test_a_step_is_as_large_as_the_layer_is(llama: Backbone) -> None:
     assert moved.tolist() == pytest.approx([1e-3, 1e-2], rel=0.01)  # in units of the median layer, of two the lower one
 
 
-@pytest.mark.parametrize(("tokens", "size"), [(3, 0.0), (1, 1.0), (0, 1.0)])
-def test_a_start_without_a_size_has_one_rate_for_all_layers(llama: Backbone, tokens: int, size: float) -> None:
-    keys, values = (size * states for states in random_prefix(llama, max(1, tokens)))
-    prompt = DeepPrefix(llama, keys, values, sink=not tokens)
-    assert all(bool(unit.isfinite().all()) and bool((unit > 0).all()) for unit in prompt.units().values())
+@pytest.mark.parametrize(("tokens", "size", "sink"), [(3, 0.0, False), (1, 1.0, True)])
+def test_a_start_without_a_size_has_one_rate_for_all_layers(llama: Backbone, tokens: int, size: float, sink: bool) -> None:
+    prompt = DeepPrefix(llama, *(size * states for states in random_prefix(llama, tokens)), sink=sink)
+    assert len(prompt.units()) == 2 and all(bool((unit == 1).all()) for unit in prompt.units().values())
