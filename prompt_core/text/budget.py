@@ -10,15 +10,32 @@ class OutOfBudget(Exception):
     """What the budget does not admit; the message says which limit."""
 
 
+class Clock:
+    """The seconds that a search has taken, those of an interrupted one that it goes on from included."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return time.monotonic() - self._began
+
+    def at_least(self, seconds: float) -> None:
+        """Count so many as past: what is known after them has been reached."""
+        self._began = min(self._began, time.monotonic() - seconds)
+
+
 @dataclass
 class Budget:
     """A hard limit on each of three; None for no limit.
 
     Attributes:
         tokens: through the frozen model.
-        seconds: from the first question on.
+        seconds: of its clock.
         dollars: for an endpoint.
         spent_tokens, spent_dollars: so far.
+        clock: of the search.
     """
 
     tokens: int | None = None
@@ -26,7 +43,7 @@ class Budget:
     dollars: float | None = None
     spent_tokens: int = 0
     spent_dollars: float = 0.0
-    _began: float = field(default_factory=time.monotonic)
+    clock: Clock = field(default_factory=Clock)
 
     def admits(self, tokens: int = 0, dollars: float = 0.0) -> bool:
         """Whether so much more may be spent, and there is time."""
@@ -36,7 +53,7 @@ class Budget:
         """Which limit would be passed by so much more; None if none would."""
         if self.tokens is not None and self.spent_tokens + tokens > self.tokens:
             return f"{self.tokens} tokens"
-        if self.seconds is not None and time.monotonic() - self._began > self.seconds:
+        if self.seconds is not None and self.clock.seconds > self.seconds:
             return f"{self.seconds:.0f} seconds"
         if self.dollars is not None and self.spent_dollars + dollars > self.dollars:
             return f"{self.dollars} dollars"

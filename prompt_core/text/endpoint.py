@@ -71,21 +71,25 @@ class Endpoint:
         key = hashlib.sha256(about.encode()).hexdigest()[:32]
         known = self._journal.get(key)
         if known is not None:
-            return str(known)
-        answer = self._paid(messages, seed)
+            with self._lock:
+                self._budget.spent_dollars += known[1]  # as the first time: the limit is of a search, however often it is interrupted
+            return str(known[0])
+        costs: list[float] = []
+        answer = self._paid(messages, seed, costs)
         if answer is not None:
             with self._lock:
-                self._journal.put({key: answer})
+                self._journal.put({key: [answer, sum(costs)]})
         return answer
 
-    def _paid(self, messages: Messages, seed: int) -> str | None:
+    def _paid(self, messages: Messages, seed: int, costs: list[float]) -> str | None:
+        """An answer, asked for as often as need be; each request adds what it cost."""
         patiently = Retrying(
             retry=retry_if_exception_type(_Unusable),
             stop=stop_after_attempt(self._spec.attempts),
             wait=wait_random_exponential(multiplier=self._spec.wait, max=30),
         )
         try:
-            return str(patiently(self._call, messages, seed)) if self._budget.admits() else None
+            return str(patiently(self._call, messages, seed, costs)) if self._budget.admits() else None
         except RetryError as error:
             reason = str(error.last_attempt.exception())
         except _OverBudget as limit:
@@ -97,7 +101,7 @@ class Endpoint:
         _log.warning("endpoint: no answer after %d attempts (%s)", self._spec.attempts, reason)
         return None
 
-    def _call(self, messages: Messages, seed: int) -> str:
+    def _call(self, messages: Messages, seed: int, costs: list[float]) -> str:
         """One request. What it can cost at most is reserved before, and what it did cost is booked after."""
         reserved = self._reserve(messages)
         cost = reserved  # an answer that is lost may have been paid for
@@ -127,8 +131,9 @@ class Endpoint:
             what = f"refuses the request ({error.status_code}: {' '.join(str(error.message).split())[:160]})"
             raise PromptmillError(f"text.endpoint.url {self._spec.url}", what, "Check the model's name and the key.") from None
         finally:
+            costs.append(min(cost, reserved))
             with self._lock:
-                self._budget.spent_dollars += min(cost, reserved) - reserved
+                self._budget.spent_dollars += costs[-1] - reserved
 
     def _reserve(self, messages: Messages) -> float:
         """A byte is a token at most, so that this is what a call can cost."""

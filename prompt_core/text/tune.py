@@ -83,7 +83,8 @@ class _Tuning:
             seconds=None if spec.minutes is None else 60 * spec.minutes,
             dollars=spec.endpoint.dollars if spec.endpoint else None,
         )
-        self._journal = Journal(checkpoints / f"text-{self._fingerprint()[:32]}.jsonl" if checkpoints and is_writer() else None)
+        kept = checkpoints / f"text-{self._fingerprint()[:32]}.jsonl" if checkpoints and is_writer() else None
+        self._journal = Journal(kept, self._budget.clock)
         self._retriever = retriever_of(task, backbone)
 
     def run(self, on_round: OnRound | None) -> TunedPrompt:

@@ -23,7 +23,7 @@ from prompt_core.evaluation.evaluate import evaluate
 from prompt_core.evaluation.sidebyside import side_by_side
 from prompt_core.export import Published, export
 from prompt_core.task import TaskSpec
-from prompt_core.text.budget import Budget
+from prompt_core.text.budget import Budget, Clock
 from prompt_core.text.candidate import Candidate
 from prompt_core.text.gradient import GradientEdits
 from prompt_core.text.journal import Journal
@@ -49,7 +49,7 @@ def text_task(backbone: Backbone, text: dict[str, Any] | None = None, **parts: A
 
 
 def judge_of(task: TaskSpec, backbone: Backbone, rows: pl.DataFrame) -> AnchorJudge:
-    return AnchorJudge(task, backbone, rows.rows(named=True), ["a", "b"], Journal(None), Budget())
+    return AnchorJudge(task, backbone, rows.rows(named=True), ["a", "b"], Journal(None, Clock()), Budget())
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prompt_core.errors import PromptmillError
-from prompt_core.text.budget import Budget
+from prompt_core.text.budget import Budget, Clock
 from prompt_core.text.endpoint import Endpoint
 from prompt_core.text.journal import Journal
 from prompt_core.text.reflection import wordings_in
@@ -21,7 +21,7 @@ _ASKED = ([{"role": "user", "content": "Improve it."}], 7)
 
 def _endpoint(url: str, journal: Journal | None = None, budget: Budget | None = None, **changes: Any) -> Endpoint:
     spec = EndpointSpec(url=url, model="m", attempts=4, wait=0.01, timeout=0.5, concurrency=2, **changes)
-    return Endpoint(spec, journal or Journal(None), budget or Budget())
+    return Endpoint(spec, journal or Journal(None, Clock()), budget or Budget())
 
 
 @pytest.mark.parametrize("faults", [["429", "500"], ["hang"], ["garbage", "odd"]])
@@ -33,10 +33,13 @@ def test_what_passes_is_asked_again(faults: list[str]) -> None:
 
 
 def test_an_answer_is_paid_for_once_even_after_a_restart(tmp_path: Path) -> None:
-    with serving([]) as served:
-        first = _endpoint(served.url, Journal(tmp_path / "journal")).ask([_ASKED])
-        again = _endpoint(served.url, Journal(tmp_path / "journal")).ask([_ASKED])
-    assert first == again and len(served.bodies) == 1
+    price = {"dollars": 1.0, "dollars_per_million_read": 10.0, "dollars_per_million_written": 10.0}
+    before, after = Budget(dollars=1.0), Budget(dollars=1.0)
+    with serving(["garbage"]) as served:  # which is paid for as well
+        first = _endpoint(served.url, Journal(tmp_path / "journal", Clock()), before, **price).ask([_ASKED])
+        again = _endpoint(served.url, Journal(tmp_path / "journal", Clock()), after, **price).ask([_ASKED])
+    assert first == again and len(served.bodies) == 2
+    assert after.spent_dollars == before.spent_dollars > 0
 
 
 def test_the_money_cap_is_never_passed() -> None:
@@ -68,7 +71,7 @@ def test_the_key_reaches_the_server_and_nothing_else(
     monkeypatch.setenv("SOME_KEY", "sk-very-secret")
     caplog.set_level(logging.INFO)
     with serving(["garbage"]) as served:
-        _endpoint(served.url, Journal(tmp_path / "journal"), key_variable="SOME_KEY").ask([_ASKED])
+        _endpoint(served.url, Journal(tmp_path / "journal", Clock()), key_variable="SOME_KEY").ask([_ASKED])
     assert served.keys == ["Bearer sk-very-secret"] * 2
     assert "sk-very-secret" not in (tmp_path / "journal").read_text() + caplog.text
 

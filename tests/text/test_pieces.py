@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prompt_core.text.budget import Budget
+from prompt_core.text.budget import Budget, Clock
 from prompt_core.text.copying import Copies
 from prompt_core.text.demonstrations import exemplars
 from prompt_core.text.edits import edited, phrases, sentence
@@ -42,13 +42,13 @@ def test_phrases_come_apart_and_together_again() -> None:
 
 def test_a_line_that_a_crash_cut_short_is_left_out_and_the_rest_stays(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "journal"
-    Journal(path).put({"a": [1.5, 2.0], "b": "text"})
+    Journal(path, Clock()).put({"a": [1.5, 2.0], "b": "text"})
     with path.open("ab") as file:
         file.write(b'["c", [1.')
-    journal = Journal(path)
+    journal = Journal(path, Clock())
     assert journal.get("a") == [1.5, 2.0] and journal.get("b") == "text" and journal.get("c") is None
     journal.put({"d": 1})
-    assert Journal(path).get("d") == 1 and Journal(path).get("b") == "text"
+    assert Journal(path, Clock()).get("d") == 1 and Journal(path, Clock()).get("b") == "text"
 
 
 @given(
@@ -72,3 +72,19 @@ def test_a_budget_names_the_limit_that_would_be_passed() -> None:
     budget = Budget(tokens=100, dollars=1.0, spent_tokens=90)
     assert budget.admits(tokens=10) and budget.reason(tokens=11) == "100 tokens" and budget.reason(dollars=1.5) == "1.0 dollars"
     assert Budget(seconds=0.0).reason() == "0 seconds"
+
+
+def test_a_search_that_goes_on_is_as_far_as_the_answers_that_it_is_given_again(tmp_path: Path) -> None:
+    path, first = tmp_path / "journal", Clock()
+    first.at_least(100.0)
+    Journal(path, first).put({"early": 1})
+    first.at_least(500.0)
+    Journal(path, first).put({"late": 2})
+
+    budget = Budget(seconds=400.0)
+    journal = Journal(path, budget.clock)
+    assert budget.admits()  # what was found in time is found again, whenever the search was interrupted
+    journal.get("early")
+    assert 100 <= budget.clock.seconds < 400 and budget.admits()
+    journal.get("late")
+    assert budget.reason() == "400 seconds"

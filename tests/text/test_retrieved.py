@@ -17,7 +17,7 @@ from prompt_core import PromptmillError, TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.export import Published, export
 from prompt_core.task import TaskSpec
-from prompt_core.text.budget import Budget
+from prompt_core.text.budget import Budget, Clock
 from prompt_core.text.candidate import Candidate
 from prompt_core.text.demonstrations import nearest
 from prompt_core.text.index import Embedder, embedding_model
@@ -44,7 +44,7 @@ def text_task(backbone: Backbone, text: dict[str, Any] | None = None, **parts: A
 def judge_of(task: TaskSpec, backbone: Backbone, rows: pl.DataFrame) -> LikelihoodJudge:
     listed = rows.rows(named=True)
     labels = ["a", "b"] if task.objective == "classify" else []
-    return LikelihoodJudge(task, backbone, listed, labels, Journal(None), Budget(), Embedder(task, backbone)(listed))
+    return LikelihoodJudge(task, backbone, listed, labels, Journal(None, Clock()), Budget(), Embedder(task, backbone)(listed))
 
 
 def retrieving(backbone: Backbone, count: int, balanced: bool = False, wording: str = "Sort it.") -> Candidate:
