@@ -152,6 +152,17 @@ def test_for_a_task_that_writes_the_metric_of_the_finalists_decides(llama: Backb
     assert len(prompt.predict(["Where is it?"], llama)) == 1 and prompt.manifest.max_new_tokens == 6
 
 
+def test_where_no_finalist_writes_what_is_wanted_the_likeliest_is_taken_not_the_shortest(llama: Backbone) -> None:
+    pairs = examples(*[(f"{a}+{b}", f"{a + b} apples") for a in range(4) for b in range(4)])
+    task = text_task(llama, objective="generate", evaluate={"metrics": ["exact_match"], "max_new_tokens": 4}, text={"length_penalty": 1e-9})
+    search = tune(task, pairs, None, llama).manifest.text_search
+    assert search is not None
+    finals = [tried for tried in search.tried if tried.metric is not None]
+    assert {tried.metric for tried in finals} == {0.0}
+    own, likeliest = search.tried[0], max(tried.value or 0.0 for tried in finals)
+    assert search.best.value == likeliest and search.best.tokens > own.tokens
+
+
 def test_rendering_loads_no_torch(found: TunedPrompt, tmp_path: Path) -> None:
     found.save(tmp_path / "p")
     code = (
