@@ -23,7 +23,7 @@ from prompt_core.text.race import Values
 from prompt_core.tuning.build import answer
 from prompt_core.tuning.prepared import library_versions
 
-TIE = 0.1  # of a right answer: what its probability decides between prompts that are right equally often
+_TIE = 0.1  # of a right answer: what its probability decides between prompts that are right equally often
 
 
 class Judge(ABC):
@@ -149,7 +149,7 @@ class Judge(ABC):
         if candidate.calibrated:
             logs = _log_softmax(logs - logs.mean(0))
         right = self._right[list(numbers)]
-        values: Values = (logs.argmax(1) == right) + TIE * np.exp(logs[np.arange(len(right)), right])
+        values: Values = (logs.argmax(1) == right) + _TIE * np.exp(logs[np.arange(len(right)), right])
         return values
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -32,7 +31,6 @@ from prompt_core.text.finals import Finals
 from prompt_core.text.gradient import GradientEdits
 from prompt_core.text.index import Embedder, embedding_model, retriever_of
 from prompt_core.text.journal import Journal
-from prompt_core.text.judge import TIE
 from prompt_core.text.judge_anchors import AnchorJudge
 from prompt_core.text.judge_likelihood import LikelihoodJudge
 from prompt_core.text.own import OwnWords
@@ -125,10 +123,11 @@ class _Tuning:
         metrics = finals.measure([tried.candidate for tried in best])
         if metrics is None:
             return list(found.finalists), None
-        # Where none writes what is wanted, the likeliest to do so is to be taken, not the shortest.
-        worths = [m / 100 + TIE * math.exp(t.value) - self._task.text.length_penalty * t.tokens for t, m in zip(best, metrics, strict=True)]
-        order = sorted(range(len(best)), key=lambda place: -worths[place])
-        return [best[place] for place in order], [metrics[place] for place in order]
+        if not any(metrics):  # none writes what is wanted: the likeliest to do so is to be taken, not the shortest
+            return best, metrics
+        penalty = self._task.text.length_penalty
+        order = sorted(zip(best, metrics, strict=True), key=lambda pair: penalty * pair[0].tokens - pair[1] / 100)
+        return [tried for tried, _ in order], [metric for _, metric in order]
 
     def _proposers(self) -> list[Propose]:
         task, backbone = self._task, self._backbone

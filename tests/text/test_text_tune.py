@@ -154,7 +154,7 @@ def test_for_a_task_that_writes_the_metric_of_the_finalists_decides(llama: Backb
 
 def test_where_no_finalist_writes_what_is_wanted_the_likeliest_is_taken_not_the_shortest(llama: Backbone) -> None:
     pairs = examples(*[(f"{a}+{b}", f"{a + b} apples") for a in range(4) for b in range(4)])
-    task = text_task(llama, objective="generate", evaluate={"metrics": ["exact_match"], "max_new_tokens": 4}, text={"length_penalty": 1e-9})
+    task = text_task(llama, objective="generate", evaluate={"metrics": ["exact_match"], "max_new_tokens": 4})
     search = tune(task, pairs, None, llama).manifest.text_search
     assert search is not None
     finals = [tried for tried in search.tried if tried.metric is not None]
