@@ -35,7 +35,8 @@ class Finals:
     def measure(self, candidates: Sequence[Candidate]) -> list[float] | None:
         """The metric of each candidate in points, on the rows that none of them shows (on all where that leaves none).
 
-        None where the budget does not admit it.
+        None where the budget does not admit it, or where none gets anything right: the likeliest is then to be taken, while
+        the metric could only tell the shortest.
         """
         shown = {row for candidate in candidates for row in candidate.shown}
         numbers = [n for n, row in enumerate(self._judge.rows) if row["_id"] not in shown] or list(range(len(self._judge.rows)))
@@ -47,7 +48,8 @@ class Finals:
         wanted = wanted_of(self._task, rows)
         targets = [str(row[self._task.data.target]) for row in rows]
         judged = [as_judged(self._task, texts) for texts in written] if self._task.objective == "extract" else written
-        return [summary(self._task.gate_metric, texts, targets, wanted) for texts in judged]
+        metrics = [summary(self._task.gate_metric, texts, targets, wanted) for texts in judged]
+        return metrics if any(metrics) else None
 
     def _written(self, candidate: Candidate, numbers: Sequence[int]) -> list[str]:
         question = self._judge.question(candidate)

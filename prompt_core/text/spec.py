@@ -72,8 +72,8 @@ class TextSpec(Part):
     minutes: float | None = Field(
         default=None,
         gt=0.0,
-        description="time at most; a search that it ends is not reproducible; with auto for all text searches together, by default half "
-        "of tune.search.minutes",
+        description="time at most, with all starts of a search that was interrupted; one that it ends is not reproducible; with auto for "
+        "all text searches together, by default half of tune.search.minutes",
     )
 
     @model_validator(mode="after")

@@ -123,8 +123,6 @@ class _Tuning:
         metrics = finals.measure([tried.candidate for tried in best])
         if metrics is None:
             return list(found.finalists), None
-        if not any(metrics):  # none writes what is wanted: the likeliest to do so is to be taken, not the shortest
-            return best, metrics
         penalty = self._task.text.length_penalty
         order = sorted(zip(best, metrics, strict=True), key=lambda pair: penalty * pair[0].tokens - pair[1] / 100)
         return [tried for tried, _ in order], [metric for _, metric in order]

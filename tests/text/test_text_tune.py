@@ -156,11 +156,21 @@ def test_where_no_finalist_writes_what_is_wanted_the_likeliest_is_taken_not_the_
     pairs = examples(*[(f"{a}+{b}", f"{a + b} apples") for a in range(4) for b in range(4)])
     task = text_task(llama, objective="generate", evaluate={"metrics": ["exact_match"], "max_new_tokens": 4})
     search = tune(task, pairs, None, llama).manifest.text_search
-    assert search is not None
-    finals = [tried for tried in search.tried if tried.metric is not None]
-    assert {tried.metric for tried in finals} == {0.0}
-    own, likeliest = search.tried[0], max(tried.value or 0.0 for tried in finals)
+    assert search is not None and search.judged_by == "log-likelihood" and all(tried.metric is None for tried in search.tried)
+    own, likeliest = search.tried[0], max(tried.value or 0.0 for tried in search.finalists)
     assert search.best.value == likeliest and search.best.tokens > own.tokens
+    assert search.chosen in search.pareto
+
+
+def test_the_minutes_of_an_interrupted_search_count(llama: Backbone, rows: pl.DataFrame, tmp_path: Path) -> None:
+    whole = tune(text_task(llama), rows, None, llama, checkpoints=tmp_path).manifest.text_search
+    (journal,) = tmp_path.glob("*.jsonl")
+    answers = [json.loads(line)[:2] for line in journal.read_text().splitlines()]
+    hour_late = [[*answer, 1.0 if number < len(answers) // 2 else 3600.0] for number, answer in enumerate(answers)]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in hour_late))
+    again = tune(text_task(llama, text={"minutes": 10}), rows, None, llama, checkpoints=tmp_path).manifest.text_search
+    assert whole is not None and again is not None and whole.ended == "rounds" and again.ended == "600 seconds"
+    assert len(again.tried) < len(whole.tried)
 
 
 def test_rendering_loads_no_torch(found: TunedPrompt, tmp_path: Path) -> None:
