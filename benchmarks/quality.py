@@ -53,6 +53,8 @@ _TUNED: dict[str, dict[str, Any]] = {
     "soft": {"prompt": {"kind": "soft"}},
     "deep": {"prompt": {"kind": "deep"}},
     "deep_words": {"prompt": {"kind": "deep"}, "labels": {}},
+    # No text of the training side is a test text: nothing has to be held back as one.
+    "self_trained": {"prompt": {"kind": "deep"}, "data": {"unlabelled": "texts.parquet", "test": 0.05}, "tune": {"self_training": 3}},
     "auto": {"prompt": {"kind": "auto"}},
     "text": {"prompt": {"kind": "text"}, "text": _TEXT},
     "deep_from_text": {"prompt": {"kind": "text"}, "text": _WORDS},
@@ -82,7 +84,7 @@ class Outcome:
     "--contenders",
     default="untuned,lora,soft,deep,auto",
     show_default=True,
-    help="Which to run; deep_words, lora_words, few_shot_8, text, deep_from_text, ladder and setfit too. untuned: all baselines.",
+    help="Which to run; also self_trained, deep_words, lora_words, few_shot_8, text, deep_from_text, ladder, setfit. untuned: baselines.",
 )
 @click.option("--variant", default="", help="Added to the result's name: another comparison on the same set and examples.")
 @click.option("--set", "settings", multiple=True, help="A setting for all that is tuned, such as tune.steps=80.")
@@ -196,6 +198,8 @@ def _tuned(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, Any]:
     }
     if manifest.tuning:
         facts |= {"steps": manifest.tuning.steps, "last_train_loss": manifest.tuning.train_loss[-1]}
+    if manifest.self_training:
+        facts["self_training"] = [each.model_dump(mode="json") for each in manifest.self_training]
     if manifest.text:
         facts["text"] = _without_examples(manifest.text)
     if manifest.text_search:
@@ -245,7 +249,15 @@ def _deep_from_text(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str,
     return {"outputs": made["outputs"], "facts": made["facts"] | words}
 
 
-_OTHERS = {"untuned": _untuned, _FEW_SHOT: _few_shot, "deep_from_text": _deep_from_text}
+def _self_trained(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, Any]:
+    """A deep prompt that also learns from texts without labels."""
+    assert data.unlabelled  # asked for sets of classes only
+    with tempfile.TemporaryDirectory() as folder:
+        data.unlabelled(task.tune.seed).write_parquet(Path(folder) / "texts.parquet")
+        return _tuned(data, parse_task(task.model_dump(mode="json", exclude_unset=True), data.name, Path(folder)), train)
+
+
+_OTHERS = {"untuned": _untuned, _FEW_SHOT: _few_shot, "deep_from_text": _deep_from_text, "self_trained": _self_trained}
 
 
 def _means(runs: Sequence[dict[str, Any]], data: Set) -> dict[str, dict[str, float]]:

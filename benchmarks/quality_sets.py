@@ -35,6 +35,7 @@ _INSTRUCTIONS = {
     "subj": "Is this sentence from a text on movies objective or subjective?",
     "pros_cons": "Is this from the pros or the cons of a product review?",
 }
+_UNLABELLED = 2000
 # What the model may say for a label, where it is not the label's name alone.
 _LABEL_WORDS = {
     "mr_polarity": {"negative": ["negative", "bad", "terrible"], "positive": ["positive", "good", "great"]},
@@ -54,6 +55,7 @@ class Set:
         rows: the fields of the test inputs.
         scores: of each output, one number, 0 to 100: what paired tests are about.
         measure: the values that people quote, by metric.
+        unlabelled: other texts of the training side for a seed, 2,000 at most; of classifiers.
         instructions: wordings that people wrote for it; the first stands in the template.
         label_words: of a classifier that writes, what it may say for each label.
     """
@@ -64,6 +66,7 @@ class Set:
     rows: Sequence[dict[str, Any]]
     scores: Callable[[Sequence[str]], np.ndarray]
     measure: Callable[[Sequence[str]], dict[str, float]]
+    unlabelled: Callable[[int], pl.DataFrame] | None = None
     instructions: Sequence[str] = ()
     label_words: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -97,15 +100,21 @@ def _classes(model: str, name: str, shots: int, test_rows: int | None) -> Set:
     else:
         spec["template"] = "{{ text }}"
 
+    def shuffled(seed: int) -> pl.DataFrame:
+        return train.sort("_id").sample(fraction=1.0, seed=seed, shuffle=True)
+
     def draw(seed: int) -> pl.DataFrame:
-        shuffled = train.sort("_id").sample(fraction=1.0, seed=seed, shuffle=True)
-        return shuffled.group_by("label", maintain_order=True).head(shots).select(train.columns)
+        return shuffled(seed).group_by("label", maintain_order=True).head(shots).select(train.columns)
+
+    def unlabelled(seed: int) -> pl.DataFrame:
+        return shuffled(seed).join(draw(seed), on="_id", how="anti", maintain_order="left").select("text").head(_UNLABELLED)
 
     def scores(outputs: Sequence[str]) -> np.ndarray:
         return score("accuracy", outputs, targets)
 
     rows, words = list(test.iter_rows(named=True)), _LABEL_WORDS[name] if model == "smollm2" else {}
-    return Set(name, spec, draw, rows, scores, lambda outputs: {"accuracy": float(scores(outputs).mean())}, label_words=words)
+    measured = {"measure": lambda outputs: {"accuracy": float(scores(outputs).mean())}, "unlabelled": unlabelled}
+    return Set(name, spec, draw, rows, scores, **measured, label_words=words)
 
 
 def _e2e(examples: int, test_rows: int | None) -> Set:
@@ -161,7 +170,8 @@ def _induction(name: str, examples: int, test_rows: int | None) -> Set:
         return np.array([100.0 * (_words(o) in [_words(a) for a in accepted]) for o, accepted in zip(outputs, answers, strict=True)])
 
     rows = list(test.iter_rows(named=True))
-    return Set(name, spec, draw, rows, scores, lambda outputs: {"exact_match": float(scores(outputs).mean())}, instructions)
+    measured = {"measure": lambda outputs: {"exact_match": float(scores(outputs).mean())}, "instructions": instructions}
+    return Set(name, spec, draw, rows, scores, **measured)
 
 
 def _read(name: str) -> pl.DataFrame:

@@ -48,6 +48,20 @@ class TuningRecord(Record):
     rollbacks: tuple[int, ...] = ()
 
 
+class SelfTrainingRound(Record):
+    """What a round of self-training was tuned on.
+
+    Attributes:
+        inputs: that could be labelled.
+        labelled: those whose label was sure enough to learn from.
+        changed: share of the inputs whose label the round before had not given; None in the first.
+    """
+
+    inputs: int
+    labelled: int
+    changed: float | None
+
+
 class DataRecord(Record):
     """Which rows the prompt has seen, by content digest; and what they look like, to tell when new inputs do not."""
 
@@ -79,7 +93,7 @@ class Manifest(Record):
     """Everything about a prompt but its tensors; `started_from` is the digest of the tuned prompt that it started from.
     `task` has the settings that it was tuned with; `search` is how they were chosen, if the data chose them. `text` is what
     a prompt of kind text says, and every other kind has `tuning` in its place. `text_search` is how words were found, `ladder`
-    what was made of them, where `prompt.kind: auto` climbed from text."""
+    what was made of them, where `prompt.kind: auto` climbed from text. `self_training` has the rounds up to the one whose prompt it is."""
 
     format: Literal["promptmill/1"] = "promptmill/1"
     name: str
@@ -97,6 +111,7 @@ class Manifest(Record):
     text_search: TextSearchRecord | None = None
     ladder: LadderRecord | None = None
     tuning: TuningRecord | None = None
+    self_training: tuple[SelfTrainingRound, ...] | None = None
     truncated_rows: int
     entities: EntityRecord | None = None
     data: DataRecord
@@ -111,5 +126,6 @@ class Manifest(Record):
 
     def canonical(self) -> bytes:
         """UTF-8 JSON with sorted keys: the bytes that the digest covers."""
-        absent = {"ladder"} if self.ladder is None else set()  # prompts of before it was there keep their digests
+        # Prompts of before they were there keep their digests.
+        absent = {name for name in ("ladder", "self_training") if getattr(self, name) is None}
         return (json.dumps(self.model_dump(mode="json", exclude=absent), sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()

@@ -131,6 +131,12 @@ class TuneSpec(Part):
     calibrate: bool = Field(
         default=False, description="subtract each label's mean log-probability over the inputs; for labels of about equal frequency"
     )
+    self_training: int = Field(
+        default=0,
+        ge=0,
+        le=10,
+        description="for classify: how often the prompt labels the inputs of data.unlabelled and is tuned anew on these too",
+    )
     anchor_scale: float = Field(
         default=10.0, gt=0.0, description="factor on cosines: of text and label anchor, and in supervised_contrastive (encoders)"
     )
@@ -145,9 +151,9 @@ class TuneSpec(Part):
         BeforeValidator(lambda value: {} if value == "auto" else value, json_schema_input_type=Literal["auto"] | SearchSpec | None),
     ] = Field(default=None, description="choose settings by cross-validation; auto: with all defaults; left out: no search")
 
-    def steps_for(self, examples: int) -> int:
+    def steps_for(self, examples: int, rounds: int = _ROUNDS) -> int:
         """`steps`; where they are left out five rounds over so many training examples, but 80 at least and 500 at most."""
-        return self.steps or min(max(_FEWEST_STEPS, -(-_ROUNDS * examples // self.batch_examples)), _MOST_STEPS)
+        return self.steps or min(max(_FEWEST_STEPS, -(-rounds * examples // self.batch_examples)), _MOST_STEPS)
 
     @property
     def contrastive(self) -> bool:

@@ -64,7 +64,9 @@ class DataSpec(Part):
 
     path: str = Field(default="", description="CSV, JSONL or Parquet; any URL polars scans; relative to the task file")
     target: str = Field(default="", description="column with the label or the text to generate")
-    unlabelled: str | None = Field(default=None, description="more inputs, without labels, for tune.calibrate; relative to the task file")
+    unlabelled: str | None = Field(
+        default=None, description="more inputs, without labels, for tune.calibrate and tune.self_training; relative to the task file"
+    )
     test_path: str | None = Field(default=None, description="a fixed test file; without it, test rows are split off by content hash")
     test: float = Field(default=0.3, ge=0.05, le=0.9, description="share of rows held out for the evaluation")
     validation: float = Field(default=0.15, ge=0.0, le=0.5, description="share of rows that choose when to stop")
@@ -163,9 +165,12 @@ class TaskSpec(Part):
 
     @model_validator(mode="after")
     def _tuning_fits_objective(self) -> TaskSpec:
-        if self.objective != "classify" and (self.tune.loss != "label_set" or self.tune.calibrate):
-            field = "tune.calibrate" if self.tune.calibrate else f"tune.loss: {self.tune.loss}"
+        asked = {f"tune.loss: {self.tune.loss}": self.tune.loss != "label_set", "tune.calibrate": self.tune.calibrate}
+        asked["tune.self_training"] = self.tune.self_training > 0
+        if self.objective != "classify" and (field := next((field for field, given in asked.items() if given), None)):
             raise ValueError(f"{field} is for objective 'classify', this task's is {self.objective!r}")
+        if self.tune.self_training and not self.data.unlabelled:
+            raise ValueError("tune.self_training needs inputs to label; name a file of them in data.unlabelled")
         return self
 
     @model_validator(mode="after")
@@ -194,6 +199,8 @@ class TaskSpec(Part):
             if "decay" in self.tune.model_fields_set and self.tune.decay != "constant":
                 what = f"{self.tune.decay} depends on the number of steps, which a search chooses"
                 raise PromptmillError("tune.decay", what, "Leave it out.")
+            if self.search.final == "average" and self.tune.self_training:
+                raise ValueError("tune.self_training beside tune.search.final: average; the mean of the folds' prompts is not tuned again")
         return self
 
     @model_validator(mode="after")
@@ -215,7 +222,8 @@ class TaskSpec(Part):
             return self
         if self.objective == "distill":
             raise ValueError("prompt.kind: text is not for objective: distill, whose text is what is distilled; take soft or deep")
-        for name, way in (("search", "text.rounds and text.together"), ("calibrate", "the search, which calibrates where that is better")):
+        ways = {"search": "text.rounds and text.together", "calibrate": "the search, which calibrates where that is better"}
+        for name, way in (ways | {"self_training": "soft and deep prompts, which are tuned"}).items():
             if getattr(self.tune, name):
                 raise ValueError(f"tune.{name} is not for prompt.kind: text; leave it to {way}")
         if self.tune.loss != "label_set":
@@ -248,6 +256,11 @@ class TaskSpec(Part):
     def search(self) -> SearchSpec | None:
         """The search that chooses the settings, if one is asked for; `prompt.kind: auto` alone means all its defaults."""
         return self.tune.search or (SearchSpec() if self.prompt.kind == "auto" else None)
+
+    @property
+    def reads_unlabelled(self) -> bool:
+        """Whether the tuning makes use of `data.unlabelled`."""
+        return self.tune.calibrate or self.tune.self_training > 0
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -288,6 +301,8 @@ class TaskSpec(Part):
         places = {"data": {"path", "test_path", "unlabelled"}, "backbone": {"device", "device_map"}, "drift": {"inputs"}, "schedule": True}
         content = self.model_dump(mode="json", exclude=places)  # type: ignore[arg-type]  # the type of a literal knows no mixture
         content["data"]["path"] = "-" if self.data.path else ""
+        if self.tune.self_training:
+            content["data"]["unlabelled"] = "-"  # it needs some
         del content["tune"]["checkpoint_every"]
         if self.prompt.start_from:
             content["prompt"]["start_from"] = "-"

@@ -6,7 +6,7 @@ from prompt_core.data.clean import CleaningReport, clean
 from prompt_core.data.fingerprint import Fingerprint, data_files, fingerprint
 from prompt_core.data.leakage import Leakage, find_leakage, remove_leakage
 from prompt_core.data.read import read_examples, read_unlabelled
-from prompt_core.data.split import Splits, prepare, split
+from prompt_core.data.split import Splits, outside_test, prepare, split
 
 __all__ = [
     "CleaningReport",
@@ -17,6 +17,7 @@ __all__ = [
     "data_files",
     "find_leakage",
     "fingerprint",
+    "outside_test",
     "prepare",
     "read_examples",
     "read_unlabelled",

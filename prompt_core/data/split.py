@@ -13,7 +13,7 @@ from pathlib import Path
 
 import polars as pl
 
-from prompt_core.data.clean import CleaningReport, check_labels, clean, named, remove_unusable
+from prompt_core.data.clean import CleaningReport, check_labels, clean, example_id, named, remove_unusable
 from prompt_core.data.leakage import remove_leakage
 from prompt_core.data.read import read_examples
 from prompt_core.errors import PromptmillError
@@ -91,8 +91,7 @@ def split(frame: pl.DataFrame, task: TaskSpec, test_frame: pl.DataFrame | None =
     held_out = test_share + task.data.validation
     if held_out >= 1:
         raise PromptmillError(where, f"test and validation take {held_out:g} of the rows, which leaves nothing to train on", "Lower them.")
-    # The first 12 hex characters of a hash are a uniform draw from [0, 1) that belongs to the text alone.
-    draw = pl.Series([int(_id[:12], 16) / 16**12 for _id in frame["_id"]], dtype=pl.Float64)
+    draw = _draw(frame)
     splits = Splits(
         train=_ordered(frame.filter(draw >= held_out)),
         validation=_ordered(frame.filter((draw >= test_share) & (draw < held_out))),
@@ -126,6 +125,32 @@ def prepare(task: TaskSpec) -> tuple[Splits, CleaningReport]:
         report, rows_kept=len(frame), leaked=leakage.exact + leakage.near, examples=examples, test_file=test_report
     )
     return split(frame, task, test), report
+
+
+def outside_test(inputs: pl.DataFrame, task: TaskSpec) -> pl.DataFrame:
+    """Inputs that are no test row, now or when they get a label: by the rule that splits labelled rows, or not in the test file.
+
+    Args:
+        inputs: the template's fields.
+
+    Returns:
+        Those, each text once, with `_id`, in the order of that.
+
+    Raises:
+        PromptmillError: as `read_examples`, of the test file.
+    """
+    fields = Template(task).fields
+    ids = pl.Series("_id", [example_id(values) for values in inputs.select(fields).rows()], dtype=pl.String)
+    frame = inputs.select(ids, *fields).unique("_id", keep="first").sort("_id")
+    if task.data.test_path is None:
+        return frame.filter(_draw(frame) >= task.data.test)
+    test, _ = remove_unusable(read_examples(task, task.locate(task.data.test_path)), task)
+    return frame.filter(~pl.col("_id").is_in(test["_id"].implode()))
+
+
+def _draw(frame: pl.DataFrame) -> pl.Series:
+    """The first 12 hex characters of a text's hash: a uniform draw from [0, 1) that belongs to the text alone."""
+    return pl.Series([int(_id[:12], 16) / 16**12 for _id in frame["_id"]], dtype=pl.Float64)
 
 
 def _ordered(frame: pl.DataFrame) -> pl.DataFrame:

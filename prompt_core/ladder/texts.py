@@ -23,7 +23,7 @@ from prompt_core.tuning.parallel import is_writer
 from prompt_core.tuning.prepared import Sides
 from prompt_core.tuning.starts import Starts
 
-_FOR_GRADIENTS = {"search", "calibrate", "loss", "head"}  # settings of `tune` that a text prompt has no use for
+_FOR_GRADIENTS = {"search", "calibrate", "self_training", "loss", "head"}  # settings of `tune` that a text prompt has no use for
 _SHARE_OF_MINUTES = 0.5  # of the ladder's time, unless the file says otherwise
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import polars as pl
 import torch
@@ -18,11 +16,9 @@ from prompt_core.manifest import TuningRecord
 from prompt_core.space import Setting
 from prompt_core.task import TaskSpec, parse_task
 from prompt_core.tuning.folds import not_held_out
-from prompt_core.tuning.member import Member, Part
+from prompt_core.tuning.member import Member, Part, twin
 from prompt_core.tuning.prepared import Prepared
 from prompt_core.tuning.score import Fold
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def with_settings(task: TaskSpec, settings: Mapping[str, Setting], steps: int, first_rung: int) -> TaskSpec:
@@ -81,7 +77,7 @@ class Candidate:
         for ready, held_out in zip(all_ready, folds, strict=True):
             whole = ready.part
             train = ready.learned_from(not_held_out(held_out, len(rows)))
-            part = Part(_twin(whole.prompt, backbone), _twin(whole.objective, backbone), train, ())
+            part = Part(twin(whole.prompt, backbone), twin(whole.objective, backbone), train, ())
             generator = torch.Generator()
             generator.set_state(ready.generator.get_state())
             members.append(Member([part], task.tune, generator))
@@ -94,7 +90,7 @@ class Candidate:
         folds: list[Fold] = []
         for member, held_out in zip(self.members, self.held_out, strict=True):
             (part,) = member.parts
-            state, objective = part.prompt.state(), _twin(part.objective, self.backbone)  # the tuning goes on with the other
+            state, objective = part.prompt.state(), twin(part.objective, self.backbone)  # the tuning goes on with the other
             objective.eval()
             objective.settle(state, part.train)
             folds.append((state, objective, held_out))
@@ -124,8 +120,3 @@ def _set_to_mean(module: nn.Module, others: Sequence[nn.Module]) -> None:
     found = [dict(other.named_parameters()) for other in others]
     for name, parameter in module.named_parameters():
         parameter.copy_(torch.stack([parameters[name] for parameters in found]).mean(0))
-
-
-def _twin(module: Module, backbone: Backbone) -> Module:
-    """A copy with parameters of its own, on the same backbone."""
-    return copy.deepcopy(module, {id(backbone): backbone})

@@ -31,7 +31,7 @@ def inputs_digest(task: TaskSpec, sides: Sides, backbone: Backbone) -> str:
     content: list[Any] = [
         task.without_places(backbone.identity.name),
         [frame_digest(train), None if validation is None else frame_digest(validation)],
-        frame_digest(read_unlabelled(task)) if task.tune.calibrate else None,
+        frame_digest(read_unlabelled(task)) if task.reads_unlabelled else None,
         TunedPrompt.load(task.locate(task.prompt.start_from)).digest if task.prompt.start_from else None,
         hashlib.sha256(read_context(task).encode()).hexdigest() if task.distill else None,
         backbone.identity.model_dump(),
@@ -48,7 +48,7 @@ def is_made_of(prompt: TunedPrompt, task: TaskSpec, sides: Sides, identity: Back
     Only of what its manifest has in full: settings that a search chose, texts and distilled contexts are not compared.
     """
     manifest = prompt.manifest
-    if task.search or task.distill or task.tune.calibrate or task.prompt.start_from or task.prompt.kind == "text":
+    if task.search or task.distill or task.reads_unlabelled or task.prompt.start_from or task.prompt.kind == "text":
         return False
     train, validation = sides
     expected, found = task.without_places(identity.name), dict(manifest.task)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from torch import nn
 
+from prompt_core.backbone import Backbone
 from prompt_core.encoded import Encoded
 from prompt_core.methods import TuneSpec
 from prompt_core.prompts import Prompt
 from prompt_core.tuning.objective import Objective
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -71,3 +77,8 @@ class Member:
     spec: TuneSpec
     generator: torch.Generator
     on_step: OnStep | None = None
+
+
+def twin(module: Module, backbone: Backbone) -> Module:
+    """A copy with parameters of its own, on the same backbone."""
+    return copy.deepcopy(module, {id(backbone): backbone})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import platform
@@ -23,6 +24,7 @@ from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.extraction.spans import entity_labels
 from prompt_core.manifest import DataRecord, DistillRecord, EntityRecord, Manifest, TuningRecord
+from prompt_core.methods import TuneSpec
 from prompt_core.prompts import starting_prompt
 from prompt_core.task import TaskSpec
 from prompt_core.teacher import Teacher
@@ -30,9 +32,11 @@ from prompt_core.trials import SearchRecord
 from prompt_core.tuning.build import answer, build_objective, continue_from, describe, label_examples
 from prompt_core.tuning.calibration import Calibration
 from prompt_core.tuning.contrastive import check_pairs
-from prompt_core.tuning.member import Part
+from prompt_core.tuning.member import Part, twin
 from prompt_core.tuning.objective import Classification
 from prompt_core.tuning.tags import Tagged, tagged
+
+_WEIGHT_OF_LABELLED = 4  # times, beside examples whose labels are the prompt's own
 
 Sides = tuple[pl.DataFrame, pl.DataFrame | None]
 
@@ -49,7 +53,10 @@ class Prepared:
             template and label words take the place of the task's.
 
     Attributes:
+        labels: of a classifier, sorted.
+        unlabelled: the inputs of `data.unlabelled`, where the task makes use of them.
         prompt: where tuning starts; may be exchanged for one of the same kind before `part` is asked for.
+        lessons: further examples, whose labels the prompt of a round before has given.
         found: further parts of the manifest, about what came before.
         seconds: of what came before, by name.
 
@@ -72,11 +79,12 @@ class Prepared:
         self.task, self._backbone, self._search = task, backbone, search
         self.found: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
+        self.lessons: Sequence[Encoded] = ()
         self._train, self._validation = sides[0], sides[0].clear() if sides[1] is None else sides[1]
         if self._train.is_empty():
             raise PromptmillError(f"task {task.name}: data", "there is no training example", "Add rows.")
         encoding = TaskEncoding(task, backbone)
-        self._labels = _labels(task, self._train)
+        self.labels = _labels(task, self._train)
         demonstrations = _demonstrations(task, self._train) if task.data.target else []
         self._teacher = Teacher(task, backbone, self._train) if task.objective == "distill" else None
         self._examples: Sequence[Encoded]
@@ -87,9 +95,9 @@ class Prepared:
             self._held_out = self._teacher.lessons(self._validation, encoding)
         else:
             self._shown = _numbers_of(_shown(task, demonstrations, self._source), self._train, encoding.fields)
-            self._examples = encode_frame(task, encoding, self._train, self._labels)
-            self._held_out = encode_frame(task, encoding, self._validation, self._labels)
-        self._named = label_examples(task, encoding, backbone, self._labels)
+            self._examples = encode_frame(task, encoding, self._train, self.labels)
+            self._held_out = encode_frame(task, encoding, self._validation, self.labels)
+        self._named = label_examples(task, encoding, backbone, self.labels)
         self._profile = profile_of(pl.concat([self._train, self._validation]), task)
         self.generator = torch.Generator().manual_seed(task.tune.seed)
         self.prompt = starting_prompt(
@@ -97,19 +105,19 @@ class Prepared:
             encoding,
             backbone,
             self.generator,
-            labels=[describe(task, label) for label in self._labels],
+            labels=[describe(task, label) for label in self.labels],
             demonstrations=demonstrations,
             source=self._source,
             context=self._teacher.root if self._teacher else (),
         )
-        self._objective = build_objective(task, encoding, backbone, self._labels)
-        if self._source and self._source.manifest.labels == self._labels:
+        self._objective = build_objective(task, encoding, backbone, self.labels)
+        if self._source and self._source.manifest.labels == self.labels:
             continue_from(self._objective, self._source)
         if task.tune.contrastive:
             check_pairs(task, [*self._examples, *self._named], self._held_out)
-        self._unlabelled = read_unlabelled(task) if task.tune.calibrate else self._train.clear()
+        self.unlabelled = read_unlabelled(task) if task.reads_unlabelled else self._train.clear()
         if isinstance(self._objective, Classification) and task.tune.calibrate:
-            inputs = [encoding.encode(row) for row in self._unlabelled.iter_rows(named=True)]
+            inputs = [encoding.encode(row) for row in self.unlabelled.iter_rows(named=True)]
             self._objective.calibration = Calibration(inputs, task.tune.batch_tokens)
         self._check_length()
 
@@ -126,7 +134,28 @@ class Prepared:
     @property
     def part(self) -> Part:
         """What the gradient loop needs of it."""
-        return Part(self.prompt, self._objective, self.learned_from(range(len(self._examples))), self._held_out)
+        train = self.learned_from(range(len(self._examples)))
+        if self.lessons:
+            train = [*train * _WEIGHT_OF_LABELLED, *self.lessons]
+        return Part(self.prompt, self._objective, train, self._held_out)
+
+    @property
+    def spec(self) -> TuneSpec:
+        """How it is tuned; with lessons steps that were left out suffice for one round over all."""
+        spec = self.task.tune
+        if not self.lessons or spec.steps:
+            return spec
+        steps = max(spec.steps_for(len(self._examples)), spec.steps_for(len(self.part.train), rounds=1))
+        return spec.model_copy(update={"steps": steps})
+
+    def twin(self) -> Prepared:
+        """A copy as it stands, to be tuned apart."""
+        other = copy.copy(self)
+        other.prompt, other._objective = twin(self.prompt, self._backbone), twin(self._objective, self._backbone)
+        other.generator = torch.Generator()
+        other.generator.set_state(self.generator.get_state())
+        other.found, other.seconds = dict(self.found), dict(self.seconds)
+        return other
 
     def learned_from(self, numbers: Sequence[int]) -> list[Encoded]:
         """What is learned from: these training examples and the labels' names.
@@ -164,7 +193,7 @@ class Prepared:
             tokens=self.tokens,
             parameters=sum(tensor.numel() for tensor in (prompt | self._objective.tensors()).values()),
             task=task.without_places(backbone.identity.name),
-            labels=self._labels,
+            labels=self.labels,
             max_new_tokens=_longest_answer(task, self._examples),
             backbone=backbone.identity,
             distilled=DistillRecord(tokens=len(self._teacher.root), teacher=self._teacher.digest) if self._teacher else None,
@@ -179,8 +208,8 @@ class Prepared:
                 train=frame_digest(self._train),
                 validation_rows=len(self._validation),
                 validation=frame_digest(self._validation),
-                unlabelled_rows=len(self._unlabelled),
-                unlabelled=frame_digest(self._unlabelled) if len(self._unlabelled) else None,
+                unlabelled_rows=len(self.unlabelled),
+                unlabelled=frame_digest(self.unlabelled) if len(self.unlabelled) else None,
                 profile=self._profile,
             ),
             versions=library_versions(),

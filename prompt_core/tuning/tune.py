@@ -21,6 +21,7 @@ from prompt_core.tuning.gradient import optimise
 from prompt_core.tuning.member import Member, OnStep, Step
 from prompt_core.tuning.prepared import Prepared, Sides, own_sides
 from prompt_core.tuning.search import OnSearch, Search
+from prompt_core.tuning.self_training import SelfTraining
 
 if TYPE_CHECKING:
     from prompt_core.ladder.climb import Ladder
@@ -139,16 +140,43 @@ def tune_fleet(
                 prepared[number] = ready
         except PromptmillError as error:
             results[number] = error
-    members = [
-        Member([ready.part], ready.task.tune, ready.generator, partial(on_step, number) if on_step else None)
-        for number, ready in prepared.items()
-    ]
-    records = optimise(backbone, members, _checkpoint(checkpoints, list(prepared.values()))) if members else []
-    for (number, ready), record in zip(prepared.items(), records, strict=True):
-        results[number] = record if isinstance(record, PromptmillError) else ready.artifact(record)
+    results |= _tuned(prepared, backbone, on_step, checkpoints)
     for done in searches:
         done.close()
     return [results[number] for number in range(len(tasks))]
+
+
+def _tuned(
+    prepared: dict[int, Prepared], backbone: Backbone, on_step: OnFleetStep | None, checkpoints: Path | None
+) -> dict[int, TunedPrompt | PromptmillError]:
+    """The prompts of tasks that are ready; those that ask for self-training are tuned again with the others that do, round by round."""
+    results: dict[int, TunedPrompt | PromptmillError] = {}
+    taught: dict[int, SelfTraining] = {}
+    for number, ready in prepared.items():
+        if ready.task.tune.self_training:
+            try:
+                taught[number] = SelfTraining(ready, backbone)
+            except PromptmillError as error:
+                results[number] = error
+    going = {number: ready for number, ready in prepared.items() if number not in results}
+    while going:
+        members = [
+            Member([ready.part], ready.spec, ready.generator, partial(on_step, number) if on_step else None)
+            for number, ready in going.items()
+        ]
+        records = optimise(backbone, members, _checkpoint(checkpoints, list(going.values())))
+        following: dict[int, Prepared] = {}
+        for (number, ready), record in zip(going.items(), records, strict=True):
+            if isinstance(record, PromptmillError):
+                results.setdefault(number, record)  # what a round before has given stays
+                continue
+            teacher = taught.get(number)
+            if teacher is None or teacher.is_best(ready):
+                results[number] = ready.artifact(record)
+            if teacher and (again := teacher.again(ready)):
+                following[number] = again
+        going = following
+    return results
 
 
 def tune_multitask(
@@ -173,9 +201,10 @@ def tune_multitask(
         PromptmillError: a task cannot be used, or does not fit the first.
     """
     backbone = _common_backbone(tasks, backbone)
-    if searching := [task.name for task in tasks if task.search]:
-        what = "asks for a search, which several tasks with one prompt cannot have"
-        raise PromptmillError(f"task {searching[0]}: tune.search", what, "Leave it out.")
+    for name in ("search", "self_training"):
+        if asking := [task.name for task in tasks if getattr(task.tune, name) or (name == "search" and task.search)]:
+            what = "is not for several tasks with one prompt"
+            raise PromptmillError(f"task {asking[0]}: tune.{name}", what, "Leave it out.")
     prepared = [Prepared(task, examples[number] if examples else None, backbone) for number, task in enumerate(tasks)]
     shared = nn.Parameter(prepared[0].prompt.state().rows.detach().clone())
     for ready in prepared:

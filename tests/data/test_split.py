@@ -9,7 +9,7 @@ from data_builders import SHARED, a_task, needs_shared, rows, with_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_core.data import Splits, find_leakage, prepare, split
+from prompt_core.data import Splits, find_leakage, outside_test, prepare, split
 from prompt_core.errors import PromptmillError
 
 SIDES = ("train", "validation", "test")
@@ -40,6 +40,24 @@ def test_the_order_of_the_file_changes_nothing(numbers: set[int], random: object
     a, b = split(frame, task), split(frame.sample(fraction=1.0, shuffle=True, seed=random.randrange(2**32)), task)  # type: ignore[attr-defined]
     assert a.digest == b.digest
     assert all(getattr(a, side).equals(getattr(b, side)) for side in SIDES)
+
+
+@settings(max_examples=30, deadline=None)
+@given(small_sets)
+def test_inputs_outside_test_are_those_that_no_split_would_test_on(numbers: set[int]) -> None:
+    task, frame = a_task(objective="generate"), generated(numbers)
+    inputs = pl.concat([frame, frame]).select("text", other=pl.lit("x"))
+    found, splits = outside_test(inputs, task), split(frame, task)
+    assert found["_id"].to_list() == sorted([*splits.train["_id"], *splits.validation["_id"]])
+    assert found.columns == ["_id", "text"]
+
+
+def test_inputs_outside_a_test_file_are_those_that_it_does_not_hold(tmp_path: Path) -> None:
+    MANY.head(100).write_csv(tmp_path / "test.csv")
+    task = a_task(tmp_path, test_path="test.csv")
+    spaced = MANY.with_columns(pl.col("text").str.replace(" ", "  "))  # another spelling of the same text
+    assert len(outside_test(MANY, task)) == len(outside_test(spaced, task)) == 300
+    assert not set(outside_test(MANY, task)["text"]) & set(MANY.head(100)["text"])
 
 
 def test_every_row_is_on_one_side_sorted_by_id_in_about_the_asked_shares() -> None:

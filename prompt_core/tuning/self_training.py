@@ -1,0 +1,153 @@
+"""Self-training: a classifier labels inputs that nobody labelled, and is tuned again on those that it is sure of too."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prompt_core.backbone import Backbone
+from prompt_core.data import outside_test
+from prompt_core.data.packing import pack
+from prompt_core.encoding import TaskEncoding
+from prompt_core.errors import PromptmillError
+from prompt_core.manifest import SelfTrainingRound
+from prompt_core.prompts import Tree, hidden_states, lower
+from prompt_core.tuning.objective import Classification, PooledClassification, embed_texts
+from prompt_core.tuning.prepared import Prepared
+
+_MOST_INPUTS = 10_000  # more than the steps of a round come to
+_SURE = 0.8  # share of a label's inputs that are learned from
+_NEIGHBOURS = 10
+_WIDTH = 0.05  # of the neighbours' weight, in cosine
+_GIVEN_AWAY = 0.5  # share of what is said of a row that its neighbours decide
+_PASSES = 20  # what is left to change then is a millionth
+
+
+class SelfTraining:
+    """The rounds of one task.
+
+    In a round the prompt of the round before says how likely each label is for every input. That spreads over a graph
+    of neighbours in the space of the prompt's embeddings (`spread`), the likeliest label is taken where it is among the surest of its
+    label, and the prompt is tuned from its start on these beside the labelled examples. Labels by the model itself are pseudo-labels (Lee
+    2013); spreading them before they are learned from is Iscen et al. 2019 (arXiv:1904.04717).
+
+    Args:
+        ready: the task at its start, not yet tuned.
+        backbone: its frozen model.
+
+    Raises:
+        PromptmillError: every input of `data.unlabelled` may be a test row.
+    """
+
+    def __init__(self, ready: Prepared, backbone: Backbone) -> None:
+        self._start, self._backbone, self._budget = ready.twin(), backbone, ready.task.tune.batch_tokens
+        encoding, rows = TaskEncoding(ready.task, backbone), outside_test(ready.unlabelled, ready.task)
+        if rows.is_empty():
+            what = f"none of {len(ready.unlabelled)} inputs is clear of the test rows"
+            raise PromptmillError(f"task {ready.task.name}: data.unlabelled", what, "Add inputs.")
+        self._inputs = [encoding.encode(row) for row in rows.head(_MOST_INPUTS).iter_rows(named=True)]
+        self._rounds: list[SelfTrainingRound] = []
+        self._said: Tensor | None = None
+        self._most_right = -1
+
+    @torch.no_grad()
+    def is_best(self, tuned: Prepared) -> bool:
+        """Whether a tuned prompt answers as many validation examples right as any of the rounds before; without such examples always."""
+        part = tuned.part
+        if not part.validation:
+            return True
+        targets = torch.tensor([example.target[0] for example in part.validation])
+        prompt, classifier = lower(self._backbone, part.prompt.state()), _classifier(tuned)
+        batches = pack(part.validation, classifier.scoring_tokens, self._budget)
+        said = torch.cat([classifier.scores_behind(prompt, batch).argmax(-1).cpu() for batch in batches])
+        right = int((said == targets).sum())
+        if right < self._most_right:
+            return False
+        self._most_right = right
+        return True
+
+    def again(self, tuned: Prepared) -> Prepared | None:
+        """The task at its start with what a tuned prompt says of the inputs as further examples; None after the last round."""
+        if len(self._rounds) == self._start.task.tune.self_training:
+            return None
+        chances = self._chances(tuned)
+        said, sure = chances.argmax(-1), surest(chances)
+        changed = None if self._said is None else round(float((said != self._said).double().mean()), 6)
+        self._said = said
+        self._rounds.append(SelfTrainingRound(inputs=len(said), labelled=len(sure), changed=changed))
+        following = self._start.twin()
+        following.lessons = [dataclasses.replace(self._inputs[number], target=(int(said[number]),)) for number in sure]
+        following.found["self_training"] = tuple(self._rounds)
+        return following
+
+    @torch.no_grad()
+    def _chances(self, tuned: Prepared) -> Tensor:
+        """Of each label for every input, float32 [inputs, labels]."""
+        labelled = self._start.part.train
+        classifier, prompt = _classifier(tuned), lower(self._backbone, tuned.part.prompt.state())
+        scores, embeddings = [], []
+        for batch in pack([*labelled, *self._inputs], classifier.scoring_tokens, self._budget):
+            (states,) = hidden_states(self._backbone, [Tree(prompt, *classifier.scoring_segments(batch))])
+            scores.append(classifier.final_scores(states, batch).float().cpu())
+            if isinstance(classifier, PooledClassification):
+                embeddings.append(classifier.outputs(states, batch).cpu())
+            else:  # its states are those of the labels too
+                embeddings.append(embed_texts(self._backbone, prompt, [example.input for example in batch]).cpu())
+        given = F.one_hot(torch.tensor([example.target[0] for example in labelled]), len(self._start.labels))
+        said = torch.cat([given.float(), torch.cat(scores)[len(labelled) :].softmax(-1)])
+        return spread(torch.cat(embeddings), said)[len(labelled) :]
+
+
+def _classifier(tuned: Prepared) -> Classification:
+    objective = tuned.part.objective
+    assert isinstance(objective, Classification)  # a task that asks for self-training classifies
+    return objective
+
+
+def spread(embeddings: Tensor, said: Tensor) -> Tensor:
+    """What is said of each row and of its neighbours: learning with local and global consistency (Zhou et al. 2004, NeurIPS 16).
+
+    The graph joins each row with its ten nearest, the nearer the stronger, and neighbours decide half of what comes out.
+    They know what the classifier does not: which inputs are of one kind.
+
+    Args:
+        embeddings: of unit length, float32 [n, H], n >= 2.
+        said: chances of each label, float32 [n, labels].
+
+    Returns:
+        Chances, float32 [n, labels]; rows sum to 1.
+    """
+    from scipy.sparse import csr_array, diags_array
+    from sklearn.neighbors import kneighbors_graph  # slow to load
+
+    graph = csr_array(kneighbors_graph(embeddings.numpy(), min(_NEIGHBOURS, len(embeddings) - 1), mode="distance"))
+    graph.data = np.exp(-np.square(graph.data) / (2 * _WIDTH))  # the square of a distance is twice what the cosine lacks of 1
+    graph = (graph + graph.T) / 2
+    scale = diags_array(1 / np.sqrt(graph.sum(1)))
+    graph, start = scale @ graph @ scale, said.double().numpy()
+    found = start
+    for _ in range(_PASSES):
+        found = _GIVEN_AWAY * (graph @ found) + (1 - _GIVEN_AWAY) * start
+    return torch.from_numpy(found / found.sum(1, keepdims=True)).float()
+
+
+def surest(chances: Tensor) -> list[int]:
+    """The rows to learn from, in order: of those with one likeliest label the four fifths whose label is likeliest.
+
+    Label by label, since a classifier is surer of one than of another: a common threshold would leave the difficult ones out.
+
+    Args:
+        chances: [n, labels].
+    """
+    sure, said = chances.max(-1)
+    found: list[int] = []
+    for label in range(chances.shape[1]):
+        own = (said == label).nonzero().flatten()
+        order = sure[own].argsort(descending=True, stable=True)
+        found += own[order[: math.ceil(_SURE * len(own))]].tolist()
+    return sorted(found)

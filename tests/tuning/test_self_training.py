@@ -1,0 +1,212 @@
+"""Self-training: what a prompt says of inputs without labels, how it spreads, and the rounds that learn from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import a_task, assert_equal_to_rounding, examples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from prompt_core.artifact import TunedPrompt
+from prompt_core.backbone import Backbone
+from prompt_core.errors import PromptmillError
+from prompt_core.task import TaskSpec
+from prompt_core.tuning import tune, tune_fleet, tune_multitask
+from prompt_core.tuning.gradient import optimise
+from prompt_core.tuning.member import Member
+from prompt_core.tuning.objective import embed_texts
+from prompt_core.tuning.prepared import Prepared
+from prompt_core.tuning.self_training import SelfTraining, spread, surest
+
+WORDS = ("parcel", "letter", "invoice", "driver", "door", "street", "label", "scanner")
+ROWS = [(f"The {word} is {'late' if i % 2 else 'broken'}", "late" if i % 2 else "broken") for i, word in enumerate(WORDS)]
+TRAIN, VALIDATION = examples(*ROWS[:6]), examples(*ROWS[6:])
+MORE = [f"{start} {word} {end}" for start in ("My", "Our", "That") for word in WORDS for end in ("came late", "broke again")]
+
+
+def self_trained(
+    backbone: Backbone, folder: Path, inputs: list[str] = MORE, *, data: dict[str, Any] | None = None, **tune: Any
+) -> TaskSpec:
+    pl.DataFrame({"text": inputs}).write_parquet(folder / "more.parquet")
+    template = "Is it late or broken? {{ text }}\nIt is" if backbone.generates else "{{ text }}"
+    given = {"path": "-", "target": "label", "unlabelled": "more.parquet", "test": 0.05, **(data or {})}
+    return a_task(backbone.identity.name, template=template, folder=folder, data=given, tune={"steps": 4, "self_training": 2, **tune})
+
+
+@pytest.fixture(params=["bert", "llama"])
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    found: Backbone = request.getfixturevalue(request.param)
+    return found
+
+
+def test_rounds_are_recorded_and_the_artifact_is_one_of_the_last(tmp_path: Path, backbone: Backbone) -> None:
+    task = self_trained(backbone, tmp_path)
+    prompt = tune(task, TRAIN, TRAIN.clear(), backbone)
+    rounds = prompt.manifest.self_training
+    assert rounds and len(rounds) == 2
+    inputs = rounds[0].inputs
+    assert len(MORE) * 0.8 < inputs <= len(MORE) and 0.8 * inputs <= rounds[1].labelled <= 0.8 * inputs + 2
+    assert rounds[0].changed is None and rounds[1].changed is not None
+    assert prompt.manifest.data.unlabelled_rows == len(MORE)
+    without = tune(self_trained(backbone, tmp_path, self_training=0), TRAIN, TRAIN.clear(), backbone)
+    assert without.manifest.self_training is None and "self_training" not in json.loads(without.manifest.canonical())
+    assert any(not torch.equal(prompt.tensors[name], without.tensors[name]) for name in prompt.tensors)
+    prompt.save(tmp_path / "p")
+    assert TunedPrompt.load(tmp_path / "p").predict(MORE, backbone) == prompt.predict(MORE, backbone)
+
+
+def test_the_order_of_the_inputs_and_an_interruption_change_nothing(tmp_path: Path, bert: Backbone) -> None:
+    whole = tune(self_trained(bert, tmp_path), TRAIN, TRAIN.clear(), bert)
+    other_order = self_trained(bert, tmp_path, MORE[::-1], checkpoint_every=1)
+
+    class Interrupted(Exception):
+        pass
+
+    steps = 0
+
+    def interrupt(step: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 6:  # in the second tuning
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        tune(other_order, TRAIN, TRAIN.clear(), bert, on_step=interrupt, checkpoints=tmp_path / "states")
+    assert list((tmp_path / "states").iterdir())
+    again = tune(other_order, TRAIN, TRAIN.clear(), bert, checkpoints=tmp_path / "states")
+    assert again.digest == whole.digest and not list((tmp_path / "states").iterdir())
+
+
+def test_a_round_starts_anew_and_learns_from_what_the_prompt_said(tmp_path: Path, backbone: Backbone) -> None:
+    ready = Prepared(self_trained(backbone, tmp_path, steps=None), (TRAIN, None), backbone)
+    start = {name: value.clone() for name, value in ready.prompt.tensors().items()}
+    rounds = SelfTraining(ready, backbone)
+    optimise(backbone, [Member([ready.part], ready.spec.model_copy(update={"steps": 3}), ready.generator)])
+    tuned = {name: value.clone() for name, value in ready.prompt.tensors().items()}
+    following = rounds.again(ready)
+    assert following is not None
+    assert all(torch.equal(value, start[name]) for name, value in following.prompt.tensors().items())
+    assert all(torch.equal(value, tuned[name]) for name, value in ready.prompt.tensors().items())
+    labelled, train = ready.part.train, following.part.train
+    assert train[: 4 * len(labelled)] == labelled * 4
+    lessons = train[4 * len(labelled) :]
+    assert list(following.lessons) == lessons and {lesson.target[0] for lesson in lessons} <= {0, 1}
+    assert len({lesson.input for lesson in lessons}) == len(lessons) and not {e.input for e in labelled} & {e.input for e in lessons}
+    assert following.spec.steps == 80 and ready.spec == ready.task.tune
+    assert rounds.again(following) is not None and rounds.again(following) is None  # two rounds were asked for
+
+
+def test_steps_left_out_suffice_for_one_round_over_all(tmp_path: Path, bert: Backbone) -> None:
+    many = [f"case {number} is late" for number in range(4000)]
+    ready = Prepared(self_trained(bert, tmp_path, many, steps=None), (TRAIN, None), bert)
+    following = SelfTraining(ready, bert).again(ready)
+    assert following is not None and following.spec.steps == -(-len(following.part.train) // 16)
+
+
+def test_of_rounds_with_validation_rows_the_one_that_gets_most_right_is_kept(tmp_path: Path, bert: Backbone) -> None:
+    ready = Prepared(self_trained(bert, tmp_path), (TRAIN, VALIDATION), bert)
+    rounds, good, bad = SelfTraining(ready, bert), ready.twin(), ready.twin()
+    late_or_broken = sorted(ready.part.validation, key=lambda example: example.target)
+    with torch.no_grad():
+        embedded = embed_texts(bert, ready.prompt.state(), [example.input for example in late_or_broken])
+        for twin, anchors in ((good, embedded), (bad, embedded.flip(0))):
+            twin.part.objective.get_parameter("anchors").copy_(anchors)
+    assert [rounds.is_best(each) for each in (bad, good, bad, good)] == [True, True, False, True]
+
+
+def test_a_fleet_trains_each_as_alone(tmp_path: Path, bert: Backbone) -> None:
+    one, plain = self_trained(bert, tmp_path, self_training=1), self_trained(bert, tmp_path, self_training=0)
+    results = tune_fleet([one, plain], [(TRAIN, None)] * 2, bert)
+    for task, found in zip((one, plain), results, strict=True):
+        assert isinstance(found, TunedPrompt)
+        alone = tune(task, TRAIN, None, bert)
+        assert found.manifest.self_training == alone.manifest.self_training
+        for name, tensor in alone.tensors.items():
+            assert_equal_to_rounding(found.tensors[name], tensor)
+
+
+def test_inputs_that_may_be_test_rows_leave_nothing(tmp_path: Path, bert: Backbone) -> None:
+    pl.DataFrame({"text": MORE, "label": ["late", "broken"] * (len(MORE) // 2)}).write_csv(tmp_path / "test.csv")
+    task = self_trained(bert, tmp_path, data={"test_path": "test.csv"})
+    with pytest.raises(PromptmillError, match=r"task t: data.unlabelled: none of 48 inputs is clear of the test rows. Add inputs."):
+        tune(task, TRAIN, None, bert)
+
+
+@pytest.mark.parametrize(
+    ("parts", "finding"),
+    [
+        ({"objective": "generate"}, "tune.self_training is for objective 'classify', this task's is 'generate'"),
+        ({"data": {"path": "-", "target": "label"}}, "tune.self_training needs inputs to label; name a file of them in data.unlabelled"),
+        ({"prompt": {"kind": "text"}}, "tune.self_training is not for prompt.kind: text; leave it to soft and deep prompts"),
+        ({"tune": {"self_training": 1, "search": {"final": "average"}}}, "tune.self_training beside tune.search.final: average"),
+        ({"tune": {"self_training": 11}}, "tune.self_training: Input should be less than or equal to 10"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(parts: dict[str, Any], finding: str) -> None:
+    given = {"data": {"path": "-", "target": "label", "unlabelled": "u.csv"}, "tune": {"self_training": 1}, **parts}
+    with pytest.raises(PromptmillError) as raised:
+        a_task(**given)
+    assert finding in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_several_tasks_with_one_prompt_have_no_rounds(tmp_path: Path, llama: Backbone) -> None:
+    with pytest.raises(PromptmillError, match=r"task t: tune.self_training: is not for several tasks with one prompt"):
+        tune_multitask([self_trained(llama, tmp_path)], [(TRAIN, None)], llama)
+
+
+def clusters(*sizes: int) -> Tensor:
+    """Unit vectors, each near the axis of its cluster."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.eye(16).repeat_interleave(torch.tensor([*sizes, *[0] * (16 - len(sizes))]), 0)
+    return F.normalize(centres + 0.05 * torch.randn(centres.shape, generator=generator), dim=-1)
+
+
+def test_neighbours_that_agree_overrule_the_odd_one_out() -> None:
+    said = torch.cat([torch.tensor([[0.9, 0.1]]).repeat(20, 1), torch.tensor([[0.1, 0.9]]).repeat(20, 1)])
+    said[3] = torch.tensor([0.3, 0.7])
+    found = spread(clusters(20, 20), said)
+    assert found.argmax(-1).tolist() == [0] * 20 + [1] * 20
+
+
+@given(st.integers(2, 40), st.integers(1, 5), st.integers(0, 2**16))
+@settings(max_examples=60, deadline=None)
+def test_spreading_gives_chances_and_follows_the_closed_form(rows: int, labels: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = F.normalize(torch.randn(rows, 8, generator=generator), dim=-1)
+    said = torch.randn(rows, labels, generator=generator).mul(2).softmax(-1)
+    found = spread(embeddings, said)
+    assert found.shape == said.shape and float(found.min()) >= 0
+    assert_equal_to_rounding(found.sum(-1), torch.ones(rows))
+    x, start = embeddings.double().numpy(), said.double().numpy()
+    distance = np.square(x[:, None] - x[None]).sum(-1)
+    near = distance + 1e9 * np.eye(rows)
+    weights = np.zeros((rows, rows))
+    for i, own in enumerate(np.argsort(near, axis=1)[:, : min(10, rows - 1)]):
+        weights[i, own] = np.exp(-distance[i, own] / 0.1)
+    weights = (weights + weights.T) / 2
+    scale = weights.sum(1) ** -0.5
+    exact = 0.5 * np.linalg.solve(np.eye(rows) - 0.5 * scale[:, None] * weights * scale[None], start)
+    assert float((found - torch.from_numpy(exact / exact.sum(1, keepdims=True))).abs().max()) < 1e-5
+
+
+@given(st.lists(st.lists(st.floats(0.01, 1), min_size=3, max_size=3), min_size=1, max_size=30))
+def test_the_surest_of_each_label_are_taken(rows: list[list[float]]) -> None:
+    chances = torch.tensor(rows)
+    taken = surest(chances)
+    said = chances.argmax(-1).tolist()
+    assert taken == sorted(set(taken))
+    for label in set(said):
+        own = [number for number, each in enumerate(said) if each == label]
+        left = [number for number in own if number not in taken]
+        assert len(left) == len(own) // 5
+        kept = [float(chances[number].max()) for number in own if number in taken]
+        assert all(float(chances[number].max()) <= min(kept) for number in left)
