@@ -199,7 +199,7 @@ def _tuned(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, Any]:
     if manifest.tuning:
         facts |= {"steps": manifest.tuning.steps, "last_train_loss": manifest.tuning.train_loss[-1]}
     if manifest.self_training:
-        facts["self_training"] = [each.model_dump(mode="json") for each in manifest.self_training]
+        facts["self_training"] = manifest.self_training.model_dump(mode="json")["rounds"]
     if manifest.text:
         facts["text"] = _without_examples(manifest.text)
     if manifest.text_search:

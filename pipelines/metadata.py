@@ -85,6 +85,8 @@ def tuning_metadata(prompt: "TunedPrompt", seconds: float) -> Metadata:
         }
         if looks:
             metadata["validation loss"] = min(loss for _, loss in looks)
+    if manifest.self_training:
+        metadata["self-training"] = manifest.self_training.summary()
     if manifest.entities:
         metadata |= {
             "entities": manifest.entities.found,

@@ -240,6 +240,7 @@ def _summary(prompt: TunedPrompt) -> dict[str, Any]:
         "bytes": prompt.num_bytes,
         "backbone": manifest.backbone.name,
         **({"steps": f"{manifest.tuning.kept_step} kept of {manifest.tuning.steps}"} if manifest.tuning else {}),
+        **({"self-training": manifest.self_training.summary()} if manifest.self_training else {}),
         **({"search": search.summary()} if (search := manifest.search or manifest.text_search) else {}),
         **({"ladder": manifest.ladder.summary()} if manifest.ladder else {}),
         **counts,

@@ -62,6 +62,17 @@ class SelfTrainingRound(Record):
     changed: float | None
 
 
+class SelfTrainingRecord(Record):
+    """The rounds of self-training up to the one whose prompt was kept."""
+
+    rounds: tuple[SelfTrainingRound, ...]
+
+    def summary(self) -> str:
+        """One line."""
+        last, many = self.rounds[-1], "s" if len(self.rounds) > 1 else ""
+        return f"{len(self.rounds)} round{many}, {last.labelled:,} of {last.inputs:,} inputs without labels learned from"
+
+
 class DataRecord(Record):
     """Which rows the prompt has seen, by content digest; and what they look like, to tell when new inputs do not."""
 
@@ -111,7 +122,7 @@ class Manifest(Record):
     text_search: TextSearchRecord | None = None
     ladder: LadderRecord | None = None
     tuning: TuningRecord | None = None
-    self_training: tuple[SelfTrainingRound, ...] | None = None
+    self_training: SelfTrainingRecord | None = None
     truncated_rows: int
     entities: EntityRecord | None = None
     data: DataRecord

@@ -173,6 +173,8 @@ def _cost(evaluation: Evaluation, prompt: TunedPrompt) -> list[tuple[str, str]]:
     ]
     if record := manifest.tuning:
         items.append(("tuning", f"{record.steps} steps, that of step {record.kept_step} kept"))
+    if manifest.self_training:
+        items.append(("self-training", manifest.self_training.summary()))
     if search := manifest.search:
         items.append(("search", f"{len(search.trials)} trials, {search.prompt_steps:,} prompt-steps, {search.tokens:,} tokens"))
     if words := manifest.text_search:

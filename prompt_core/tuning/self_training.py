@@ -15,7 +15,7 @@ from prompt_core.data import outside_test
 from prompt_core.data.packing import pack
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
-from prompt_core.manifest import SelfTrainingRound
+from prompt_core.manifest import SelfTrainingRecord, SelfTrainingRound
 from prompt_core.prompts import Tree, hidden_states, lower
 from prompt_core.tuning.objective import Classification, PooledClassification, embed_texts
 from prompt_core.tuning.prepared import Prepared
@@ -82,7 +82,7 @@ class SelfTraining:
         self._rounds.append(SelfTrainingRound(inputs=len(said), labelled=len(sure), changed=changed))
         following = self._start.twin()
         following.lessons = [dataclasses.replace(self._inputs[number], target=(int(said[number]),)) for number in sure]
-        following.found["self_training"] = tuple(self._rounds)
+        following.found["self_training"] = SelfTrainingRecord(rounds=tuple(self._rounds))
         return following
 
     @torch.no_grad()

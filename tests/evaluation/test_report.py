@@ -82,6 +82,17 @@ def test_a_classifiers_report_has_every_section_and_loads_nothing(bert: Backbone
     assert render_report(evaluation, prompt) == page
 
 
+def test_a_report_says_what_was_learned_from_without_labels(bert: Backbone, tmp_path: Path) -> None:
+    examples(*((f"The {thing} came", "") for thing in "abcdefgh")).select("text").write_csv(tmp_path / "more.csv")
+    data = {"path": "-", "target": "label", "unlabelled": "more.csv", "test": 0.05}
+    task = a_task(bert.identity.name, folder=tmp_path, data=data, tune={"steps": 2, "max_tokens": 64, "self_training": 1})
+    prompt = tune(task, SPLITS.train, None, bert)
+    page = render_report(evaluate(task, prompt, SPLITS, bert), prompt)
+    read(page)
+    assert prompt.manifest.self_training and prompt.manifest.self_training.summary().startswith("1 round, ")
+    assert prompt.manifest.self_training.summary() in page
+
+
 def test_a_generators_report_shows_the_outputs_that_changed_most_side_by_side(llama: Backbone) -> None:
     rows = examples(*((f"Where is parcel {i}?", f"In depot {i % 3}") for i in range(12)))
     splits = Splits(train=rows[:8], validation=rows[:0], test=rows[8:])

@@ -51,9 +51,10 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
 def test_rounds_are_recorded_and_the_artifact_is_one_of_the_last(tmp_path: Path, backbone: Backbone) -> None:
     task = self_trained(backbone, tmp_path)
     prompt = tune(task, TRAIN, TRAIN.clear(), backbone)
-    rounds = prompt.manifest.self_training
-    assert rounds and len(rounds) == 2
-    inputs = rounds[0].inputs
+    record = prompt.manifest.self_training
+    assert record and len(record.rounds) == 2
+    rounds, inputs = record.rounds, record.rounds[0].inputs
+    assert record.summary() == f"2 rounds, {rounds[1].labelled} of {inputs} inputs without labels learned from"
     assert len(MORE) * 0.8 < inputs <= len(MORE) and 0.8 * inputs <= rounds[1].labelled <= 0.8 * inputs + 2
     assert rounds[0].changed is None and rounds[1].changed is not None
     assert prompt.manifest.data.unlabelled_rows == len(MORE)
