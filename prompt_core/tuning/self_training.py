@@ -41,16 +41,18 @@ class SelfTraining:
         backbone: its frozen model.
 
     Raises:
-        PromptmillError: every input of `data.unlabelled` may be a test row.
+        PromptmillError: every input of `data.unlabelled` may be a test row, or has a label.
     """
 
     def __init__(self, ready: Prepared, backbone: Backbone) -> None:
         self._start, self._backbone, self._budget = ready.twin(), backbone, ready.task.tune.batch_tokens
         encoding, rows = TaskEncoding(ready.task, backbone), outside_test(ready.unlabelled, ready.task)
-        if rows.is_empty():
-            what = f"none of {len(ready.unlabelled)} inputs is clear of the test rows"
+        inputs, part = [encoding.encode(row) for row in rows.head(_MOST_INPUTS).iter_rows(named=True)], ready.part
+        labelled = {example.input for example in (*part.train, *part.validation)}
+        self._inputs = [example for example in inputs if example.input not in labelled]
+        if not self._inputs:
+            what = f"none of {len(ready.unlabelled)} inputs is left without those that may be test rows or have a label"
             raise PromptmillError(f"task {ready.task.name}: data.unlabelled", what, "Add inputs.")
-        self._inputs = [encoding.encode(row) for row in rows.head(_MOST_INPUTS).iter_rows(named=True)]
         self._rounds: list[SelfTrainingRound] = []
         self._said: Tensor | None = None
         self._most_right = -1

@@ -36,6 +36,7 @@ MORE = [f"{start} {word} {end}" for start in ("My", "Our", "That") for word in W
 def self_trained(
     backbone: Backbone, folder: Path, inputs: list[str] = MORE, *, data: dict[str, Any] | None = None, **tune: Any
 ) -> TaskSpec:
+    folder.mkdir(exist_ok=True)
     pl.DataFrame({"text": inputs}).write_parquet(folder / "more.parquet")
     template = "Is it late or broken? {{ text }}\nIt is" if backbone.generates else "{{ text }}"
     given = {"path": "-", "target": "label", "unlabelled": "more.parquet", "test": 0.05, **(data or {})}
@@ -138,8 +139,20 @@ def test_a_fleet_trains_each_as_alone(tmp_path: Path, bert: Backbone) -> None:
 def test_inputs_that_may_be_test_rows_leave_nothing(tmp_path: Path, bert: Backbone) -> None:
     pl.DataFrame({"text": MORE, "label": ["late", "broken"] * (len(MORE) // 2)}).write_csv(tmp_path / "test.csv")
     task = self_trained(bert, tmp_path, data={"test_path": "test.csv"})
-    with pytest.raises(PromptmillError, match=r"task t: data.unlabelled: none of 48 inputs is clear of the test rows. Add inputs."):
+    with pytest.raises(PromptmillError, match=r"task t: data.unlabelled: none of 48 inputs is left without those that may be test"):
         tune(task, TRAIN, None, bert)
+
+
+def test_inputs_that_have_a_label_are_left_out(tmp_path: Path, bert: Backbone) -> None:
+    inputs = [*MORE, *TRAIN["text"], *VALIDATION["text"]]
+    more, all_of_them = (self_trained(bert, tmp_path / name, texts) for name, texts in (("more", MORE), ("all", inputs)))
+    counts = []
+    for task in (more, all_of_them):
+        ready = Prepared(task, (TRAIN, VALIDATION), bert)
+        following = SelfTraining(ready, bert).again(ready)
+        assert following
+        counts.append(following.found["self_training"].rounds[0].inputs)
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize(
