@@ -63,14 +63,24 @@ class SelfTrainingRound(Record):
 
 
 class SelfTrainingRecord(Record):
-    """The rounds of self-training up to the one whose prompt was kept."""
+    """All rounds of self-training, and which prompt was kept.
+
+    Attributes:
+        rounds: in order.
+        kept: the number of the round whose prompt it is; 0 is the tuning on labelled examples alone.
+        right: validation rows that the prompt of each got right, from round 0 on; empty where there are none.
+    """
 
     rounds: tuple[SelfTrainingRound, ...]
+    kept: int
+    right: tuple[int, ...]
 
     def summary(self) -> str:
         """One line."""
-        last, many = self.rounds[-1], "s" if len(self.rounds) > 1 else ""
-        return f"{len(self.rounds)} round{many}, {last.labelled:,} of {last.inputs:,} inputs without labels learned from"
+        own = self.rounds[self.kept - 1]
+        learned = f", {own.labelled:,} of {own.inputs:,} inputs without labels learned from" if self.kept else ""
+        right = f"; validation rows right, from round 0: {', '.join(map(str, self.right))}" if self.right else ""
+        return f"round {self.kept} of {len(self.rounds)} kept{learned}{right}"
 
 
 class DataRecord(Record):
@@ -104,7 +114,7 @@ class Manifest(Record):
     """Everything about a prompt but its tensors; `started_from` is the digest of the tuned prompt that it started from.
     `task` has the settings that it was tuned with; `search` is how they were chosen, if the data chose them. `text` is what
     a prompt of kind text says, and every other kind has `tuning` in its place. `text_search` is how words were found, `ladder`
-    what was made of them, where `prompt.kind: auto` climbed from text. `self_training` has the rounds up to the one whose prompt it is."""
+    what was made of them, where `prompt.kind: auto` climbed from text. `self_training` is how the prompt labelled inputs itself."""
 
     format: Literal["promptmill/1"] = "promptmill/1"
     name: str

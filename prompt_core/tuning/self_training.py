@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.data import outside_test
 from prompt_core.data.packing import pack
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
-from prompt_core.manifest import SelfTrainingRecord, SelfTrainingRound
+from prompt_core.manifest import SelfTrainingRecord, SelfTrainingRound, TuningRecord
 from prompt_core.prompts import Tree, hidden_states, lower
 from prompt_core.tuning.objective import Classification, PooledClassification, embed_texts
 from prompt_core.tuning.prepared import Prepared
@@ -54,27 +55,17 @@ class SelfTraining:
             what = f"none of {len(ready.unlabelled)} inputs is left without those that may be test rows or have a label"
             raise PromptmillError(f"task {ready.task.name}: data.unlabelled", what, "Add inputs.")
         self._rounds: list[SelfTrainingRound] = []
+        self._right: list[int] = []
         self._said: Tensor | None = None
-        self._most_right = -1
+        self._kept: tuple[int, Prepared, TuningRecord] | None = None
 
-    @torch.no_grad()
-    def is_best(self, tuned: Prepared) -> bool:
-        """Whether a tuned prompt answers as many validation examples right as any of the rounds before; without such examples always."""
-        part = tuned.part
-        if not part.validation:
-            return True
-        targets = torch.tensor([example.target[0] for example in part.validation])
-        prompt, classifier = lower(self._backbone, part.prompt.state()), _classifier(tuned)
-        batches = pack(part.validation, classifier.scoring_tokens, self._budget)
-        said = torch.cat([classifier.scores_behind(prompt, batch).argmax(-1).cpu() for batch in batches])
-        right = int((said == targets).sum())
-        if right < self._most_right:
-            return False
-        self._most_right = right
-        return True
+    def again(self, tuned: Prepared, record: TuningRecord) -> Prepared | None:
+        """Take in what a tuning gave; the task at its start with what that prompt says of the inputs as further examples.
 
-    def again(self, tuned: Prepared) -> Prepared | None:
-        """The task at its start with what a tuned prompt says of the inputs as further examples; None after the last round."""
+        Returns:
+            None after the last round.
+        """
+        self._keep(tuned, record)
         if len(self._rounds) == self._start.task.tune.self_training:
             return None
         chances = self._chances(tuned)
@@ -84,8 +75,30 @@ class SelfTraining:
         self._rounds.append(SelfTrainingRound(inputs=len(said), labelled=len(sure), changed=changed))
         following = self._start.twin()
         following.lessons = [dataclasses.replace(self._inputs[number], target=(int(said[number]),)) for number in sure]
-        following.found["self_training"] = SelfTrainingRecord(rounds=tuple(self._rounds))
+        following.found["self_training"] = self._record(0)  # so that its checkpoint is its own
         return following
+
+    def artifact(self) -> TunedPrompt | None:
+        """Of all rounds so far the prompt that gets most validation rows right, the last of equals; None before the first."""
+        if self._kept is None:
+            return None
+        number, ready, record = self._kept
+        ready.found["self_training"] = self._record(number)
+        return ready.artifact(record)
+
+    def _record(self, kept: int) -> SelfTrainingRecord:
+        return SelfTrainingRecord(rounds=tuple(self._rounds), kept=kept, right=tuple(self._right))
+
+    @torch.no_grad()
+    def _keep(self, tuned: Prepared, record: TuningRecord) -> None:
+        part, most = tuned.part, max(self._right, default=0)
+        if part.validation:
+            classifier, prompt = _classifier(tuned), lower(self._backbone, part.prompt.state())
+            batches = pack(part.validation, classifier.scoring_tokens, self._budget)
+            said = [int(label) for batch in batches for label in classifier.scores_behind(prompt, batch).argmax(-1)]
+            self._right.append(sum(label == example.target[0] for label, example in zip(said, part.validation, strict=True)))
+        if not self._right or self._right[-1] >= most:
+            self._kept = (len(self._rounds), tuned, record)
 
     @torch.no_grad()
     def _chances(self, tuned: Prepared) -> Tensor:

@@ -167,14 +167,11 @@ def _tuned(
         records = optimise(backbone, members, _checkpoint(checkpoints, list(going.values())))
         following: dict[int, Prepared] = {}
         for (number, ready), record in zip(going.items(), records, strict=True):
-            if isinstance(record, PromptmillError):
-                results.setdefault(number, record)  # what a round before has given stays
-                continue
-            teacher = taught.get(number)
-            if teacher is None or teacher.is_best(ready):
-                results[number] = ready.artifact(record)
-            if teacher and (again := teacher.again(ready)):
+            teacher, done = taught.get(number), record if isinstance(record, PromptmillError) else ready.artifact(record)
+            if teacher and not isinstance(record, PromptmillError) and (again := teacher.again(ready, record)):
                 following[number] = again
+            else:  # of rounds the best, also where a later one failed
+                results[number] = (teacher and teacher.artifact()) or done
         going = following
     return results
 

@@ -89,7 +89,7 @@ def test_a_report_says_what_was_learned_from_without_labels(bert: Backbone, tmp_
     prompt = tune(task, SPLITS.train, None, bert)
     page = render_report(evaluate(task, prompt, SPLITS, bert), prompt)
     read(page)
-    assert prompt.manifest.self_training and prompt.manifest.self_training.summary().startswith("1 round, ")
+    assert prompt.manifest.self_training and prompt.manifest.self_training.summary().startswith("round 1 of 1 kept, ")
     assert prompt.manifest.self_training.summary() in page
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.errors import PromptmillError
+from prompt_core.manifest import TuningRecord
 from prompt_core.task import TaskSpec
 from prompt_core.tuning import tune, tune_fleet, tune_multitask
 from prompt_core.tuning.gradient import optimise
@@ -30,6 +31,7 @@ from prompt_core.tuning.self_training import SelfTraining, spread, surest
 WORDS = ("parcel", "letter", "invoice", "driver", "door", "street", "label", "scanner")
 ROWS = [(f"The {word} is {'late' if i % 2 else 'broken'}", "late" if i % 2 else "broken") for i, word in enumerate(WORDS)]
 TRAIN, VALIDATION = examples(*ROWS[:6]), examples(*ROWS[6:])
+RECORD = TuningRecord(steps=0, kept_step=0, train_loss=(), validation=())
 MORE = [f"{start} {word} {end}" for start in ("My", "Our", "That") for word in WORDS for end in ("came late", "broke again")]
 
 
@@ -55,7 +57,7 @@ def test_rounds_are_recorded_and_the_artifact_is_one_of_the_last(tmp_path: Path,
     record = prompt.manifest.self_training
     assert record and len(record.rounds) == 2
     rounds, inputs = record.rounds, record.rounds[0].inputs
-    assert record.summary() == f"2 rounds, {rounds[1].labelled} of {inputs} inputs without labels learned from"
+    assert record.summary() == f"round 2 of 2 kept, {rounds[1].labelled} of {inputs} inputs without labels learned from"
     assert len(MORE) * 0.8 < inputs <= len(MORE) and 0.8 * inputs <= rounds[1].labelled <= 0.8 * inputs + 2
     assert rounds[0].changed is None and rounds[1].changed is not None
     assert prompt.manifest.data.unlabelled_rows == len(MORE)
@@ -94,7 +96,7 @@ def test_a_round_starts_anew_and_learns_from_what_the_prompt_said(tmp_path: Path
     rounds = SelfTraining(ready, backbone)
     optimise(backbone, [Member([ready.part], ready.spec.model_copy(update={"steps": 3}), ready.generator)])
     tuned = {name: value.clone() for name, value in ready.prompt.tensors().items()}
-    following = rounds.again(ready)
+    following = rounds.again(ready, RECORD)
     assert following is not None
     assert all(torch.equal(value, start[name]) for name, value in following.prompt.tensors().items())
     assert all(torch.equal(value, tuned[name]) for name, value in ready.prompt.tensors().items())
@@ -104,13 +106,13 @@ def test_a_round_starts_anew_and_learns_from_what_the_prompt_said(tmp_path: Path
     assert list(following.lessons) == lessons and {lesson.target[0] for lesson in lessons} <= {0, 1}
     assert len({lesson.input for lesson in lessons}) == len(lessons) and not {e.input for e in labelled} & {e.input for e in lessons}
     assert following.spec.steps == 80 and ready.spec == ready.task.tune
-    assert rounds.again(following) is not None and rounds.again(following) is None  # two rounds were asked for
+    assert rounds.again(following, RECORD) is not None and rounds.again(following, RECORD) is None  # two rounds were asked for
 
 
 def test_steps_left_out_suffice_for_one_round_over_all(tmp_path: Path, bert: Backbone) -> None:
     many = [f"case {number} is late" for number in range(4000)]
     ready = Prepared(self_trained(bert, tmp_path, many, steps=None), (TRAIN, None), bert)
-    following = SelfTraining(ready, bert).again(ready)
+    following = SelfTraining(ready, bert).again(ready, RECORD)
     assert following is not None and following.spec.steps == -(-len(following.part.train) // 16)
 
 
@@ -122,7 +124,14 @@ def test_of_rounds_with_validation_rows_the_one_that_gets_most_right_is_kept(tmp
         embedded = embed_texts(bert, ready.prompt.state(), [example.input for example in late_or_broken])
         for twin, anchors in ((good, embedded), (bad, embedded.flip(0))):
             twin.part.objective.get_parameter("anchors").copy_(anchors)
-    assert [rounds.is_best(each) for each in (bad, good, bad, good)] == [True, True, False, True]
+    assert rounds.artifact() is None
+    for number, (each, kept) in enumerate([(bad, 0), (good, 1), (bad, 1)]):
+        assert (rounds.again(each, RECORD) is None) == (number == 2)
+        found = rounds.artifact()
+        assert found and found.manifest.self_training
+        assert found.manifest.self_training.kept == kept and found.manifest.self_training.right == (0, 2, 0)[: number + 1]
+    assert torch.equal(found.tensors["anchors"], embedded) and "round 1 of 2 kept" in found.manifest.self_training.summary()
+    assert found.manifest.self_training.summary().endswith("learned from; validation rows right, from round 0: 0, 2, 0")
 
 
 def test_a_fleet_trains_each_as_alone(tmp_path: Path, bert: Backbone) -> None:
@@ -149,7 +158,7 @@ def test_inputs_that_have_a_label_are_left_out(tmp_path: Path, bert: Backbone) -
     counts = []
     for task in (more, all_of_them):
         ready = Prepared(task, (TRAIN, VALIDATION), bert)
-        following = SelfTraining(ready, bert).again(ready)
+        following = SelfTraining(ready, bert).again(ready, RECORD)
         assert following
         counts.append(following.found["self_training"].rounds[0].inputs)
     assert counts[0] == counts[1]
