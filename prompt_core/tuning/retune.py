@@ -91,11 +91,14 @@ def retune_fleet(
                 warm[number] = _from(order.task, place)
         fleet = [*tasks, *warm.values()]
         sides = [*(order.sides for order in orders), *(orders[number].sides for number in warm)]
-        tokens = [0] * len(fleet)
+        tokens, before = [0] * len(fleet), [0] * len(fleet)
         show = on_step(len(fleet)) if on_step else None
 
         def count(number: int, step: Step) -> None:
-            tokens[number] = step.tokens
+            if step.number == 1 or step.tokens < before[number]:  # it began again: a round of self-training, or a rollback
+                before[number] = 0
+            tokens[number] += step.tokens - before[number]
+            before[number] = step.tokens
             if show:
                 show(number, step)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from helpers import a_task, examples
 
@@ -91,3 +93,13 @@ def test_a_prompt_is_known_by_what_it_was_made_of(bert: Backbone) -> None:
         assert is_made_of(prompt, task, SIDES, *about)
         assert not is_made_of(prompt, task, more, *about)
         assert not is_made_of(prompt, a_member(bert, seed=1), SIDES, *about)
+
+
+def test_trained_tokens_are_those_of_every_round_of_self_training(bert: Backbone, tmp_path: Path) -> None:
+    pl.DataFrame({"text": [f"Our {word} is here" for word in WORDS]}).write_csv(tmp_path / "more.csv")
+    data = {"path": "-", "target": "label", "unlabelled": "more.csv", "test": 0.05}
+    tokens = []
+    for rounds in (0, 1, 2):
+        task = a_task(bert.identity.name, folder=tmp_path, data=data, tune={"steps": 4, "batch_examples": 4, "self_training": rounds})
+        tokens.append(retuned(Order(task, SIDES), bert).tokens)
+    assert 1.5 * tokens[0] < tokens[1] and 1.25 * tokens[1] < tokens[2]
