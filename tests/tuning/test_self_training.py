@@ -134,6 +134,26 @@ def test_of_rounds_with_validation_rows_the_one_that_gets_most_right_is_kept(tmp
     assert found.manifest.self_training.summary().endswith("learned from; validation rows right, from round 0: 0, 2, 0")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "pairs", "head": "logistic"},
+        {"calibrate": True},
+        {
+            "steps": None,
+            "search": {"trials": 2, "together": 2, "folds": 2, "space": {"tune.learning_rate": [0.01, 0.02], "tune.steps": [2, 4]}},
+        },
+    ],
+)
+def test_other_losses_calibration_and_a_search_go_with_it(tmp_path: Path, bert: Backbone, settings: dict[str, Any]) -> None:
+    prompt = tune(self_trained(bert, tmp_path, **settings), TRAIN, None, bert)
+    manifest = prompt.manifest
+    assert manifest.self_training and manifest.self_training.kept == 2 and manifest.data.unlabelled_rows == len(MORE)
+    assert ("label_bias" in prompt.tensors) == ("calibrate" in settings) and ("head_bias" in prompt.tensors) == ("head" in settings)
+    assert (manifest.search is not None) == ("search" in settings)
+    assert set(prompt.predict(MORE, bert)) <= {"late", "broken"}
+
+
 def test_a_fleet_trains_each_as_alone(tmp_path: Path, bert: Backbone) -> None:
     one, plain = self_trained(bert, tmp_path, self_training=1), self_trained(bert, tmp_path, self_training=0)
     results = tune_fleet([one, plain], [(TRAIN, None)] * 2, bert)
