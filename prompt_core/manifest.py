@@ -77,8 +77,10 @@ class SelfTrainingRecord(Record):
 
     def summary(self) -> str:
         """One line."""
-        own = self.rounds[self.kept - 1]
-        learned = f", {own.labelled:,} of {own.inputs:,} inputs without labels learned from" if self.kept else ""
+        learned = ""
+        if self.kept:
+            own = self.rounds[self.kept - 1]
+            learned = f", {own.labelled:,} of {own.inputs:,} inputs without labels learned from"
         right = f"; validation rows right, from round 0: {', '.join(map(str, self.right))}" if self.right else ""
         return f"round {self.kept} of {len(self.rounds)} kept{learned}{right}"
 

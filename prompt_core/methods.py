@@ -152,7 +152,7 @@ class TuneSpec(Part):
     ] = Field(default=None, description="choose settings by cross-validation; auto: with all defaults; left out: no search")
 
     def steps_for(self, examples: int, rounds: int = _ROUNDS) -> int:
-        """`steps`; where they are left out five rounds over so many training examples, but 80 at least and 500 at most."""
+        """`steps`; where they are left out five (or other) rounds over so many examples, but 80 at least and 500 at most."""
         return self.steps or min(max(_FEWEST_STEPS, -(-rounds * examples // self.batch_examples)), _MOST_STEPS)
 
     @property

@@ -141,7 +141,7 @@ def outside_test(inputs: pl.DataFrame, task: TaskSpec) -> pl.DataFrame:
     """
     fields = Template(task).fields
     ids = pl.Series("_id", [example_id(values) for values in inputs.select(fields).rows()], dtype=pl.String)
-    frame = inputs.select(ids, *fields).unique("_id", keep="first").sort("_id")
+    frame = inputs.select(ids, *fields).sort("_id", *fields).unique("_id", keep="first", maintain_order=True)
     if task.data.test_path is None:
         return frame.filter(_draw(frame) >= task.data.test)
     test, _ = remove_unusable(read_examples(task, task.locate(task.data.test_path)), task)

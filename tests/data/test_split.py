@@ -50,6 +50,8 @@ def test_inputs_outside_test_are_those_that_no_split_would_test_on(numbers: set[
     found, splits = outside_test(inputs, task), split(frame, task)
     assert found["_id"].to_list() == sorted([*splits.train["_id"], *splits.validation["_id"]])
     assert found.columns == ["_id", "text"]
+    spelled = pl.concat([inputs.select("text"), frame.select(pl.col("text").str.replace(" ", "  "))])
+    assert outside_test(spelled, task).equals(outside_test(spelled[::-1], task))
 
 
 def test_inputs_outside_a_test_file_are_those_that_it_does_not_hold(tmp_path: Path) -> None:
