@@ -5,7 +5,7 @@
     python benchmarks/quality.py smollm2 induction --examples 32 --seeds 0
     python benchmarks/quality.py smollm2 mr_polarity --examples 16 --test 300 --seeds 0-2 --contenders untuned,few_shot_8,deep,text,ladder
     python benchmarks/quality.py minilm banking77 clinc150 subj mr_polarity --examples 10 --seeds 0-9
-    python benchmarks/quality.py minilm subj mr_polarity --examples 10 --seeds 0-3 --contenders untuned,deep,self_trained --variant self
+    python benchmarks/quality.py minilm subj mr_polarity --examples 10 --seeds 0-4 --contenders untuned,deep,self_trained --variant self
 
 Every contender of a seed sees the same examples, and no setting is chosen by looking at test rows. What is done is kept
 under .promptmill/quality, so that an interrupted run goes on; the result holds every run that fits the command. Outputs
