@@ -16,7 +16,7 @@ import torch
 import prompt_core
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, EncoderDecoder
-from prompt_core.data import prepare, read_unlabelled
+from prompt_core.data import outside_test, prepare, read_unlabelled
 from prompt_core.data.digest import frame_digest
 from prompt_core.data.drift import profile_of
 from prompt_core.encoded import Encoded
@@ -54,7 +54,6 @@ class Prepared:
 
     Attributes:
         labels: of a classifier, sorted.
-        unlabelled: the inputs of `data.unlabelled`, where the task makes use of them.
         prompt: where tuning starts; may be exchanged for one of the same kind before `part` is asked for.
         lessons: further examples, whose labels the prompt of a round before has given.
         found: further parts of the manifest, about what came before.
@@ -83,7 +82,7 @@ class Prepared:
         self._train, self._validation = sides[0], sides[0].clear() if sides[1] is None else sides[1]
         if self._train.is_empty():
             raise PromptmillError(f"task {task.name}: data", "there is no training example", "Add rows.")
-        encoding = TaskEncoding(task, backbone)
+        encoding = self._encoding = TaskEncoding(task, backbone)
         self.labels = _labels(task, self._train)
         demonstrations = _demonstrations(task, self._train) if task.data.target else []
         self._teacher = Teacher(task, backbone, self._train) if task.objective == "distill" else None
@@ -115,9 +114,9 @@ class Prepared:
             continue_from(self._objective, self._source)
         if task.tune.contrastive:
             check_pairs(task, [*self._examples, *self._named], self._held_out)
-        self.unlabelled = read_unlabelled(task) if task.reads_unlabelled else self._train.clear()
+        self._unlabelled = read_unlabelled(task) if task.reads_unlabelled else self._train.clear()
         if isinstance(self._objective, Classification) and task.tune.calibrate:
-            inputs = [encoding.encode(row) for row in self.unlabelled.iter_rows(named=True)]
+            inputs = [encoding.encode(row) for row in self._unlabelled.iter_rows(named=True)]
             self._objective.calibration = Calibration(inputs, task.tune.batch_tokens)
         self._check_length()
 
@@ -147,6 +146,20 @@ class Prepared:
             return spec
         steps = max(spec.steps_for(len(self._examples)), spec.steps_for(len(self.part.train), rounds=1))
         return spec.model_copy(update={"steps": steps})
+
+    def unlabelled(self, most: int) -> list[Encoded]:
+        """So many inputs of `data.unlabelled` at most, encoded; none that may be a test row, has a label or names one.
+
+        Raises:
+            PromptmillError: there is none.
+        """
+        labelled = {example.input for example in (*self._examples, *self._held_out, *self._named)}
+        rows = outside_test(self._unlabelled, self.task).head(most).iter_rows(named=True)
+        inputs = [example for example in map(self._encoding.encode, rows) if example.input not in labelled]
+        if not inputs:
+            what = f"none of {len(self._unlabelled)} inputs is left without those that may be test rows or have a label"
+            raise PromptmillError(f"task {self.task.name}: data.unlabelled", what, "Add inputs.")
+        return inputs
 
     def twin(self) -> Prepared:
         """A copy as it stands, to be tuned apart."""
@@ -208,8 +221,8 @@ class Prepared:
                 train=frame_digest(self._train),
                 validation_rows=len(self._validation),
                 validation=frame_digest(self._validation),
-                unlabelled_rows=len(self.unlabelled),
-                unlabelled=frame_digest(self.unlabelled) if len(self.unlabelled) else None,
+                unlabelled_rows=len(self._unlabelled),
+                unlabelled=frame_digest(self._unlabelled) if len(self._unlabelled) else None,
                 profile=self._profile,
             ),
             versions=library_versions(),

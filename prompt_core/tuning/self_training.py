@@ -12,14 +12,13 @@ from torch import Tensor
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
-from prompt_core.data import outside_test
 from prompt_core.data.packing import pack
-from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.manifest import SelfTrainingRecord, SelfTrainingRound, TuningRecord
 from prompt_core.prompts import Tree, hidden_states, lower
 from prompt_core.tuning.objective import Classification, PooledClassification, embed_texts
 from prompt_core.tuning.prepared import Prepared
+from prompt_core.tuning.score import held_out_score
 
 _MOST_INPUTS = 10_000  # more than the steps of a round come to
 _SURE = 0.8  # share of a label's inputs that are learned from
@@ -27,6 +26,8 @@ _NEIGHBOURS = 10
 _WIDTH = 0.05  # of the neighbours' weight, in cosine
 _GIVEN_AWAY = 0.5  # share of what is said of a row that its neighbours decide
 _PASSES = 20  # what is left to change then is a millionth
+
+_Kept = tuple[int, Prepared, TuningRecord]  # the round, and what it gave
 
 
 class SelfTraining:
@@ -47,27 +48,42 @@ class SelfTraining:
 
     def __init__(self, ready: Prepared, backbone: Backbone) -> None:
         self._start, self._backbone, self._budget = ready.twin(), backbone, ready.task.tune.batch_tokens
-        encoding, rows = TaskEncoding(ready.task, backbone), outside_test(ready.unlabelled, ready.task)
-        inputs, part = [encoding.encode(row) for row in rows.head(_MOST_INPUTS).iter_rows(named=True)], ready.part
-        labelled = {example.input for example in (*part.train, *part.validation)}
-        self._inputs = [example for example in inputs if example.input not in labelled]
-        if not self._inputs:
-            what = f"none of {len(ready.unlabelled)} inputs is left without those that may be test rows or have a label"
-            raise PromptmillError(f"task {ready.task.name}: data.unlabelled", what, "Add inputs.")
+        self._inputs = ready.unlabelled(_MOST_INPUTS)
         self._rounds: list[SelfTrainingRound] = []
         self._right: list[int] = []
         self._said: Tensor | None = None
-        self._kept: tuple[int, Prepared, TuningRecord] | None = None
+        self._kept: _Kept | None = None
 
-    def again(self, tuned: Prepared, record: TuningRecord) -> Prepared | None:
-        """Take in what a tuning gave; the task at its start with what that prompt says of the inputs as further examples.
+    def after(self, tuned: Prepared, record: TuningRecord | PromptmillError) -> Prepared | TunedPrompt | PromptmillError:
+        """What follows a tuning that ended so.
 
         Returns:
-            None after the last round.
+            The task at its start, with what the prompt says of the inputs as further examples. After the last round, or one that
+            failed, of all rounds the prompt that gets most validation rows right, the last of equals; the error where the first failed.
         """
-        self._keep(tuned, record)
-        if len(self._rounds) == self._start.task.tune.self_training:
-            return None
+        if isinstance(record, PromptmillError):
+            kept = self._kept
+            if kept is None:
+                return record
+        else:
+            kept = self._kept = self._better(tuned, record)
+            if len(self._rounds) < self._start.task.tune.self_training:
+                return self._following(tuned)
+        number, ready, own_record = kept
+        ready.found["self_training"] = self._record(number)
+        return ready.artifact(own_record)
+
+    def _better(self, tuned: Prepared, record: TuningRecord) -> _Kept:
+        part, most = tuned.part, max(self._right, default=0)
+        if part.validation:
+            fold = (part.prompt.state(), part.objective, part.validation)
+            _, accuracy = held_out_score(self._backbone, [fold], self._budget)
+            assert accuracy is not None  # it classifies
+            self._right.append(round(accuracy * len(part.validation)))
+        best = not self._right or self._right[-1] >= most
+        return (len(self._rounds), tuned, record) if best or self._kept is None else self._kept
+
+    def _following(self, tuned: Prepared) -> Prepared:
         chances = self._chances(tuned)
         said, sure = chances.argmax(-1), surest(chances)
         changed = None if self._said is None else round(float((said != self._said).double().mean()), 6)
@@ -78,33 +94,15 @@ class SelfTraining:
         following.found["self_training"] = self._record(0)  # so that its checkpoint is its own
         return following
 
-    def artifact(self) -> TunedPrompt | None:
-        """Of all rounds so far the prompt that gets most validation rows right, the last of equals; None before the first."""
-        if self._kept is None:
-            return None
-        number, ready, record = self._kept
-        ready.found["self_training"] = self._record(number)
-        return ready.artifact(record)
-
     def _record(self, kept: int) -> SelfTrainingRecord:
         return SelfTrainingRecord(rounds=tuple(self._rounds), kept=kept, right=tuple(self._right))
-
-    @torch.no_grad()
-    def _keep(self, tuned: Prepared, record: TuningRecord) -> None:
-        part, most = tuned.part, max(self._right, default=0)
-        if part.validation:
-            classifier, prompt = _classifier(tuned), lower(self._backbone, part.prompt.state())
-            batches = pack(part.validation, classifier.scoring_tokens, self._budget)
-            said = [int(label) for batch in batches for label in classifier.scores_behind(prompt, batch).argmax(-1)]
-            self._right.append(sum(label == example.target[0] for label, example in zip(said, part.validation, strict=True)))
-        if not self._right or self._right[-1] >= most:
-            self._kept = (len(self._rounds), tuned, record)
 
     @torch.no_grad()
     def _chances(self, tuned: Prepared) -> Tensor:
         """Of each label for every input, float32 [inputs, labels]."""
         labelled = self._start.part.train
-        classifier, prompt = _classifier(tuned), lower(self._backbone, tuned.part.prompt.state())
+        classifier, prompt = tuned.part.objective, lower(self._backbone, tuned.part.prompt.state())
+        assert isinstance(classifier, Classification)  # a task that asks for self-training classifies
         scores, embeddings = [], []
         for batch in pack([*labelled, *self._inputs], classifier.scoring_tokens, self._budget):
             (states,) = hidden_states(self._backbone, [Tree(prompt, *classifier.scoring_segments(batch))])
@@ -116,12 +114,6 @@ class SelfTraining:
         given = F.one_hot(torch.tensor([example.target[0] for example in labelled]), len(self._start.labels))
         said = torch.cat([given.float(), torch.cat(scores)[len(labelled) :].softmax(-1)])
         return spread(torch.cat(embeddings), said)[len(labelled) :]
-
-
-def _classifier(tuned: Prepared) -> Classification:
-    objective = tuned.part.objective
-    assert isinstance(objective, Classification)  # a task that asks for self-training classifies
-    return objective
 
 
 def spread(embeddings: Tensor, said: Tensor) -> Tensor:

@@ -151,11 +151,11 @@ def _tuned(
 ) -> dict[int, TunedPrompt | PromptmillError]:
     """The prompts of tasks that are ready; those that ask for self-training are tuned again with the others that do, round by round."""
     results: dict[int, TunedPrompt | PromptmillError] = {}
-    taught: dict[int, SelfTraining] = {}
+    rounds: dict[int, SelfTraining] = {}
     for number, ready in prepared.items():
         if ready.task.tune.self_training:
             try:
-                taught[number] = SelfTraining(ready, backbone)
+                rounds[number] = SelfTraining(ready, backbone)
             except PromptmillError as error:
                 results[number] = error
     going = {number: ready for number, ready in prepared.items() if number not in results}
@@ -165,14 +165,17 @@ def _tuned(
             for number, ready in going.items()
         ]
         records = optimise(backbone, members, _checkpoint(checkpoints, list(going.values())))
-        following: dict[int, Prepared] = {}
-        for (number, ready), record in zip(going.items(), records, strict=True):
-            teacher, done = taught.get(number), record if isinstance(record, PromptmillError) else ready.artifact(record)
-            if teacher and not isinstance(record, PromptmillError) and (again := teacher.again(ready, record)):
-                following[number] = again
-            else:  # of rounds the best, also where a later one failed
-                results[number] = (teacher and teacher.artifact()) or done
-        going = following
+        tuned, going = going, {}
+        for (number, ready), record in zip(tuned.items(), records, strict=True):
+            outcome: Prepared | TunedPrompt | PromptmillError
+            if number in rounds:
+                outcome = rounds[number].after(ready, record)
+            else:
+                outcome = record if isinstance(record, PromptmillError) else ready.artifact(record)
+            if isinstance(outcome, Prepared):
+                going[number] = outcome
+            else:
+                results[number] = outcome
     return results
 
 
@@ -198,10 +201,11 @@ def tune_multitask(
         PromptmillError: a task cannot be used, or does not fit the first.
     """
     backbone = _common_backbone(tasks, backbone)
-    for name in ("search", "self_training"):
-        if asking := [task.name for task in tasks if getattr(task.tune, name) or (name == "search" and task.search)]:
-            what = "is not for several tasks with one prompt"
-            raise PromptmillError(f"task {asking[0]}: tune.{name}", what, "Leave it out.")
+    for task in tasks:
+        for field, asks in (("search", task.search), ("self_training", task.tune.self_training)):
+            if asks:
+                what = f"asks for a {field.replace('_', '-')}, which several tasks with one prompt cannot have"
+                raise PromptmillError(f"task {task.name}: tune.{field}", what, "Leave it out.")
     prepared = [Prepared(task, examples[number] if examples else None, backbone) for number, task in enumerate(tasks)]
     shared = nn.Parameter(prepared[0].prompt.state().rows.detach().clone())
     for ready in prepared:

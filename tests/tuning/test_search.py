@@ -170,7 +170,7 @@ def test_tasks_with_and_without_a_search_share_a_fleet(llama: Backbone) -> None:
 
 
 def test_several_tasks_with_one_prompt_are_not_searched(llama: Backbone) -> None:
-    with pytest.raises(PromptmillError, match=r"task t: tune.search: is not for several tasks with one prompt"):
+    with pytest.raises(PromptmillError, match=r"task t: tune.search: asks for a search"):
         tune_multitask([a_search(llama)], [(TRAIN, VALIDATION)], llama)
 
 

@@ -16,15 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipelines.metadata import tuning_metadata
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.errors import PromptmillError
 from prompt_core.manifest import TuningRecord
+from prompt_core.prompts import lower
 from prompt_core.task import TaskSpec
 from prompt_core.tuning import tune, tune_fleet, tune_multitask
 from prompt_core.tuning.gradient import optimise
 from prompt_core.tuning.member import Member
-from prompt_core.tuning.objective import embed_texts
+from prompt_core.tuning.objective import Classification, embed_texts
 from prompt_core.tuning.prepared import Prepared
 from prompt_core.tuning.self_training import SelfTraining, spread, surest
 
@@ -96,24 +98,35 @@ def test_a_round_starts_anew_and_learns_from_what_the_prompt_said(tmp_path: Path
     rounds = SelfTraining(ready, backbone)
     optimise(backbone, [Member([ready.part], ready.spec.model_copy(update={"steps": 3}), ready.generator)])
     tuned = {name: value.clone() for name, value in ready.prompt.tensors().items()}
-    following = rounds.again(ready, RECORD)
-    assert following is not None
+    following = rounds.after(ready, RECORD)
+    assert isinstance(following, Prepared)
     assert all(torch.equal(value, start[name]) for name, value in following.prompt.tensors().items())
     assert all(torch.equal(value, tuned[name]) for name, value in ready.prompt.tensors().items())
     labelled, train = ready.part.train, following.part.train
     assert train[: 4 * len(labelled)] == labelled * 4
     lessons = train[4 * len(labelled) :]
-    assert list(following.lessons) == lessons and {lesson.target[0] for lesson in lessons} <= {0, 1}
+    assert list(following.lessons) == lessons
+    inputs, prompt, classifier = ready.unlabelled(100), lower(backbone, ready.part.prompt.state()), ready.part.objective
+    assert isinstance(classifier, Classification)
+    with torch.no_grad():
+        chances = classifier.scores_behind(prompt, inputs).softmax(-1)
+        embedded = embed_texts(backbone, prompt, [example.input for example in [*labelled, *inputs]])
+    given = F.one_hot(torch.tensor([example.target[0] for example in labelled]), 2).float()
+    expected = spread(embedded, torch.cat([given, chances]))[len(labelled) :]
+    assert [(lesson.input, lesson.target) for lesson in lessons] == [
+        (inputs[n].input, (int(expected[n].argmax()),)) for n in surest(expected)
+    ]
     assert len({lesson.input for lesson in lessons}) == len(lessons) and not {e.input for e in labelled} & {e.input for e in lessons}
     assert following.spec.steps == 80 and ready.spec == ready.task.tune
-    assert rounds.again(following, RECORD) is not None and rounds.again(following, RECORD) is None  # two rounds were asked for
+    assert isinstance(rounds.after(following, RECORD), Prepared)
+    assert isinstance(rounds.after(following, RECORD), TunedPrompt)  # two rounds were asked for
 
 
 def test_steps_left_out_suffice_for_one_round_over_all(tmp_path: Path, bert: Backbone) -> None:
     many = [f"case {number} is late" for number in range(4000)]
     ready = Prepared(self_trained(bert, tmp_path, many, steps=None), (TRAIN, None), bert)
-    following = SelfTraining(ready, bert).again(ready, RECORD)
-    assert following is not None and following.spec.steps == -(-len(following.part.train) // 16)
+    following = SelfTraining(ready, bert).after(ready, RECORD)
+    assert isinstance(following, Prepared) and following.spec.steps == -(-len(following.part.train) // 16)
 
 
 def test_of_rounds_with_validation_rows_the_one_that_gets_most_right_is_kept(tmp_path: Path, bert: Backbone) -> None:
@@ -124,14 +137,32 @@ def test_of_rounds_with_validation_rows_the_one_that_gets_most_right_is_kept(tmp
         embedded = embed_texts(bert, ready.prompt.state(), [example.input for example in late_or_broken])
         for twin, anchors in ((good, embedded), (bad, embedded.flip(0))):
             twin.part.objective.get_parameter("anchors").copy_(anchors)
-    assert rounds.artifact() is None
-    for number, (each, kept) in enumerate([(bad, 0), (good, 1), (bad, 1)]):
-        assert (rounds.again(each, RECORD) is None) == (number == 2)
-        found = rounds.artifact()
-        assert found and found.manifest.self_training
-        assert found.manifest.self_training.kept == kept and found.manifest.self_training.right == (0, 2, 0)[: number + 1]
+    assert isinstance(rounds.after(bad, RECORD), Prepared) and isinstance(rounds.after(good, RECORD), Prepared)
+    found = rounds.after(bad, RECORD)
+    assert isinstance(found, TunedPrompt) and found.manifest.self_training
+    assert found.manifest.self_training.kept == 1 and found.manifest.self_training.right == (0, 2, 0)
     assert torch.equal(found.tensors["anchors"], embedded) and "round 1 of 2 kept" in found.manifest.self_training.summary()
     assert found.manifest.self_training.summary().endswith("learned from; validation rows right, from round 0: 0, 2, 0")
+
+
+def test_a_round_that_fails_leaves_the_best_before_and_the_first_its_error(tmp_path: Path, bert: Backbone) -> None:
+    error = PromptmillError("step 3", "the training loss is nan", "Lower tune.learning_rate.")
+    ready = Prepared(self_trained(bert, tmp_path), (TRAIN, None), bert)
+    assert SelfTraining(ready, bert).after(ready, error) is error
+    rounds = SelfTraining(ready, bert)
+    following = rounds.after(ready, RECORD)
+    assert isinstance(following, Prepared)
+    found = rounds.after(following, error)
+    assert isinstance(found, TunedPrompt) and found.manifest.self_training and found.manifest.self_training.kept == 0
+    assert found.manifest.self_training.summary() == "round 0 of 1 kept"
+    assert all(torch.equal(found.tensors[name], value) for name, value in ready.prompt.tensors().items())
+
+
+def test_the_assets_metadata_says_which_round_was_kept(tmp_path: Path, bert: Backbone) -> None:
+    prompt = tune(self_trained(bert, tmp_path), TRAIN, None, bert)
+    said = tuning_metadata(prompt, 1.0)["self-training"]
+    assert prompt.manifest.self_training and said == prompt.manifest.self_training.summary() and said.startswith("round 2 of 2 kept")
+    assert "self-training" not in tuning_metadata(tune(self_trained(bert, tmp_path, self_training=0), TRAIN, None, bert), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -178,8 +209,8 @@ def test_inputs_that_have_a_label_are_left_out(tmp_path: Path, bert: Backbone) -
     counts = []
     for task in (more, all_of_them):
         ready = Prepared(task, (TRAIN, VALIDATION), bert)
-        following = SelfTraining(ready, bert).again(ready, RECORD)
-        assert following
+        following = SelfTraining(ready, bert).after(ready, RECORD)
+        assert isinstance(following, Prepared)
         counts.append(following.found["self_training"].rounds[0].inputs)
     assert counts[0] == counts[1]
 
@@ -202,7 +233,7 @@ def test_what_does_not_fit_is_one_line(parts: dict[str, Any], finding: str) -> N
 
 
 def test_several_tasks_with_one_prompt_have_no_rounds(tmp_path: Path, llama: Backbone) -> None:
-    with pytest.raises(PromptmillError, match=r"task t: tune.self_training: is not for several tasks with one prompt"):
+    with pytest.raises(PromptmillError, match=r"task t: tune.self_training: asks for a self-training, which several tasks"):
         tune_multitask([self_trained(llama, tmp_path)], [(TRAIN, None)], llama)
 
 
