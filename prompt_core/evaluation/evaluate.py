@@ -19,10 +19,13 @@ from prompt_core.evaluation.measure import About, Rows, evaluate_contenders
 from prompt_core.evaluation.record import Cost, Evaluation, Leaked
 from prompt_core.evaluation.wanted import Wanted, wanted_of
 from prompt_core.export.roundtrip import round_trips
-from prompt_core.prediction import as_fields, label_scores, restore, restore_classifier
+from prompt_core.mixed import answer
+from prompt_core.prediction import label_scores
+from prompt_core.ready import ReadyPrompt
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
 from prompt_core.text.copying import Copies
+from prompt_core.tuning.tags import TokenTags
 
 _COUNTED = 500  # test inputs whose tokens are counted
 
@@ -56,7 +59,8 @@ def evaluate(
     production = None if production is None or production.digest == prompt.digest else production
     test, alike = _asked_once(task, splits.test)
     asked = _asked(task, test, wanted_of(task, test.rows(named=True), alike))
-    leaked, cost = _leaked(task, prompt, splits), _cost(prompt, test, backbone)
+    ready = ReadyPrompt.of(prompt, backbone)
+    leaked, cost = _leaked(task, prompt, splits), _cost(prompt, ready, test)
     trips = round_trips(task, prompt, backbone, test.rows(named=True))
     if task.objective == "distill":
         contenders, taught, saved = distilled_contenders(task, prompt, splits, backbone, production, on_progress)
@@ -65,8 +69,8 @@ def evaluate(
         return evaluate_contenders(task, Rows(asked.inputs, targets, asked.wanted, asked.columns), contenders, about)
     contenders = list(measure_untuned(task, splits, backbone, on_progress) if untuned is None else untuned)
     if production is not None:
-        contenders.append(_answered("production", production, test, backbone, on_progress))
-    contenders.append(_answered("tuned", prompt, test, backbone, on_progress))
+        contenders.append(_answered("production", ReadyPrompt.of(production, backbone), test, on_progress))
+    contenders.append(_answered("tuned", ready, test, on_progress))
     return evaluate_contenders(task, asked, contenders, About(prompt.digest, None, leaked, cost, trips))
 
 
@@ -112,25 +116,23 @@ def _asked(task: TaskSpec, test: pl.DataFrame, wanted: Wanted) -> Rows:
     )
 
 
-def _answered(kind: Kind, prompt: TunedPrompt, test: pl.DataFrame, backbone: Backbone, on_progress: OnContender | None) -> Contender:
-    """A tuned prompt's answers to the test rows, a classifier's with its probabilities, and the time that they took."""
+def _answered(kind: Kind, ready: ReadyPrompt, test: pl.DataFrame, on_progress: OnContender | None) -> Contender:
+    """A tuned prompt's answers to the test rows, a classifier's with its probabilities, and the time that they took.
+
+    What is read is what users will have read: with the examples, say, that a prompt retrieves for each input.
+    """
     shown = partial(on_progress, kind) if on_progress else None
-    rows = test.rows(named=True)
     began = time.perf_counter()
-    if prompt.task.objective != "classify":
-        texts = prompt.predict(rows, backbone, shown)
+    inputs = ready.encode_all(test.rows(named=True))
+    if ready.scorer is None or isinstance(ready.scorer, TokenTags):
+        texts = [found.text for found in answer([(ready, example) for example in inputs], shown)]
         return Contender(kind, kind, texts, seconds=time.perf_counter() - began)
-    prompt.check_base(backbone.identity)
-    encoding, labels = TaskEncoding(prompt.worded, backbone), prompt.manifest.labels
-    inputs = [encoding.encode(fields) for fields in as_fields(rows, encoding.fields)]
-    tuned, classifier = restore(prompt, encoding, backbone), restore_classifier(prompt, encoding, backbone)
-    scores = label_scores(backbone, classifier, tuned, inputs, len(labels), prompt.task.tune.batch_tokens, shown)
-    return choosing(kind, kind, scores, labels, time.perf_counter() - began)
+    scores = label_scores(ready.backbone, ready.scorer, ready.state, inputs, len(ready.labels), ready.batch_tokens, shown)
+    return choosing(kind, kind, scores, ready.labels, time.perf_counter() - began)
 
 
-def _cost(prompt: TunedPrompt, test: pl.DataFrame, backbone: Backbone) -> Cost:
-    encoding = TaskEncoding(prompt.worded, backbone)
-    tokens = [len(encoding.encode(row).input) for row in test.head(_COUNTED).iter_rows(named=True)]
+def _cost(prompt: TunedPrompt, ready: ReadyPrompt, test: pl.DataFrame) -> Cost:
+    tokens = [len(example.input) for example in ready.encode_all(test.head(_COUNTED).rows(named=True))]
     mean = round(sum(tokens) / max(len(tokens), 1), 2)
     return Cost(prompt_tokens=prompt.manifest.tokens, prompt_bytes=prompt.num_bytes, input_tokens=mean)
 

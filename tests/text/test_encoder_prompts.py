@@ -185,6 +185,17 @@ def test_it_is_evaluated_beside_label_names_and_stored(bert: Backbone, rows: pl.
     assert store.get("t", 1).predict(TEXTS, bert) == found.predict(TEXTS, bert)
 
 
+def test_it_is_judged_by_what_it_answers(bert: Backbone, found: TunedPrompt) -> None:
+    prompt = TunedPrompt(found.manifest.model_copy(update={"text": PROMPT}), {}, found.origin)
+    frame = examples(*[(text, "ab"[i % 2]) for i, text in enumerate(TEXTS)])[:8]
+    evaluation = evaluate(prompt.task, prompt, Splits(train=frame, validation=frame, test=frame), bert)
+    answers = dict(zip(frame["text"], prompt.answer(frame["text"].to_list(), bert), strict=True))
+    assert evaluation.cases
+    for case in evaluation.cases:
+        answer = answers[case.input["text"]]
+        assert (case.after, case.confidence) == (answer.text, pytest.approx(100 * (answer.score or 0), abs=0.01))
+
+
 def test_mistakes_are_told_and_the_budget_counts_each_wording_once(bert: Backbone, rows: pl.DataFrame) -> None:
     judge = judge_of(text_task(bert), bert, rows)
     own, every = Candidate("", "as_written"), list(range(len(rows)))

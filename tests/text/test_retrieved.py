@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 
 from prompt_core import PromptmillError, TunedPrompt
 from prompt_core.backbone import Backbone
+from prompt_core.data import Splits
+from prompt_core.evaluation.evaluate import evaluate
 from prompt_core.export import Published, export
+from prompt_core.ready import ReadyPrompt
 from prompt_core.task import TaskSpec
 from prompt_core.text.budget import Budget, Clock
 from prompt_core.text.candidate import Candidate
@@ -144,6 +147,20 @@ def test_a_search_tries_retrieval_and_a_found_prompt_predicts_when_it_is_loaded(
         alone = TunedPrompt(prompt.manifest.model_copy(update={"text": fixed}), {})
         assert alone.predict([text], llama) == loaded.predict([text], llama)
         assert alone.render({"text": text}) == loaded.render({"text": text}, shown)
+
+
+def test_it_is_judged_with_the_demonstrations_that_users_get(llama: Backbone, rows: pl.DataFrame, found: TunedPrompt) -> None:
+    prompt = picked(found, llama, rows)
+    test = examples(*[(f"{text} here", label) for text, label in ROWS])
+    evaluation = evaluate(prompt.task, prompt, Splits(train=rows[:6], validation=rows[6:], test=test), llama)
+    answers = dict(zip(test["text"], prompt.answer(test["text"].to_list(), llama), strict=True))
+    assert evaluation.cases
+    for case in evaluation.cases:
+        answer = answers[case.input["text"]]
+        assert (case.after, case.confidence) == (answer.text, pytest.approx(100 * (answer.score or 0), abs=0.01))
+    ready = ReadyPrompt.of(prompt, llama)
+    read = [len(example.input) for example in ready.encode_all(test["text"].to_list())]
+    assert evaluation.cost is not None and evaluation.cost.input_tokens == pytest.approx(sum(read) / len(read), abs=0.01)
 
 
 def test_a_task_that_writes_retrieves_too(llama: Backbone, rows: pl.DataFrame) -> None:
