@@ -12,7 +12,7 @@ from prompt_core.encoded import Encoded, Located
 from prompt_core.errors import PromptmillError
 from prompt_core.extraction.targets import check_extraction
 from prompt_core.task import TaskSpec
-from prompt_core.template import Template, plain, soft_mark, split_soft
+from prompt_core.template import BETWEEN, Template, plain, soft_mark, split_soft
 
 # Private-use characters stand for a field's value where the chat template is rendered only to find its parts.
 _OPEN, _CLOSE = "\ue000", "\ue001"
@@ -28,8 +28,11 @@ class TaskEncoding:
         soft: whether the template's soft tokens are there; without them it is the plain text of an untuned prompt.
         inside: whether an encoder reads what precedes the first field inside of every input, between its special tokens,
             as it reads any text; the root is then empty. A causal model has the same states either way.
+        solved: whether solved examples stand in front. Those of a plain string are parted by blank lines: no model ends
+            its answer behind them otherwise.
 
     Attributes:
+        stop: the text that ends an answer; None where a token does.
         root_text: everything before the first field, the same for every example.
         root: its token ids, with the tokenizer's leading special tokens; empty where the template starts with a field.
         soft_tokens: how many the template has; 0 without `soft`.
@@ -39,7 +42,7 @@ class TaskEncoding:
             root longer than the limit.
     """
 
-    def __init__(self, task: TaskSpec, backbone: Backbone, soft: bool = True, inside: bool = False) -> None:
+    def __init__(self, task: TaskSpec, backbone: Backbone, soft: bool = True, inside: bool = False, solved: bool = False) -> None:
         self._where = f"task {task.name}: template"
         self._template = Template(task, soft)
         self.soft_tokens = self._template.soft_tokens if soft else 0
@@ -50,6 +53,7 @@ class TaskEncoding:
         if self._template.is_chat and (self._to_decoder or not getattr(self._tokenizer, "chat_template", None)):
             what = f"backbone {backbone.identity.name} has no chat format"
             raise PromptmillError(self._where, what, "Write the template as one string.")
+        self.stop = BETWEEN if solved and backbone.causal and not self._template.is_chat and not self._to_decoder else None
         self._marked = {name: f"{_OPEN}{name}{_CLOSE}" for name in self._template.fields}
         marked = self._text(self._marked)
         head, _, rest = marked.partition(_OPEN)
@@ -184,7 +188,7 @@ class TaskEncoding:
             ]
             text = self._chat([*shared, *turns, *(m for m in query if m[0] != "system")])
         else:
-            solved = [f"{self._template.render(fields)[0][1]} {answer}\n\n" for fields, answer in demonstrations]
+            solved = [f"{self._template.render(fields)[0][1]} {answer}{BETWEEN}" for fields, answer in demonstrations]
             text = "".join([*([context + "\n\n"] if context else []), *solved, query[0][1]])
         ids = (*self._first, *self._front_ids(text.partition(_OPEN)[0].rstrip(" ")))
         return tuple(token for token in ids if token >= 0)  # as text, for which soft tokens say nothing
@@ -220,12 +224,16 @@ class TaskEncoding:
         return (*root[:keep], *root[len(root) - min(common, tokens) :]) if tokens < len(root) else tuple(root)
 
     def encode_target(self, target: str) -> list[int]:
-        """Token ids of a text to generate, with the end of turn. A decoder's text stands alone, as the tokenizer would have it."""
-        if self._to_decoder:
-            return [*self._leading, *self._ids(target), *self.end_of_turn]
-        # A chat turn starts on a fresh line; in a plain string the target is the next word and needs its space.
-        spaced = target if self._template.is_chat or self._suffix.endswith((" ", "\n")) else " " + target
-        return [*self._ids(spaced), *self.end_of_turn]
+        """Token ids of a text to generate, with what ends it."""
+        return self._ids(self._spaced(target) + self.stop) if self.stop else [*self.encode_answer(target), *self.end_of_turn]
+
+    def encode_answer(self, text: str) -> list[int]:
+        """Token ids of a text that is generated, without its end. A decoder's stands alone, as the tokenizer would have it."""
+        return [*self._leading, *self._ids(text)] if self._to_decoder else self._ids(self._spaced(text))
+
+    def _spaced(self, text: str) -> str:
+        # A chat turn starts on a fresh line; in a plain string the answer is the next word and needs its space.
+        return text if self._template.is_chat or self._suffix.endswith((" ", "\n")) else " " + text
 
     def encode_bare(self, text: str) -> list[int]:
         """Token ids of a text without anything around it."""
@@ -246,9 +254,15 @@ class TaskEncoding:
         return list(self._tokenizer.all_special_tokens)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of generated ids, without special tokens and surrounding white space."""
+        """The text of generated ids up to `stop`, without special tokens and surrounding white space."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text.strip()
+        return (text.partition(self.stop)[0] if self.stop else text).strip()
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens at which a text ends: `end_of_turn`, and `stop` where it is one."""
+        stop = self._ids(self.stop) if self.stop else []
+        return (*self.end_of_turn, *stop) if len(stop) == 1 else self.end_of_turn
 
     @cached_property
     def end_of_turn(self) -> tuple[int, ...]:

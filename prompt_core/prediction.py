@@ -38,7 +38,8 @@ def demonstrations_for(
 
 def encoding_of(prompt: TunedPrompt, backbone: Backbone) -> TaskEncoding:
     """How a prompt's inputs are read: an encoder reads the words of a text prompt inside of each."""
-    return TaskEncoding(prompt.worded, backbone, inside=prompt.manifest.kind == "text")
+    text = prompt.manifest.text
+    return TaskEncoding(prompt.worded, backbone, inside=text is not None, solved=text is not None and bool(text.demonstrations))
 
 
 def generate_texts(
@@ -50,7 +51,7 @@ def generate_texts(
     on_progress: OnProgress | None = None,
 ) -> list[str]:
     """Greedy texts behind a prompt."""
-    ids = generate(backbone, prompt, [e.input for e in inputs], max_new_tokens, encoding.end_of_turn, on_progress)
+    ids = generate(backbone, prompt, [e.input for e in inputs], max_new_tokens, encoding.ends, on_progress)
     return [encoding.decode(row) for row in ids]
 
 

@@ -19,6 +19,7 @@ import jinja2.sandbox
 from prompt_core.errors import PromptmillError, nearest
 from prompt_core.task import Role, TaskSpec
 
+BETWEEN = "\n\n"  # parts the solved examples in front of a plain string, so that an answer behind them ends there
 _SOFT = "soft"
 # Private-use characters, which no text means.
 _MARK = re.compile("\ue002(\\d+):(\\d+)\ue003")

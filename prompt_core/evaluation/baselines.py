@@ -57,15 +57,15 @@ def baselines(
         return _encoder_baselines(task, seen, inputs, encoding, backbone, on_progress)
     labels = sorted(seen[task.data.target].unique()) if task.objective == "classify" else []
     contenders = []
-    for name, root in _untuned_roots(task, seen, encoding).items():
+    for name, (reading, root) in _untuned(task, seen, encoding, backbone).items():
         prompt = PromptState.of(backbone, root=root)
         if task.writes:
             assert max_new_tokens is not None  # recorded by the tuning of every task that writes
-            texts = generate_texts(backbone, encoding, prompt, inputs, max_new_tokens, _named(on_progress, name))
+            texts = generate_texts(backbone, reading, prompt, inputs, max_new_tokens, _named(on_progress, name))
             contenders.append(Contender(name=name, kind="untuned", predictions=texts))
         else:
             tokens = task.tune.batch_tokens
-            classifier = build_classifier(task, encoding, backbone, labels)
+            classifier = build_classifier(task, reading, backbone, labels)
             scores = label_scores(backbone, classifier, prompt, inputs, len(labels), tokens, _named(on_progress, name))
             contenders.append(choosing(name, "untuned", scores, labels))
         if task.objective == "classify" and name == "zero_shot":
@@ -76,12 +76,16 @@ def baselines(
     return contenders
 
 
-def _untuned_roots(task: TaskSpec, seen: pl.DataFrame, encoding: TaskEncoding) -> dict[str, tuple[int, ...]]:
-    roots = {"zero_shot": encoding.root}
+def _untuned(
+    task: TaskSpec, seen: pl.DataFrame, encoding: TaskEncoding, backbone: Backbone
+) -> dict[str, tuple[TaskEncoding, tuple[int, ...]]]:
+    """What stands in front of the inputs, and how the answers behind it are written."""
+    found = {"zero_shot": (encoding, encoding.root)}
     if task.evaluate.few_shot:
+        solved = TaskEncoding(task, backbone, soft=False, solved=True)
         rows = list(seen.sort("_id").head(task.evaluate.few_shot).iter_rows(named=True))  # ids are hashes: a fair draw
-        roots["few_shot"] = encoding.root_with_demonstrations([(row, answer(task, row[task.data.target])) for row in rows])
-    return roots
+        found["few_shot"] = solved, solved.root_with_demonstrations([(row, answer(task, row[task.data.target])) for row in rows])
+    return found
 
 
 def _encoder_baselines(

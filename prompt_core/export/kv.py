@@ -29,6 +29,7 @@ for layer, (keys, values) in enumerate(zip(kv["keys"], kv["values"])):  # each [
 behind = torch.cat([ids.new_zeros(1, TOKENS), ids], 1)  # ids in the prompt's place are never read
 settings = {{"max_new_tokens": prompt["max_new_tokens"], "eos_token_id": prompt["stop_token_ids"], "do_sample": False}}
 answer = model.generate(behind, attention_mask=torch.ones_like(behind), past_key_values=cache, **settings)[0, behind.shape[1] :]
+print(tokenizer.decode(answer, skip_special_tokens=True).partition(prompt["stop"])[0])
 ```
 
 `generate` appends to the cache it is given: make one per call, or copy it. `keys` and `values` are float32

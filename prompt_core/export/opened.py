@@ -13,7 +13,7 @@ from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.encoding import TaskEncoding
 from prompt_core.export.package import Published, refused
 from prompt_core.parts import as_written
-from prompt_core.prediction import backbone_of, restore
+from prompt_core.prediction import backbone_of, encoding_of, restore
 from prompt_core.prompts import PromptState, lower
 from prompt_core.template import split_soft
 from prompt_core.tuning.build import descriptions
@@ -70,7 +70,7 @@ class Opened:
             PromptmillError: the template computes with its fields.
         """
         prompt, encoding = self.published.prompt, self.encoding
-        stop = list(encoding.end_of_turn)
+        ends = list(encoding.ends)
         recipe: dict[str, Any] = {
             "name": prompt.name,
             "version": self.published.version,
@@ -78,13 +78,13 @@ class Opened:
             "root": root,
             "input": [{kind: self.named(text) if kind == "text" else text} for kind, text in encoding.input_parts],
             "add_special_tokens": False,
-            "stop": self.backbone.tokenizer.decode(stop),
-            "stop_token_ids": stop,
+            "stop": encoding.stop or self.backbone.tokenizer.decode(ends),
+            "stop_token_ids": ends,
         }
         if prompt.task.objective == "generate":
             return recipe | {"max_new_tokens": prompt.manifest.max_new_tokens}
         said = {label: descriptions(prompt.worded, label) for label in prompt.manifest.labels}
-        words = {text: encoding.encode_target(text)[: -len(stop)] for own in said.values() for text in own}
+        words = {text: encoding.encode_answer(text) for own in said.values() for text in own}
         decode = self.backbone.tokenizer.decode
         return recipe | {
             "labels": {label: as_written(tuple(decode(words[text]) for text in own)) for label, own in said.items()},
@@ -128,5 +128,5 @@ def opened(published: Published, form: str) -> Opened:
     if prompt.manifest.text and prompt.manifest.text.retrieval:
         why = "it retrieves demonstrations for each input"
         raise refused(published, form, why, "Use the format folder, which promptmill reads.")
-    encoding = TaskEncoding(prompt.worded, backbone)
+    encoding = encoding_of(prompt, backbone)
     return Opened(published, backbone, encoding, restore(prompt, encoding, backbone))

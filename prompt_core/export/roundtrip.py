@@ -21,7 +21,7 @@ from prompt_core.evaluation.record import RoundTrip
 from prompt_core.export.export import export
 from prompt_core.export.licence import base_of
 from prompt_core.export.package import RECIPES, Published
-from prompt_core.prediction import generate_texts, restore
+from prompt_core.prediction import encoding_of, generate_texts, restore
 from prompt_core.task import TaskSpec
 from prompt_core.template import split_soft
 
@@ -158,13 +158,13 @@ def _written(model: Any, tokenizer: Any, recipe: Mapping[str, Any], rows: Sequen
             ids = torch.cat([ids.new_zeros(1, cache[0].shape[3]), ids], 1)
         with torch.inference_mode():
             answer = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
-        texts.append(tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True))
+        texts.append(tokenizer.decode(answer[0, ids.shape[1] :], skip_special_tokens=True).partition(recipe["stop"])[0])
     return texts
 
 
 def _compared(texts: Sequence[str], prompt: TunedPrompt, backbone: Backbone, rows: Sequence[Fields]) -> tuple[bool, str]:
     """Whether texts are those that the frozen model writes behind the prompt here."""
-    encoding = TaskEncoding(prompt.worded, backbone)
+    encoding = encoding_of(prompt, backbone)
     state = restore(prompt, encoding, backbone)
     ours = generate_texts(backbone, encoding, state, [encoding.encode(fields) for fields in rows], _limit(prompt))
     pairs = [(theirs.strip(), own.strip()) for theirs, own in zip(texts, ours, strict=True)]

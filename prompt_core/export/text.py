@@ -7,7 +7,7 @@ from typing import Any
 
 from prompt_core.export.package import RECIPES, Published, package, refused, write_json
 from prompt_core.parts import as_written
-from prompt_core.template import Template
+from prompt_core.template import BETWEEN, Template
 from prompt_core.text.prompt import TextPrompt
 from prompt_core.text.spec import TEMPLATE_CODE
 
@@ -23,11 +23,12 @@ fill = lambda text: jinja2.Template(text, keep_trailing_newline=True).render(fie
 asked = [message | {{"content": fill(message["content"])}} for message in prompt.get("messages", [])] or fill(prompt["prompt"])
 ```
 
-`asked` is what an OpenAI-compatible server takes as `messages`, or as `prompt` where the template is one string. `labels` says
-what a classifier's answers mean; one that is calibrated names `label_bias`, which is subtracted from the labels' scores (the
-`label_score` of the log-likelihoods of their tokens) where a server gives such. Of a label with several answers these count
-by log-mean-exp. Where `encoder` is named, that model embeds `asked`: an input belongs to the label whose texts in `labels` and
-`exemplars` (filled in as inputs are) have the mean embedding of highest cosine.
+`asked` is what an OpenAI-compatible server takes as `messages`, or as `prompt` where the template is one string; an answer behind
+solved examples in such a string ends at `stop`, which the server takes too. `labels` says what a classifier's answers mean; one
+that is calibrated names `label_bias`, which is subtracted from the labels' scores (the `label_score` of the log-likelihoods of
+their tokens) where a server gives such. Of a label with several answers these count by log-mean-exp. Where `encoder` is named,
+that model embeds `asked`: an input belongs to the label whose texts in `labels` and `exemplars` (filled in as inputs are) have
+the mean embedding of highest cosine.
 """
 
 
@@ -59,6 +60,8 @@ def _recipe(published: Published, text: TextPrompt, template: Template) -> dict[
     written: dict[str, Any] = (
         {"prompt": _open(shown)} if isinstance(shown, str) else {"messages": [m | {"content": _open(m["content"])} for m in shown]}
     )
+    if isinstance(shown, str) and text.demonstrations:
+        written["stop"] = BETWEEN
     recipe = written | {"name": prompt.name, "version": published.version, "digest": prompt.digest, "fields": list(template.fields)}
     if not manifest.labels:
         return recipe | {"max_new_tokens": manifest.max_new_tokens}

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from prompt_core.errors import PromptmillError
 from prompt_core.parts import Descriptions, all_texts
 from prompt_core.task import Role, TaskSpec
-from prompt_core.template import Template
+from prompt_core.template import BETWEEN, Template
 
 
 class Demonstration(BaseModel):
@@ -104,7 +104,7 @@ class TextPrompt(BaseModel):
         shown = self.demonstrations if retrieved is None else retrieved
         solved = [(template.render(each.fields), each.answer) for each in shown]
         if not template.is_chat:
-            return "".join([*(f"{messages[0][1]} {answer}\n\n" for messages, answer in solved), query[0][1]])
+            return "".join([*(f"{messages[0][1]} {answer}{BETWEEN}" for messages, answer in solved), query[0][1]])
         turns = [message for messages, answer in solved for message in [*_behind_system(messages), ("assistant", answer)]]
         ordered = [*(m for m in query if m[0] == "system"), *turns, *_behind_system(query)]
         return [{"role": str(role), "content": text} for role, text in ordered]

@@ -80,12 +80,11 @@ def continue_from(objective: Objective, source: TunedPrompt) -> None:
 
 def _words(task: TaskSpec, encoding: TaskEncoding, said: Sequence[tuple[str, str]]) -> list[list[int]]:
     """Token ids of what is said for labels, given as (label, text)."""
-    words = [encoding.encode_target(text) for _, text in said]
-    for (label, text), ids in zip(said, words, strict=True):
-        if len(ids) <= len(encoding.end_of_turn) or not text.strip():
+    for label, text in said:
+        if not encoding.encode_answer(text) or not text.strip():
             what = f'"{label}" is said as "{text}", which is no token of {task.backbone.name}'
             raise PromptmillError(f"task {task.name}: labels", what, "Name other words for it.")
-    return words
+    return [encoding.encode_target(text) for _, text in said]
 
 
 def label_examples(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> list[Encoded]:

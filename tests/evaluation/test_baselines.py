@@ -79,6 +79,22 @@ def test_a_writer_is_measured_on_texts(llama: Backbone) -> None:
     assert contenders_of(task, llama)[0] == [("zero_shot", "untuned"), ("tuned", "tuned")]
 
 
+def test_behind_solved_lines_a_model_writes_one_answer_and_no_further_lines(smollm2: Backbone) -> None:
+    capitals = [
+        ("France", "Paris"),
+        ("Italy", "Rome"),
+        ("Germany", "Berlin"),
+        ("Spain", "Madrid"),
+        ("Japan", "Tokyo"),
+        ("Greece", "Athens"),
+    ]
+    known, asked = examples(*capitals[:4]), examples(*capitals[4:])
+    parts = {"objective": "generate", "evaluate": {"few_shot": 4, "metrics": ["exact_match"], "max_new_tokens": 16}}
+    task = a_task("smollm2", template="Country: {{ text }}\nCapital:", **parts)
+    found = {each.name: list(each.predictions) for each in baselines(task, known, asked.rows(named=True), smollm2, 16)}
+    assert found["few_shot"] == asked["label"].to_list()
+
+
 def test_what_runs_today_is_a_contender_unless_it_is_the_same_prompt(llama: Backbone) -> None:
     task = a_task(
         llama.identity.name, template="Say a or b. {{ text }}\nIt is", tune={"steps": 2, "max_tokens": 64}, evaluate={"few_shot": 0}

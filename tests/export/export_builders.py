@@ -48,7 +48,8 @@ def run_readme(folder: Path, base: str | Path, **fields: str) -> dict[str, Any]:
     """The names that the Python code of an export's README defines, run in its folder with these fields and this base."""
     page = (folder / "README.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
-    code = re.sub(r"fields = \{.*\}", f"fields = {fields!r}", code).replace('"tiny-llama"', repr(str(base)))
+    code = re.sub(r"fields = \{.*\}", f"fields = {fields!r}", code)
+    code = re.sub(r'from_pretrained\("[^"]*"', f"from_pretrained({str(base)!r}", code)
     names: dict[str, Any] = {}
     with contextlib.chdir(folder):
         exec(code, names)

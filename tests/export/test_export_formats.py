@@ -13,9 +13,12 @@ import torch
 from export_builders import EVALUATION, TEXTS, published, run_readme
 from helpers import a_task, backbone_at, examples, plain_model, save_tiny
 
+from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.errors import PromptmillError
 from prompt_core.export import Published, export
+from prompt_core.export.licence import base_of
+from prompt_core.text.prompt import Demonstration, TextPrompt
 from prompt_core.tuning import tune
 
 SOFT, DEEP = {"prompt": {"kind": "soft"}}, {"prompt": {"kind": "deep"}}
@@ -31,6 +34,24 @@ def test_keys_and_values_in_transformers_generate(family: str, parts: dict[str, 
     for text, expected in zip(TEXTS[:2], each.prompt.predict(TEXTS[:2], backbone), strict=True):
         names = run_readme(tmp_path / "out", folder, text=text)
         assert names["tokenizer"].decode(names["answer"], skip_special_tokens=True).strip() == expected
+
+
+def test_solved_lines_say_where_an_answer_behind_them_ends(smollm2: Backbone, tmp_path: Path) -> None:
+    capitals = {"France": "Paris", "Italy": "Rome", "Germany": "Berlin", "Spain": "Madrid", "Japan": "Tokyo"}
+    searched = {"prompt": {"kind": "text"}, "text": {"rounds": 1, "together": 2, "demonstrations": 0}}
+    parts = {"objective": "generate", "evaluate": {"few_shot": 0, "metrics": ["exact_match"], "max_new_tokens": 16}, **searched}
+    found = tune(a_task("smollm2", template="Country: {{ text }}\nCapital:", **parts), examples(*capitals.items()), None, smollm2)
+    shown = tuple(Demonstration(fields={"text": country}, answer=capital) for country, capital in [*capitals.items()][:4])
+    text = TextPrompt(template=found.task.template, demonstrations=shown)
+    prompt = TunedPrompt(found.manifest.model_copy(update={"text": text}), {}, found.origin)
+    assert prompt.predict(["Japan"], smollm2) == ["Tokyo"]
+    for form in ("kv", "text"):
+        export([Published(prompt, 1, EVALUATION)], tmp_path / form, form)
+        (recipe,) = json.loads((tmp_path / form / "prompts.json").read_text(encoding="utf-8"))
+        assert recipe["stop"] == "\n\n"
+    names = run_readme(tmp_path / "kv", Path(base_of(prompt).source), text="Japan")
+    written = names["tokenizer"].decode(names["answer"], skip_special_tokens=True)
+    assert written.partition(names["prompt"]["stop"])[0].strip() == "Tokyo"
 
 
 @pytest.mark.parametrize("template", ["Answer briefly. {{ text }}\n", "Read {{ soft(3) }} this: {{ text }} {{ soft(2) }} now\n"])

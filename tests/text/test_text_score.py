@@ -109,3 +109,15 @@ def test_what_is_rendered_as_one_string_is_what_the_model_reads(llama: Backbone,
     question = Question.of(task, prompt, llama, LABELS)
     for row in ROWS:
         assert list(question.root.root + question.encode(task, row).input) == llama.tokenizer(prompt.render(task, row)).input_ids
+
+
+def test_behind_solved_lines_an_answer_ends_at_the_blank_line_that_parts_them(llama: Backbone, llama_folder: Path) -> None:
+    task = task_for(llama_folder, LINES, objective="generate")
+    alone, shown = (Question.of(task, prompt, llama, []) for prompt in LINES)
+    written = llama.tokenizer(" late\n\nThe next one ->").input_ids
+    assert [question.encoding.decode(written) for question in (alone, shown)] == ["late\n\nThe next one ->", "late"]
+    assert llama.tokenizer.decode(shown.encode(task, ROWS[0]).target) == " late\n\n"
+    assert alone.encode(task, ROWS[0]).target[-1] == llama.tokenizer.eos_token_id
+    assert shown.encoding.ends == (llama.tokenizer.eos_token_id, *llama.tokenizer("\n\n").input_ids)
+    chat = Question.of(task_for(llama_folder, PROMPTS, objective="generate"), PROMPTS[2], llama, [])
+    assert chat.encoding.stop is None  # turns of a chat end by themselves
