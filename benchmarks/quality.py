@@ -43,7 +43,7 @@ from prompt_core.tuning import tune
 _KEPT = Path(".promptmill/quality")
 _COMMITTED = Path(__file__).parent / "outputs"
 _RESAMPLES = 10_000
-_TEXT = {"rounds": 4}
+_TEXT = {"rounds": 4, "demonstrations": 16}
 # For what is tuned afterwards: an example that stands in the prompt teaches the gradient to copy it.
 _WORDS = {"rounds": 1, "demonstrations": 0}
 # The rungs of a ladder with the settings of the contenders `soft` and `deep`, so that it is measured what climbing adds.

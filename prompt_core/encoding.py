@@ -176,8 +176,8 @@ class TaskEncoding:
         )
 
     def _long_ids(self, context: str, demonstrations: Sequence[tuple[Mapping[str, Any], str]]) -> tuple[int, ...]:
-        query = self._template.render(self._marked)
         if self._template.is_chat:
+            query = self._template.render(self._marked)
             shared = [message for message in query if message[0] == "system"]
             if context:
                 shared = [("system", "\n\n".join([context, *(text for _, text in shared[:1])])), *shared[1:]]
@@ -188,8 +188,7 @@ class TaskEncoding:
             ]
             text = self._chat([*shared, *turns, *(m for m in query if m[0] != "system")])
         else:
-            solved = [f"{self._template.render(fields)[0][1]} {answer}{BETWEEN}" for fields, answer in demonstrations]
-            text = "".join([*([context + "\n\n"] if context else []), *solved, query[0][1]])
+            text = (context + BETWEEN if context else "") + self._template.render_solved(demonstrations, self._marked)
         ids = (*self._first, *self._front_ids(text.partition(_OPEN)[0].rstrip(" ")))
         return tuple(token for token in ids if token >= 0)  # as text, for which soft tokens say nothing
 

@@ -7,7 +7,7 @@ numbered in the order in which they are written; one that is rendered twice, as 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from prompt_core.task import Role, TaskSpec
 BETWEEN = "\n\n"  # parts the solved examples in front of a plain string, so that an answer behind them ends there
 _SOFT = "soft"
 # Private-use characters, which no text means.
+_FIELD = "\ue000"
 _MARK = re.compile("\ue002(\\d+):(\\d+)\ue003")
 _PLAIN = (jinja2.nodes.Output, jinja2.nodes.TemplateData, jinja2.nodes.Name, jinja2.nodes.Call, jinja2.nodes.Const)
 _NO_MARKS = {0xE002: None, 0xE003: None}
@@ -82,6 +83,23 @@ class Template:
     def is_chat(self) -> bool:
         """Whether the template is chat messages rather than one string."""
         return self._messages[0][0] is not None
+
+    @cached_property
+    def _head(self) -> str:
+        """Of a plain string: what stands in front of its first field and ends with a blank line."""
+        before, field, _ = self.render(dict.fromkeys(self.fields, _FIELD))[0][1].partition(_FIELD)
+        return before[: before.rfind(BETWEEN) + len(BETWEEN)] if field and BETWEEN in before else ""
+
+    def render_solved(self, solved: Sequence[tuple[Mapping[str, Any], str]], fields: Mapping[str, Any]) -> str:
+        """A plain string with solved examples, given as fields and answer, in front. What ends with a blank line before its first
+        field is said once, in front of all.
+
+        Raises:
+            PromptmillError: as `render`.
+        """
+        texts = [self.render(own)[0][1].removeprefix(self._head) for own in (*(shown for shown, _ in solved), fields)]
+        lines = [f"{text} {answer}{BETWEEN}" for text, (_, answer) in zip(texts, solved, strict=False)]
+        return "".join([self._head, *lines, texts[-1]])
 
     def render(self, fields: Mapping[str, Any]) -> list[tuple[Role | None, str]]:
         """The messages of one example, as (role, text); one message without a role for a plain string.

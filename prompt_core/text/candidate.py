@@ -12,13 +12,12 @@ from typing import Any, Literal
 from prompt_core.errors import PromptmillError
 from prompt_core.parts import Descriptions, as_written
 from prompt_core.task import Role, TaskSpec
-from prompt_core.template import Template
+from prompt_core.template import BETWEEN, Template
 from prompt_core.text.prompt import Demonstration, Retrieval, TextPrompt
 from prompt_core.text.spec import TEMPLATE_CODE
 from prompt_core.tuning.build import answer
 
-Structure = Literal["as_written", "system", "before", "after", "around"]
-STRUCTURES: tuple[Structure, ...] = ("system", "before", "after", "around")
+Structure = Literal["as_written", "system", "before", "after", "around", "lines"]
 _LEAD_IN = 2  # so many words at the head of a string are the input's name ("Text:"), more are an instruction
 
 
@@ -28,8 +27,9 @@ class Candidate:
 
     Attributes:
         wording: the instruction; empty for none.
-        structure: where it stands: in a system message, before or after the input, or both; `as_written` is the
-            template as its author wrote it.
+        structure: where it stands: in a system message, before or after the input, or both; in front of `lines`, a plain
+            string of inputs and answers, even where the model has a chat format; `as_written` is the template as its
+            author wrote it.
         words: (label, all that stands for it) where that is not the task's own.
         shown: ids of the training rows that stand in front as demonstrations, in this order; of an encoder those that are
             exemplars of their labels.
@@ -94,9 +94,11 @@ def instruction(task: TaskSpec) -> str:
     return ""
 
 
-def structures(task: TaskSpec) -> Sequence[Structure]:
-    """The structures that the template can take: a plain string has no system message."""
-    return STRUCTURES if not isinstance(task.template, str) else STRUCTURES[1:]
+def structures(task: TaskSpec, encoder: bool = False) -> Sequence[Structure]:
+    """The structures that the template can take: a plain string has no system message, and an encoder writes no answers."""
+    system: Sequence[Structure] = () if isinstance(task.template, str) else ("system",)
+    lines: Sequence[Structure] = () if encoder else ("lines",)
+    return (*system, "before", "after", "around", *lines)
 
 
 def _built(task: TaskSpec, wording: str, structure: Structure) -> str | tuple[dict[Role, str], ...]:
@@ -106,6 +108,8 @@ def _built(task: TaskSpec, wording: str, structure: Structure) -> str | tuple[di
     inputs = [(role, text) for role, text in _messages(task) if TEMPLATE_CODE.search(text)]
     if not inputs:
         raise PromptmillError(f"task {task.name}: template", "has no message with a field", "Put a column in, like {{ text }}.")
+    if structure == "lines":
+        return _lines(wording, "\n".join(text for _, text in inputs))
     (first_role, first), (last_role, last) = inputs[0], inputs[-1]
     if structure in ("before", "around") and wording:
         inputs[0] = (first_role, f"{wording}\n{first}")
@@ -116,6 +120,13 @@ def _built(task: TaskSpec, wording: str, structure: Structure) -> str | tuple[di
         return inputs[0][1]
     system: list[tuple[Role, str]] = [("system", wording)] if structure == "system" and wording else []
     return tuple({role: text} for role, text in [*system, *((role or "user", text) for role, text in inputs)])
+
+
+def _lines(wording: str, asked: str) -> str:
+    """Examples as a text that goes on (Brown et al. 2020, arXiv:2005.14165): few-shot for what was learned before any chat format."""
+    named = f"Input: {asked}" if TEMPLATE_CODE.match(asked) else asked
+    answered = named if named.rstrip().endswith(":") else f"{named}\nOutput:"
+    return f"{wording}{BETWEEN}{answered}" if wording else answered
 
 
 def _messages(task: TaskSpec) -> list[tuple[Role | None, str]]:

@@ -30,10 +30,14 @@ class Choices:
         features: of the rows, unit length, float32 [n, H], for the choice of examples.
         model: that they are from.
         encoder: whether an encoder reads the prompt, which takes examples as exemplars of their labels.
+
+    Attributes:
+        structures: those that the template can take.
     """
 
     def __init__(self, task: TaskSpec, rows: Sequence[Mapping[str, Any]], features: Tensor, model: EmbeddingModel, encoder: bool) -> None:
         self._task, self._spec, self._features, self._model, self._encoder = task, task.text, features, model, encoder
+        self.structures = structures(task, encoder)
         self._ids = [str(row["_id"]) for row in rows]
         self._classifies = task.objective == "classify"
         self._targets = [str(row[task.data.target]) if self._classifies else "" for row in rows]
@@ -44,7 +48,7 @@ class Choices:
         words = self._words(trial)
         shown, retrieval = self._exemplars(trial) if self._encoder else self._demonstrations(trial)
         calibrated = self._classifies and bool(trial.suggest_categorical("calibrated", [False, True]))
-        structure: Structure = trial.suggest_categorical("structure", list(structures(self._task)))  # type: ignore[assignment]
+        structure: Structure = trial.suggest_categorical("structure", list(self.structures))  # type: ignore[assignment]
         wording = wordings[min(rank, len(wordings[:_POOL]) - 1)]
         return Candidate(wording, structure, words, shown, retrieval, calibrated)
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from prompt_core.errors import PromptmillError
 from prompt_core.parts import Descriptions, all_texts
 from prompt_core.task import Role, TaskSpec
-from prompt_core.template import BETWEEN, Template
+from prompt_core.template import Template
 
 
 class Demonstration(BaseModel):
@@ -100,12 +100,11 @@ class TextPrompt(BaseModel):
             what = f"shows each input the {self.retrieval.count} nearest of {len(self.demonstrations)} examples, which takes their index"
             raise PromptmillError(f"prompt {task.name}", what, "Give them as retrieved=..., from TunedPrompt.retrieve; or use predict.")
         template = Template(self.applied_to(task), soft=False)
-        query = template.render(fields)
-        shown = self.demonstrations if retrieved is None else retrieved
-        solved = [(template.render(each.fields), each.answer) for each in shown]
+        shown = [(each.fields, each.answer) for each in (self.demonstrations if retrieved is None else retrieved)]
         if not template.is_chat:
-            return "".join([*(f"{messages[0][1]} {answer}{BETWEEN}" for messages, answer in solved), query[0][1]])
-        turns = [message for messages, answer in solved for message in [*_behind_system(messages), ("assistant", answer)]]
+            return template.render_solved(shown, fields)
+        query = template.render(fields)
+        turns = [message for solved, answer in shown for message in [*_behind_system(template.render(solved)), ("assistant", answer)]]
         ordered = [*(m for m in query if m[0] == "system"), *turns, *_behind_system(query)]
         return [{"role": str(role), "content": text} for role, text in ordered]
 

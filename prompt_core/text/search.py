@@ -16,7 +16,7 @@ import optuna
 
 from prompt_core.task import TaskSpec
 from prompt_core.text.budget import OutOfBudget
-from prompt_core.text.candidate import Candidate, own_candidate, structures
+from prompt_core.text.candidate import Candidate, own_candidate
 from prompt_core.text.choices import Choices
 from prompt_core.text.copying import Copies
 from prompt_core.text.judge import Judge, fits
@@ -167,19 +167,21 @@ class TextSearch:
     def _given(self, own: Candidate) -> list[Candidate]:
         """The task's own prompt with examples, and the wordings that its file names, in each structure that its template can take."""
         wordings = [own.wording, *(wording for wording in self._spec.wordings if self._is_fair(wording))]
+        every = self._choices.structures
         worded = [
             replace(own, wording=wording, structure=structure)
             for wording in dict.fromkeys(wordings)
-            for structure in structures(self._task)[: 1 if len(wordings) > self._spec.together else None]
+            for structure in every[: 1 if len(wordings) > self._spec.together else None]
             if wording
         ]
-        return [self._choices.with_examples(own), *worded]
+        shown = [own, replace(own, structure="lines")] if "lines" in every else [own]
+        return [*map(self._choices.with_examples, shown), *worded]
 
     def _reworded(self, wording: str) -> Candidate:
         """The new wording with everything else as in one of the best candidates."""
         ranked = self._ranked()
         pattern = ranked[min(self._random.randrange(4), len(ranked) - 1)].candidate
-        structure = pattern.structure if pattern.structure != "as_written" else structures(self._task)[0]
+        structure = pattern.structure if pattern.structure != "as_written" else self._choices.structures[0]
         return replace(pattern, wording=wording, structure=structure)
 
     def _new_wordings(self, count: int) -> list[str]:

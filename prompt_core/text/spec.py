@@ -45,7 +45,7 @@ class TextSpec(Part):
         default_factory=dict,
         description="per label, what may stand for it: words, for an encoder descriptions; one is chosen, or all averaged",
     )
-    demonstrations: int = Field(default=8, ge=0, le=32, description="solved examples in front of an input, at most (causal models)")
+    demonstrations: int = Field(default=16, ge=0, le=32, description="solved examples in front of an input, at most (causal models)")
     exemplars: int = Field(
         default=16, ge=0, le=1024, description="examples of each label whose embeddings join its description's, at most (encoders)"
     )
