@@ -37,6 +37,23 @@ def test_messages_keep_their_roles_and_a_string_has_none() -> None:
     assert template(CHAT).is_chat and not template("{{ text }}").is_chat
 
 
+@given(st.text("ab {}\n", max_size=12), st.lists(st.tuples(st.text("ab {}\n\ue000", min_size=1), st.text("ab")), max_size=3))
+def test_what_ends_with_a_blank_line_stands_once_in_front_of_solved_examples(head: str, solved: list[tuple[str, str]]) -> None:
+    said = head.replace("{", "").replace("}", "")
+    parted = said[: said.rfind("\n\n") + 2] if "\n\n" in said else ""
+    shown = [({"text": text + "."}, answer) for text, answer in solved]
+    expected = [f"{said[len(parted) :]}In: {own['text']} -> {answer}\n\n" for own, answer in shown]
+    found = template(said + "In: {{ text }} ->").render_solved(shown, {"text": "x"})
+    assert found == parted + "".join(expected) + said[len(parted) :] + "In: x ->"
+
+
+def test_what_depends_on_a_field_stands_with_every_example() -> None:
+    found = template("{{ kind }}:\n\n{{ text }} ->").render_solved([({"kind": "a", "text": "x"}, "1")], {"kind": "b", "text": "y"})
+    assert found == "a:\n\nx -> 1\n\nb:\n\ny ->"
+    computed = template("{{ text | length }} characters\n\nin {{ text }}:").render_solved([({"text": "x"}, "1")], {"text": "yy"})
+    assert computed == "1 characters\n\nin x: 1\n\n2 characters\n\nin yy:"
+
+
 @pytest.mark.parametrize(
     ("source", "finding"),
     [

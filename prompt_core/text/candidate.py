@@ -109,7 +109,8 @@ def _built(task: TaskSpec, wording: str, structure: Structure) -> str | tuple[di
     if not inputs:
         raise PromptmillError(f"task {task.name}: template", "has no message with a field", "Put a column in, like {{ text }}.")
     if structure == "lines":
-        return _lines(wording, "\n".join(text for _, text in inputs))
+        asked = inputs[0][1] if isinstance(task.template, str) else _named("\n".join(text for _, text in inputs))
+        return f"{wording}{BETWEEN}{asked}" if wording else asked
     (first_role, first), (last_role, last) = inputs[0], inputs[-1]
     if structure in ("before", "around") and wording:
         inputs[0] = (first_role, f"{wording}\n{first}")
@@ -122,11 +123,10 @@ def _built(task: TaskSpec, wording: str, structure: Structure) -> str | tuple[di
     return tuple({role: text} for role, text in [*system, *((role or "user", text) for role, text in inputs)])
 
 
-def _lines(wording: str, asked: str) -> str:
-    """Examples as a text that goes on (Brown et al. 2020, arXiv:2005.14165): few-shot for what was learned before any chat format."""
+def _named(asked: str) -> str:
+    """What a user turn says as lines of a text, with names where it has none: few-shot as before any chat format (Brown et al. 2020)."""
     named = f"Input: {asked}" if TEMPLATE_CODE.match(asked) else asked
-    answered = named if named.rstrip().endswith(":") else f"{named}\nOutput:"
-    return f"{wording}{BETWEEN}{answered}" if wording else answered
+    return named if named.rstrip().endswith(":") else f"{named}\nOutput:"
 
 
 def _messages(task: TaskSpec) -> list[tuple[Role | None, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,22 @@ def test_every_input_is_read_with_its_own_demonstrations_as_it_is_rendered(llama
             said = question.encoding.encode_target(label)
             chances = model(torch.tensor([[*ids, *said]])).logits[0].log_softmax(-1)[len(ids) - 1 : -1]
             assert score == pytest.approx(float(chances[torch.arange(len(said)), torch.tensor(said)].mean()), abs=1e-4)
+
+
+def test_examples_of_an_input_stand_behind_what_all_lines_have_in_front(llama: Backbone, rows: pl.DataFrame) -> None:
+    task = text_task(llama)
+    judge, candidate = judge_of(task, llama, rows), replace(retrieving(llama, 2), structure="lines")
+    question, prompt = judge.question(candidate), candidate.prompt(task, judge.by_id)
+    assert prompt.template == "Sort it.\n\nInput: {{ text }}\nOutput:"
+    own = {each.fields["text"]: each for each in prompt.demonstrations}
+    embedded = Embedder(task, llama)(judge.rows)
+    for number, row in enumerate(judge.rows):
+        order = [n for n in (embedded @ embedded[number]).argsort().tolist() if n != number][-2:]
+        shown = [own[judge.rows[n]["text"]] for n in order]
+        rendered = prompt.render(task, row, shown)
+        assert isinstance(rendered, str) and rendered.startswith("Sort it.\n\nInput: ") and rendered.count("Sort it.") == 1
+        assert list(question.root.root + judge.read(candidate, number).input) == llama.tokenizer(rendered).input_ids
+        assert llama.tokenizer.decode(question.root.root).startswith("Sort it.\n\nInput:")
 
 
 def test_a_training_row_is_never_shown_to_itself(llama: Backbone, rows: pl.DataFrame) -> None:

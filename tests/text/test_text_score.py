@@ -30,7 +30,11 @@ PROMPTS = [
     TextPrompt(template=({"user": "What is {{ text }} about?\nAnswer briefly."},), labels={"late": "delay of the parcel"}),
     TextPrompt(template=CHAT, demonstrations=(SHOWN, SHOWN)),
 ]
-LINES = [TextPrompt(template="Sort this: {{ text }}\nKind:"), TextPrompt(template="{{ text }} ->", demonstrations=(SHOWN,))]
+LINES = [
+    TextPrompt(template="Sort this: {{ text }}\nKind:"),
+    TextPrompt(template="{{ text }} ->", demonstrations=(SHOWN,)),
+    TextPrompt(template="Sort it.\n\nInput: {{ text }}\nOutput:", demonstrations=(SHOWN, SHOWN)),
+]
 
 
 @cache
@@ -113,7 +117,7 @@ def test_what_is_rendered_as_one_string_is_what_the_model_reads(llama: Backbone,
 
 def test_behind_solved_lines_an_answer_ends_at_the_blank_line_that_parts_them(llama: Backbone, llama_folder: Path) -> None:
     task = task_for(llama_folder, LINES, objective="generate")
-    alone, shown = (Question.of(task, prompt, llama, []) for prompt in LINES)
+    alone, shown = (Question.of(task, prompt, llama, []) for prompt in LINES[:2])
     written = llama.tokenizer(" late\n\nThe next one ->").input_ids
     assert [question.encoding.decode(written) for question in (alone, shown)] == ["late\n\nThe next one ->", "late"]
     assert llama.tokenizer.decode(shown.encode(task, ROWS[0]).target) == " late\n\n"

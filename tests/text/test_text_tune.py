@@ -75,6 +75,21 @@ def test_a_planted_wording_and_its_words_are_found(llama: Backbone, rows: pl.Dat
     assert [round.number for round in shown] == list(range(1, len(shown) + 1)) and shown[-1].tokens == search.tokens
 
 
+def test_lines_are_tried_with_and_without_examples(llama: Backbone, found: TunedPrompt) -> None:
+    search = found.manifest.text_search
+    assert search is not None
+    lines = [tried for tried in search.tried if tried.structure == "lines"]
+    assert {len(tried.shown) for tried in lines} >= {0, 2}
+    for source, expected in [
+        (CHAT, "Guess.\n\nInput: {{ text }}\nOutput:"),
+        ([{"user": "Review: {{ text }}"}, {"user": "Mood:"}], "Guess.\n\nReview: {{ text }}\nOutput:"),
+        ([{"user": "{{ text }}\nMood:"}], "Guess.\n\nInput: {{ text }}\nMood:"),
+        ("{{ text }} ->", "Guess.\n\n{{ text }} ->"),
+    ]:
+        assert Candidate("Guess.", "lines").template(text_task(llama, template=source)) == expected
+    assert Candidate("", "lines").template(text_task(llama)) == "Input: {{ text }}\nOutput:"
+
+
 def test_the_same_seed_gives_the_same_digest(llama: Backbone, rows: pl.DataFrame, found: TunedPrompt) -> None:
     assert tune(text_task(llama), rows, None, llama).digest == found.digest
     assert tune(text_task(llama), rows[:8], rows[8:], llama).manifest.text == found.manifest.text  # the sides are searched together
