@@ -38,11 +38,12 @@ class Text:
         input: token ids after the root, at least one.
         max_new_tokens: where it ends at the latest.
         end: token ids that end it; not part of what is written.
+        stop: tokens that end it too where they are written in a row; not part of it either. Empty for none.
         sampling, uniforms: how tokens are drawn, and the numbers that they are drawn with, float64 [max_new_tokens]; None for
             the most likely ones.
         ids: what is written so far.
-        log_chance: sum of the log-probabilities of its tokens, the one that ended it included, before any temperature.
-        ended: whether the model ended it by itself.
+        log_chance: sum of the log-probabilities of its tokens, those that ended it included, before any temperature.
+        ending: how many tokens ended it; 0 where it goes on, or was ended from outside.
         cancelled: set from outside: nobody waits for it.
     """
 
@@ -52,15 +53,31 @@ class Text:
     end: Sequence[int]
     sampling: Sampling | None = None
     uniforms: Tensor | None = None
+    stop: Sequence[int] = ()
     ids: list[int] = field(default_factory=list)
     log_chance: float = 0.0
-    ended: bool = False
+    ending: int = 0
     cancelled: bool = False
 
     @property
+    def ended(self) -> bool:
+        """Whether the model ended it by itself."""
+        return self.ending > 0
+
+    @property
     def mean_log_chance(self) -> float:
-        """Mean log-probability of its tokens, the one that ended it included."""
-        return self.log_chance / max(1, len(self.ids) + self.ended)
+        """Mean log-probability of its tokens, those that ended it included."""
+        return self.log_chance / max(1, len(self.ids) + self.ending)
+
+    def add(self, token: int) -> None:
+        """Write a token, or end with it."""
+        if token in self.end:
+            self.ending = 1
+            return
+        self.ids.append(token)
+        if self.stop and self.ids[-len(self.stop) :] == list(self.stop):
+            self.ending = len(self.stop)
+            del self.ids[-self.ending :]
 
     @property
     def longest(self) -> int:
@@ -104,9 +121,7 @@ class TextBatch(ABC):
         written = dict(zip(self.texts, tokens.tolist(), strict=True))
         going, finished = [], []
         for row, (text, token) in enumerate(written.items()):
-            text.ended = token in text.end
-            if not text.ended:
-                text.ids.append(token)
+            text.add(token)
             if text.ended or text.cancelled or len(text.ids) >= text.max_new_tokens:
                 finished.append(text)
             else:

@@ -224,7 +224,9 @@ class TaskEncoding:
 
     def encode_target(self, target: str) -> list[int]:
         """Token ids of a text to generate, with what ends it."""
-        return self._ids(self._spaced(target) + self.stop) if self.stop else [*self.encode_answer(target), *self.end_of_turn]
+        if self.stop:
+            return self._front_ids(self._spaced(target) + self.stop)  # as in front of the next line
+        return [*self.encode_answer(target), *self.end_of_turn]
 
     def encode_answer(self, text: str) -> list[int]:
         """Token ids of a text that is generated, without its end. A decoder's stands alone, as the tokenizer would have it."""
@@ -259,9 +261,14 @@ class TaskEncoding:
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """The tokens at which a text ends: `end_of_turn`, and `stop` where it is one."""
+        """The tokens at which a text ends: `end_of_turn`, and `stop` where it is one token."""
         stop = self._ids(self.stop) if self.stop else []
         return (*self.end_of_turn, *stop) if len(stop) == 1 else self.end_of_turn
+
+    @cached_property
+    def stop_run(self) -> tuple[int, ...]:
+        """The tokens of `stop` as they stand between lines, which may be several; empty for none."""
+        return tuple(self._front_ids(self.stop)) if self.stop else ()
 
     @cached_property
     def end_of_turn(self) -> tuple[int, ...]:

@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Sequence
 
 from prompt_core.backbone import Backbone
+from prompt_core.continuous import Text, write
 from prompt_core.evaluation.extracted import as_judged
 from prompt_core.evaluation.metrics import summary
 from prompt_core.evaluation.wanted import wanted_of
-from prompt_core.prediction import generate_texts
+from prompt_core.prompts import PromptState, lower
 from prompt_core.task import TaskSpec
 from prompt_core.text.budget import OutOfBudget
 from prompt_core.text.candidate import Candidate
@@ -33,32 +34,39 @@ class Finals:
         self._longest, self._journal = max_new_tokens, journal
 
     def measure(self, candidates: Sequence[Candidate]) -> list[float] | None:
-        """The metric of each candidate in points, on the rows that none of them shows (on all where that leaves none).
+        """The metric of each candidate in points, over all rows. One that it shows is answered from the others that it shows.
 
         None where the budget does not admit it, or where none gets anything right: the likeliest is then to be taken, while
         the metric could only tell the shortest.
         """
-        shown = {row for candidate in candidates for row in candidate.shown}
-        numbers = [n for n, row in enumerate(self._judge.rows) if row["_id"] not in shown] or list(range(len(self._judge.rows)))
+        rows = self._judge.rows
         try:
-            written = [self._written(candidate, numbers) for candidate in candidates]
+            written = [self._written(candidate) for candidate in candidates]
         except OutOfBudget:
             return None
-        rows = [self._judge.rows[n] for n in numbers]
         wanted = wanted_of(self._task, rows)
         targets = [str(row[self._task.data.target]) for row in rows]
         judged = [as_judged(self._task, texts) for texts in written] if self._task.objective == "extract" else written
         metrics = [summary(self._task.gate_metric, texts, targets, wanted) for texts in judged]
         return metrics if any(metrics) else None
 
-    def _written(self, candidate: Candidate, numbers: Sequence[int]) -> list[str]:
-        question = self._judge.question(candidate)
-        examples = [self._judge.read(candidate, n) for n in numbers]
-        self._judge.budget.charge(len(question.root.root) + sum(len(e.input) + self._longest for e in examples))
-        about = [self._judge.about(candidate), str(self._longest), *(self._judge.rows[n]["_id"] for n in numbers)]
+    def _written(self, candidate: Candidate) -> list[str]:
+        question, judge = self._judge.question(candidate), self._judge
+        ids = [str(row["_id"]) for row in judge.rows]
+        read = [
+            judge.read_without_itself(candidate, n) if row in candidate.shown else (question.root.root, judge.read(candidate, n))
+            for n, row in enumerate(ids)
+        ]
+        roots = {root for root, _ in read}
+        judge.budget.charge(sum(map(len, roots)) + sum(len(example.input) + self._longest for _, example in read))
+        about = ["shown rows too", judge.about(candidate), str(self._longest), *ids]
         key = hashlib.sha256("\n".join(about).encode()).hexdigest()[:32]
         known = self._journal.get(key)
         if known is None:
-            known = generate_texts(self._backbone, question.encoding, question.root, examples, self._longest)
+            states = {root: lower(self._backbone, PromptState.of(self._backbone, root=root)) for root in roots}
+            ends, stop = question.encoding.ends, question.encoding.stop_run
+            texts = [Text(states[root], example.input, self._longest, ends, stop=stop) for root, example in read]
+            write(self._backbone, texts)
+            known = [question.encoding.decode(text.ids) for text in texts]
             self._journal.put({key: known})
         return [str(text) for text in known]

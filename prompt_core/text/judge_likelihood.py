@@ -24,7 +24,7 @@ from prompt_core.text.journal import Journal
 from prompt_core.text.judge import Judge
 from prompt_core.text.prompt import Demonstration, TextPrompt
 from prompt_core.text.race import Values
-from prompt_core.text.score import Question, score_prompts
+from prompt_core.text.score import Question, behind, open_root, score_prompts
 
 
 class LikelihoodJudge(Judge):
@@ -95,6 +95,15 @@ class LikelihoodJudge(Judge):
         question, row = self.question(candidate), self.rows[number]
         shown = self._shown(candidate, number)
         return question.encode(self._task, row, shown) if answered else question.read(row, shown=shown)
+
+    def read_without_itself(self, candidate: Candidate, number: int) -> tuple[tuple[int, ...], Encoded]:
+        """A row behind the demonstrations that the candidate shows beside it, as a root without any and what stands behind that."""
+        question, row = self.question(candidate), self.rows[number]
+        pool = self._prompts[candidate.digest].demonstrations
+        root = open_root(question.encoding, pool)
+        others = [each for each, shown in zip(pool, candidate.shown, strict=True) if shown != row["_id"]]
+        example = question.read(row)
+        return root, replace(example, input=behind(len(root), question.encoding, others) + example.input)
 
     def values(self, candidates: Sequence[Candidate], numbers: Sequence[int]) -> list[Values]:
         found = []

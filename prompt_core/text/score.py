@@ -90,13 +90,19 @@ def root_of(prompt: TextPrompt, encoding: TaskEncoding, backbone: Backbone) -> P
         return PromptState.of(backbone, root=encoding.root)
     if prompt.retrieval is None:
         return PromptState.of(backbone, root=encoding.root_with_demonstrations(shown))
-    alone = [encoding.root_with_demonstrations([each]) for each in shown]
-    longest = sorted(range(len(shown)), key=lambda number: len(alone[number]))[-prompt.retrieval.count :]
-    encoding.root_with_demonstrations([shown[number] for number in longest])
+    longest = sorted(shown, key=lambda each: len(encoding.root_with_demonstrations([each])))[-prompt.retrieval.count :]
+    encoding.root_with_demonstrations(longest)
+    return PromptState.of(backbone, root=open_root(encoding, prompt.demonstrations))
+
+
+def open_root(encoding: TaskEncoding, pool: Sequence[Demonstration]) -> tuple[int, ...]:
+    """What every root begins with that has demonstrations of a pool in it, or none; see `behind`."""
     common = len(encoding.root)
-    while any(ids[:common] != encoding.root[:common] for ids in alone):  # what follows may melt with its end, in some vocabularies
-        common -= 1
-    return PromptState.of(backbone, root=encoding.root[:common])
+    for each in pool:
+        ids = encoding.root_with_demonstrations([(each.fields, each.answer)])
+        while ids[:common] != encoding.root[:common]:  # what follows may melt with its end, in some vocabularies
+            common -= 1
+    return encoding.root[:common]
 
 
 def behind(root_tokens: int, encoding: TaskEncoding, shown: Sequence[Demonstration]) -> tuple[int, ...]:
