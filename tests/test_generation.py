@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.backbone.locate import locate
+from prompt_core.continuous import Text, write
 from prompt_core.encoding import TaskEncoding
 from prompt_core.generation import Sampling, generate
 from prompt_core.prompts import DeepPrefix, PromptState, SoftPrompt
@@ -52,6 +53,23 @@ def test_rows_that_end_early_leave_and_the_rest_goes_on(llama: Backbone) -> None
     stopped = generate(llama, prefix, inputs, 10, end)
     for whole, part in zip(free, stopped, strict=True):
         assert part == whole[: next((i for i, token in enumerate(whole) if token in end), 10)]
+
+
+def test_a_run_of_tokens_ends_a_text_where_one_of_them_alone_does_not(llama: Backbone) -> None:
+    keys, values = random_prefix(llama, 5)
+    prefix = PromptState.of(llama, keys=keys, values=values)
+    inputs = [ids.tolist() for ids in random_ids(3, 8, 1, 8, 5)]
+    free = generate(llama, prefix, inputs, 10, end=())
+    run = free[0][2:4]
+    stopped = generate(llama, prefix, inputs, 10, end=(), stop=run)
+    for whole, part in zip(free, stopped, strict=True):
+        assert part == whole[: next((i for i in range(9) if whole[i : i + 2] == run), 10)]
+    text, lone = (Text(prefix, inputs[0], 10, (), stop=stop) for stop in (run, ()))
+    write(llama, [text, lone])
+    assert text.ended and text.ending == 2 and not lone.ended
+    ended = Text(prefix, inputs[0], len(text.ids) + 2, ())  # as many tokens, without an end
+    write(llama, [ended])
+    assert text.mean_log_chance == pytest.approx(ended.mean_log_chance)
 
 
 def test_an_input_is_answered_the_same_alone_and_among_others(llama: Backbone) -> None:

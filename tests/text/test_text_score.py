@@ -123,5 +123,9 @@ def test_behind_solved_lines_an_answer_ends_at_the_blank_line_that_parts_them(ll
     assert llama.tokenizer.decode(shown.encode(task, ROWS[0]).target) == " late\n\n"
     assert alone.encode(task, ROWS[0]).target[-1] == llama.tokenizer.eos_token_id
     assert shown.encoding.ends == (llama.tokenizer.eos_token_id, *llama.tokenizer("\n\n").input_ids)
+    lines = Question.of(task, LINES[2], llama, [])
+    run, root = lines.encoding.stop_run, lines.root.root
+    assert lines.encode(task, ROWS[0]).target[-len(run) :] == run
+    assert sum(root[i : i + len(run)] == run for i in range(len(root))) == 3  # behind the wording and both answers, the same tokens
     chat = Question.of(task_for(llama_folder, PROMPTS, objective="generate"), PROMPTS[2], llama, [])
     assert chat.encoding.stop is None  # turns of a chat end by themselves

@@ -6,19 +6,27 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+import torch
 from helpers import a_task, backbone_at, examples, save_tiny, tokenizer_of
 
 from prompt_core import PromptmillError, TunedPrompt
 from prompt_core.backbone import Backbone
+from prompt_core.evaluation.metrics import summary
 from prompt_core.evaluation.sidebyside import side_by_side
 from prompt_core.export import Published, export
+from prompt_core.prediction import generate_texts
 from prompt_core.task import TaskSpec
-from prompt_core.text.candidate import Candidate
+from prompt_core.text.budget import Budget, Clock
+from prompt_core.text.candidate import Candidate, Structure
+from prompt_core.text.finals import Finals
+from prompt_core.text.journal import Journal
+from prompt_core.text.judge_likelihood import LikelihoodJudge
 from prompt_core.text.score import Question, score_prompts
 from prompt_core.text.search import Round
 from prompt_core.tuning import tune
@@ -165,6 +173,22 @@ def test_for_a_task_that_writes_the_metric_of_the_finalists_decides(llama: Backb
         t.metric or 0 for t in front
     )
     assert len(prompt.predict(["Where is it?"], llama)) == 1 and prompt.manifest.max_new_tokens == 6
+
+
+@pytest.mark.parametrize("structure", ["system", "lines"])
+def test_finalists_are_measured_over_all_rows_a_shown_one_behind_the_others(llama: Backbone, structure: Structure) -> None:
+    pairs = examples(*[(f"Where is parcel {i}?", f"In depot {i % 3}") for i in range(6)])
+    task = text_task(llama, objective="generate", evaluate={"metrics": ["chrf"], "max_new_tokens": 6})
+    rows, journal = pairs.rows(named=True), Journal(None, Clock())
+    judge = LikelihoodJudge(task, llama, rows, [], journal, Budget(), torch.zeros(len(rows), 1))
+    candidate = Candidate("Answer.", structure, shown=tuple(pairs["_id"][:3]))
+    texts = []
+    for row in rows:
+        others = replace(candidate, shown=tuple(shown for shown in candidate.shown if shown != row["_id"])).prompt(task, judge.by_id)
+        question = Question.of(task, others, llama, [])
+        texts += generate_texts(llama, question.encoding, question.root, [question.encoding.encode(row)], 6)
+    expected = summary("chrf", texts, pairs["label"].to_list())
+    assert Finals(task, judge, llama, 6, journal).measure([candidate]) == [pytest.approx(expected, abs=1e-6)]
 
 
 def test_where_no_finalist_writes_what_is_wanted_the_likeliest_is_taken_not_the_shortest(llama: Backbone) -> None:
