@@ -49,11 +49,13 @@ _WORDS = {"rounds": 1, "demonstrations": 0}
 # The rungs of a ladder with the settings of the contenders `soft` and `deep`, so that it is measured what climbing adds.
 # Two folds would leave half of 32 examples to learn from: too few, every rung then guesses on MR polarity.
 _RUNGS = {"trials": 3, "together": 3, "folds": 4, "eta": 2}
-# What tunes something, by name: what it changes in the parts of the task. `labels` become all that the set may say for a label.
+# What tunes something, by name: what it changes in the parts of the task. `labels` become all that the set may say for a label,
+# `template` the same instruction in front of plain lines.
 _TUNED: dict[str, dict[str, Any]] = {
     "soft": {"prompt": {"kind": "soft"}},
     "deep": {"prompt": {"kind": "deep"}},
     "deep_words": {"prompt": {"kind": "deep"}, "labels": {}},
+    "deep_lines": {"prompt": {"kind": "deep"}, "template": {}},
     # No text of the training side is a test text: nothing has to be held back as one.
     "self_trained": {"prompt": {"kind": "deep"}, "data": {"unlabelled": "texts.parquet", "test": 0.05}, "tune": {"self_training": 3}},
     "auto": {"prompt": {"kind": "auto"}},
@@ -85,7 +87,8 @@ class Outcome:
     "--contenders",
     default="untuned,lora,soft,deep,auto",
     show_default=True,
-    help="Which to run; also self_trained, deep_words, lora_words, few_shot_8, text, deep_from_text, ladder, setfit. untuned: baselines.",
+    help="Which to run; also self_trained, deep_words, deep_lines, lora_words, few_shot_8, text, deep_from_text, ladder, setfit. "
+    "untuned: baselines.",
 )
 @click.option("--variant", default="", help="Added to the result's name: another comparison on the same set and examples.")
 @click.option("--set", "settings", multiple=True, help="A setting for all that is tuned, such as tune.steps=80.")
@@ -142,6 +145,8 @@ def _content(data: Set, model: str, seed: int, examples: int, changes: dict[str,
     if "search" in changes.get("tune", {}):
         steps = TuneSpec(**content["tune"]).steps_for(examples)
         changes = {**changes, "tune": {"search": {**changes["tune"]["search"], "space": {"tune.steps": [steps // 2, steps]}}}}
+    if "template" in changes:
+        content["template"], changes = data.lines, {part: values for part, values in changes.items() if part != "template"}
     for part, values in changes.items():
         content[part] = {**content.get(part, {}), **values}
     for setting in settings:

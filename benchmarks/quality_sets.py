@@ -58,6 +58,7 @@ class Set:
         unlabelled: other texts of the training side for a seed, 2,000 at most; of classifiers.
         instructions: wordings that people wrote for it; the first stands in the template.
         label_words: of a classifier that writes, what it may say for each label.
+        lines: of a classifier that writes, its template as plain lines without the chat format.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Set:
     unlabelled: Callable[[int], pl.DataFrame] | None = None
     instructions: Sequence[str] = ()
     label_words: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    lines: str = ""
 
 
 def load_set(model: str, name: str, examples: int, test_rows: int | None) -> Set:
@@ -114,7 +116,8 @@ def _classes(model: str, name: str, shots: int, test_rows: int | None) -> Set:
 
     rows, words = list(test.iter_rows(named=True)), _LABEL_WORDS[name] if model == "smollm2" else {}
     measured = {"measure": lambda outputs: {"accuracy": float(scores(outputs).mean())}, "unlabelled": unlabelled}
-    return Set(name, spec, draw, rows, scores, **measured, label_words=words)
+    lines = f"{_INSTRUCTIONS[name]}\n\nInput: {{{{ text }}}}\nOutput:" if model == "smollm2" else ""
+    return Set(name, spec, draw, rows, scores, **measured, label_words=words, lines=lines)
 
 
 def _e2e(examples: int, test_rows: int | None) -> Set:
