@@ -28,8 +28,8 @@ class TaskEncoding:
         soft: whether the template's soft tokens are there; without them it is the plain text of an untuned prompt.
         inside: whether an encoder reads what precedes the first field inside of every input, between its special tokens,
             as it reads any text; the root is then empty. A causal model has the same states either way.
-        solved: whether solved examples stand in front. Those of a plain string are parted by blank lines: no model ends
-            its answer behind them otherwise.
+        parted: whether solved examples stand in front of which none has a blank line in its answer. Those of a plain string
+            are parted by blank lines, and no model ends its answer behind them otherwise.
 
     Attributes:
         stop: the text that ends an answer; None where a token does.
@@ -42,7 +42,7 @@ class TaskEncoding:
             root longer than the limit.
     """
 
-    def __init__(self, task: TaskSpec, backbone: Backbone, soft: bool = True, inside: bool = False, solved: bool = False) -> None:
+    def __init__(self, task: TaskSpec, backbone: Backbone, soft: bool = True, inside: bool = False, parted: bool = False) -> None:
         self._where = f"task {task.name}: template"
         self._template = Template(task, soft)
         self.soft_tokens = self._template.soft_tokens if soft else 0
@@ -53,7 +53,7 @@ class TaskEncoding:
         if self._template.is_chat and (self._to_decoder or not getattr(self._tokenizer, "chat_template", None)):
             what = f"backbone {backbone.identity.name} has no chat format"
             raise PromptmillError(self._where, what, "Write the template as one string.")
-        self.stop = BETWEEN if solved and backbone.causal and not self._template.is_chat and not self._to_decoder else None
+        self.stop = BETWEEN if parted and backbone.causal and not self._template.is_chat and not self._to_decoder else None
         self._marked = {name: f"{_OPEN}{name}{_CLOSE}" for name in self._template.fields}
         marked = self._text(self._marked)
         head, _, rest = marked.partition(_OPEN)

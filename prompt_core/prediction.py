@@ -39,7 +39,7 @@ def demonstrations_for(
 def encoding_of(prompt: TunedPrompt, backbone: Backbone) -> TaskEncoding:
     """How a prompt's inputs are read: an encoder reads the words of a text prompt inside of each."""
     text = prompt.manifest.text
-    return TaskEncoding(prompt.worded, backbone, inside=text is not None, solved=text is not None and bool(text.demonstrations))
+    return TaskEncoding(prompt.worded, backbone, inside=text is not None, parted=text is not None and text.parted)
 
 
 def generate_texts(

@@ -7,7 +7,7 @@ numbered in the order in which they are written; one that is rendered twice, as 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ import jinja2.sandbox
 from prompt_core.errors import PromptmillError, nearest
 from prompt_core.task import Role, TaskSpec
 
-BETWEEN = "\n\n"  # parts the solved examples in front of a plain string, so that an answer behind them ends there
+BETWEEN = "\n\n"  # parts the solved examples in front of a plain string
 _SOFT = "soft"
 # Private-use characters, which no text means.
 _FIELD = "\ue000"
@@ -116,6 +116,11 @@ class Template:
             return [(role, message.render({k: fields[k] for k in self.fields})) for role, message in self._messages]
         except Exception as error:  # a template is code: a division by zero, say, is its author's to correct
             raise PromptmillError(self._where, f"cannot be rendered ({error})", "Correct the template.") from None
+
+
+def are_parted(answers: Collection[str]) -> bool:
+    """Whether an answer behind solved examples with these answers ends at `BETWEEN`: there are some, and none has it inside."""
+    return bool(answers) and not any(BETWEEN in answer for answer in answers)
 
 
 def split_soft(text: str) -> list[str | tuple[int, int]]:

@@ -21,6 +21,7 @@ from prompt_core.evaluation.taggers import entity_baselines
 from prompt_core.prediction import best_labels, generate_texts, label_scores
 from prompt_core.prompts import PromptState, lower
 from prompt_core.task import TaskSpec
+from prompt_core.template import are_parted
 from prompt_core.tuning.build import answer, build_classifier
 from prompt_core.tuning.calibration import mean_log_chances
 from prompt_core.tuning.objective import embed_texts
@@ -82,9 +83,10 @@ def _untuned(
     """What stands in front of the inputs, and how the answers behind it are written."""
     found = {"zero_shot": (encoding, encoding.root)}
     if task.evaluate.few_shot:
-        solved = TaskEncoding(task, backbone, soft=False, solved=True)
         rows = list(seen.sort("_id").head(task.evaluate.few_shot).iter_rows(named=True))  # ids are hashes: a fair draw
-        found["few_shot"] = solved, solved.root_with_demonstrations([(row, answer(task, row[task.data.target])) for row in rows])
+        shown = [(row, answer(task, row[task.data.target])) for row in rows]
+        behind = TaskEncoding(task, backbone, soft=False, parted=are_parted([said for _, said in shown]))
+        found["few_shot"] = behind, behind.root_with_demonstrations(shown)
     return found
 
 

@@ -60,7 +60,7 @@ def _recipe(published: Published, text: TextPrompt, template: Template) -> dict[
     written: dict[str, Any] = (
         {"prompt": _open(shown)} if isinstance(shown, str) else {"messages": [m | {"content": _open(m["content"])} for m in shown]}
     )
-    if isinstance(shown, str) and text.demonstrations:
+    if isinstance(shown, str) and text.parted:
         written["stop"] = BETWEEN
     recipe = written | {"name": prompt.name, "version": published.version, "digest": prompt.digest, "fields": list(template.fields)}
     if not manifest.labels:

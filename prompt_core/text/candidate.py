@@ -95,9 +95,9 @@ def instruction(task: TaskSpec) -> str:
 
 
 def structures(task: TaskSpec, encoder: bool = False) -> Sequence[Structure]:
-    """The structures that the template can take: a plain string has no system message, and an encoder writes no answers."""
+    """The structures that the template can take: a plain string has no system message, and lines are for solved examples."""
     system: Sequence[Structure] = () if isinstance(task.template, str) else ("system",)
-    lines: Sequence[Structure] = () if encoder else ("lines",)
+    lines: Sequence[Structure] = () if encoder or not task.text.demonstrations else ("lines",)
     return (*system, "before", "after", "around", *lines)
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from prompt_core.errors import PromptmillError
 from prompt_core.parts import Descriptions, all_texts
 from prompt_core.task import Role, TaskSpec
-from prompt_core.template import Template
+from prompt_core.template import Template, are_parted
 
 
 class Demonstration(BaseModel):
@@ -73,6 +73,11 @@ class TextPrompt(BaseModel):
     def _what_there_is(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A prompt without retrieval or exemplars is written without a word of them, as it was before there were any."""
         return {name: value for name, value in written(self).items() if value is not None or name not in ("retrieval", "exemplars")}
+
+    @property
+    def parted(self) -> bool:
+        """Whether an answer behind its demonstrations ends at a blank line, where the template is one string."""
+        return are_parted([shown.answer for shown in self.demonstrations])
 
     @property
     def words(self) -> dict[str, tuple[str, ...]]:

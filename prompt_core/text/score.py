@@ -43,7 +43,7 @@ class Question:
     @classmethod
     def of(cls, task: TaskSpec, prompt: TextPrompt, backbone: Backbone, labels: Sequence[str]) -> Question:
         """Raises PromptmillError: the prompt does not fit the backbone's context, or names a field that is not there."""
-        encoding = TaskEncoding(prompt.applied_to(task), backbone, soft=False, inside=True, solved=bool(prompt.demonstrations))
+        encoding = TaskEncoding(prompt.applied_to(task), backbone, soft=False, inside=True, parted=prompt.parted)
         classifier = classifier_of(task, prompt, encoding, backbone, labels) if labels else None
         return cls(encoding, root_of(prompt, encoding, backbone), classifier)
 

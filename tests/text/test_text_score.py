@@ -127,5 +127,8 @@ def test_behind_solved_lines_an_answer_ends_at_the_blank_line_that_parts_them(ll
     run, root = lines.encoding.stop_run, lines.root.root
     assert lines.encode(task, ROWS[0]).target[-len(run) :] == run
     assert sum(root[i : i + len(run)] == run for i in range(len(root))) == 3  # behind the wording and both answers, the same tokens
+    long = SHOWN.model_copy(update={"answer": "Dear customer,\n\nit is late."})
+    paragraphs = Question.of(task, LINES[1].model_copy(update={"demonstrations": (SHOWN, long)}), llama, [])
+    assert paragraphs.encoding.stop is None  # a blank line is not the end of such answers
     chat = Question.of(task_for(llama_folder, PROMPTS, objective="generate"), PROMPTS[2], llama, [])
     assert chat.encoding.stop is None  # turns of a chat end by themselves
