@@ -53,7 +53,7 @@ class TaskEncoding:
         if self._template.is_chat and (self._to_decoder or not getattr(self._tokenizer, "chat_template", None)):
             what = f"backbone {backbone.identity.name} has no chat format"
             raise PromptmillError(self._where, what, "Write the template as one string.")
-        self.stop = BETWEEN if parted and backbone.causal and not self._template.is_chat and not self._to_decoder else None
+        self.stop = BETWEEN if parted and backbone.causal and not self._template.is_chat else None
         self._marked = {name: f"{_OPEN}{name}{_CLOSE}" for name in self._template.fields}
         marked = self._text(self._marked)
         head, _, rest = marked.partition(_OPEN)

@@ -34,7 +34,7 @@ class Finals:
         self._longest, self._journal = max_new_tokens, journal
 
     def measure(self, candidates: Sequence[Candidate]) -> list[float] | None:
-        """The metric of each candidate in points, over all rows. One that it shows is answered from the others that it shows.
+        """The metric of each candidate in points, over all rows. A row that the candidate shows is answered from the others.
 
         None where the budget does not admit it, or where none gets anything right: the likeliest is then to be taken, while
         the metric could only tell the shortest.
@@ -53,10 +53,8 @@ class Finals:
     def _written(self, candidate: Candidate) -> list[str]:
         question, judge = self._judge.question(candidate), self._judge
         ids = [str(row["_id"]) for row in judge.rows]
-        read = [
-            judge.read_without_itself(candidate, n) if row in candidate.shown else (question.root.root, judge.read(candidate, n))
-            for n, row in enumerate(ids)
-        ]
+        plain, shown = judge.each_without_itself(candidate)
+        read = [(plain, shown[row]) if row in shown else (question.root.root, judge.read(candidate, n)) for n, row in enumerate(ids)]
         roots = {root for root, _ in read}
         judge.budget.charge(sum(map(len, roots)) + sum(len(example.input) + self._longest for _, example in read))
         about = ["shown rows too", judge.about(candidate), str(self._longest), *ids]

@@ -96,14 +96,17 @@ class LikelihoodJudge(Judge):
         shown = self._shown(candidate, number)
         return question.encode(self._task, row, shown) if answered else question.read(row, shown=shown)
 
-    def read_without_itself(self, candidate: Candidate, number: int) -> tuple[tuple[int, ...], Encoded]:
-        """A row behind the demonstrations that the candidate shows beside it, as a root without any and what stands behind that."""
-        question, row = self.question(candidate), self.rows[number]
-        pool = self._prompts[candidate.digest].demonstrations
-        root = open_root(question.encoding, pool)
-        others = [each for each, shown in zip(pool, candidate.shown, strict=True) if shown != row["_id"]]
-        example = question.read(row)
-        return root, replace(example, input=behind(len(root), question.encoding, others) + example.input)
+    def each_without_itself(self, candidate: Candidate) -> tuple[tuple[int, ...], dict[str, Encoded]]:
+        """The rows that a candidate shows, each behind the others: a root without any, and by the row's id what stands behind that."""
+        question, encoding = self.question(candidate), self.encoding(candidate)
+        shown = dict(zip(candidate.shown, self._prompts[candidate.digest].demonstrations, strict=False))  # none shown: a pool
+        root = open_root(encoding.root, [encoding.root_with_demonstrations([(each.fields, each.answer)]) for each in shown.values()])
+        found = {}
+        for row in shown:
+            others = [each for other, each in shown.items() if other != row]
+            example = question.read(self.by_id[row])
+            found[row] = replace(example, input=behind(len(root), encoding, others) + example.input)
+        return root, found
 
     def values(self, candidates: Sequence[Candidate], numbers: Sequence[int]) -> list[Values]:
         found = []

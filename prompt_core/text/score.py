@@ -90,19 +90,23 @@ def root_of(prompt: TextPrompt, encoding: TaskEncoding, backbone: Backbone) -> P
         return PromptState.of(backbone, root=encoding.root)
     if prompt.retrieval is None:
         return PromptState.of(backbone, root=encoding.root_with_demonstrations(shown))
-    longest = sorted(shown, key=lambda each: len(encoding.root_with_demonstrations([each])))[-prompt.retrieval.count :]
-    encoding.root_with_demonstrations(longest)
-    return PromptState.of(backbone, root=open_root(encoding, prompt.demonstrations))
+    alone = [encoding.root_with_demonstrations([each]) for each in shown]
+    longest = sorted(range(len(shown)), key=lambda number: len(alone[number]))[-prompt.retrieval.count :]
+    encoding.root_with_demonstrations([shown[number] for number in longest])
+    return PromptState.of(backbone, root=open_root(encoding.root, alone))
 
 
-def open_root(encoding: TaskEncoding, pool: Sequence[Demonstration]) -> tuple[int, ...]:
-    """What every root begins with that has demonstrations of a pool in it, or none; see `behind`."""
-    common = len(encoding.root)
-    for each in pool:
-        ids = encoding.root_with_demonstrations([(each.fields, each.answer)])
-        while ids[:common] != encoding.root[:common]:  # what follows may melt with its end, in some vocabularies
-            common -= 1
-    return encoding.root[:common]
+def open_root(root: tuple[int, ...], alone: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """What all roots have in front, whichever demonstrations stand behind; see `behind`.
+
+    Args:
+        root: the one without demonstrations.
+        alone: the roots with each of them alone.
+    """
+    common = len(root)
+    while any(ids[:common] != root[:common] for ids in alone):  # what follows may melt with its end, in some vocabularies
+        common -= 1
+    return root[:common]
 
 
 def behind(root_tokens: int, encoding: TaskEncoding, shown: Sequence[Demonstration]) -> tuple[int, ...]:

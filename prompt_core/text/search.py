@@ -165,7 +165,7 @@ class TextSearch:
                 self._study.tell(trial, tried.worth(self._spec.length_penalty))
 
     def _given(self, own: Candidate) -> list[Candidate]:
-        """The task's own prompt with examples, and the wordings that its file names, in each structure that its template can take."""
+        """The task's own prompt with examples, as written and as lines; and its own and its file's wordings in each structure."""
         wordings = [own.wording, *(wording for wording in self._spec.wordings if self._is_fair(wording))]
         every = self._choices.structures
         worded = [
