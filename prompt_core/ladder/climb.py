@@ -72,7 +72,8 @@ class Ladder:
         """
         starts = self._texts.search()
         text = self._text_rung(starts)
-        search = self._search = Search(self._task, self._sides, self._backbone, self._on_search, self._checkpoints, starts)
+        words = starts.without_demonstrations()
+        search = self._search = Search(self._task, self._sides, self._backbone, self._on_search, self._checkpoints, words)
         record = search.run()
         above = _rungs_above(record, search)
         ready = {rung.name: search.finalist(record, rung.trial) for rung in above if rung.trial is not None}

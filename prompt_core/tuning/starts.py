@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prompt_core.artifact import TunedPrompt
 
@@ -23,3 +23,16 @@ class Starts:
     texts: Sequence[TunedPrompt]
     whole: TunedPrompt
     seconds: float
+
+    def without_demonstrations(self) -> Starts:
+        """The same wordings, label words and templates, which show no solved examples.
+
+        Gradients behind an example learn to copy it, or must do without it: half of 32 where a text shows 16.
+        """
+        return replace(self, texts=[_plain(text) for text in self.texts], whole=_plain(self.whole))
+
+
+def _plain(text: TunedPrompt) -> TunedPrompt:
+    assert text.manifest.text is not None  # texts are all that there is in here
+    words = text.manifest.text.model_copy(update={"demonstrations": ()})
+    return replace(text, manifest=text.manifest.model_copy(update={"text": words}))

@@ -28,11 +28,13 @@ from prompt_core.ladder.texts import Texts, as_text_task
 from prompt_core.prediction import restore
 from prompt_core.prompts import lower
 from prompt_core.task import TaskSpec, parse_task
+from prompt_core.text.prompt import Demonstration
 from prompt_core.text.search import Round
 from prompt_core.tuning import SearchStep, tune
 from prompt_core.tuning.folds import folds_of, join_sides, not_held_out
 from prompt_core.tuning.prepared import Prepared
 from prompt_core.tuning.search import Search
+from prompt_core.tuning.starts import Starts
 
 ALL = join_sides((ROWS, None))
 TRAIN, VALIDATION = ROWS[:12], ROWS[12:]
@@ -81,16 +83,31 @@ def test_a_rung_is_measured_on_rows_that_its_texts_and_prompts_have_not_seen(lla
         seen, unseen = ALL[not_held_out(held_out, len(ALL))], ALL[held_out]
         text = tune(as_text_task(task, 1.0), seen, None, llama)
         by_text += right(text.predict(unseen["text"].to_list(), llama), unseen)
-        text.save(tmp_path / str(number))
+        words = Starts([held_out], [text], text, 0.0).without_demonstrations().whole
+        words.save(tmp_path / str(number))
         settings = {"learning_rate": trial.settings["tune.learning_rate"], "steps": deep.best.steps if deep.best else 0}
         settings |= {"max_tokens": 96, "batch_examples": 4, "decay": "constant", "warmup": 1 / settings["steps"]}
         started = {"kind": "deep", "start": "prompt", "start_from": str(tmp_path / str(number))}
         alone = parse_task({**task.model_dump(mode="json", exclude={"text"}), "prompt": started, "tune": settings}, "t.yaml", tmp_path)
         tuned = tune(alone, seen, None, llama)
-        assert tuned.manifest.started_from == text.digest
+        assert tuned.manifest.started_from == words.digest
         by_deep += right(tuned.predict(unseen["text"].to_list(), llama), unseen)
     assert ladder.rungs[0].best and ladder.rungs[0].best.accuracy == pytest.approx(by_text / len(ROWS))
     assert deep.best and deep.best.accuracy == pytest.approx(by_deep / len(ROWS))
+
+
+def test_gradients_start_from_the_words_of_a_text_and_learn_from_the_examples_that_it_shows(llama: Backbone) -> None:
+    found = Texts(task_over(llama), (TRAIN, VALIDATION), llama, None, None).search().whole
+    assert found.manifest.text
+    shown = tuple(Demonstration(fields={"text": text}, answer=label) for text, label in ROWS["text", "label"].rows()[:2])
+    showing = found.manifest.text.model_copy(update={"demonstrations": shown})
+    text = replace(found, manifest=found.manifest.model_copy(update={"text": showing}))
+    words = Starts([], [], text, 0.0).without_demonstrations().whole
+    assert words.manifest.text == found.manifest.text.model_copy(update={"demonstrations": ()})
+    parts = {"prompt": {"kind": "deep", "start": "prompt", "start_from": "-"}, "tune": {"max_tokens": 96}}
+    task = parse_task({**task_over(llama).model_dump(mode="json", exclude={"text"}), **parts}, "t.yaml", Path())
+    learned = [len(Prepared(task, (ROWS, None), llama, source=each).learned_from(range(len(ROWS)))) for each in (text, words)]
+    assert learned[0] < learned[1] == len(ROWS)
 
 
 def test_with_validation_rows_one_text_is_searched_without_them(llama: Backbone) -> None:
