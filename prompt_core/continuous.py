@@ -37,8 +37,7 @@ class Text:
         prompt: what stands in front; for a causal model lowered.
         input: token ids after the root, at least one.
         max_new_tokens: where it ends at the latest.
-        end: token ids that end it; not part of what is written.
-        stop: tokens that end it too where they are written in a row; not part of it either. Empty for none.
+        ends: runs of tokens, each of which ends it; not part of what is written.
         sampling, uniforms: how tokens are drawn, and the numbers that they are drawn with, float64 [max_new_tokens]; None for
             the most likely ones.
         ids: what is written so far.
@@ -50,10 +49,9 @@ class Text:
     prompt: PromptState
     input: Sequence[int]
     max_new_tokens: int
-    end: Sequence[int]
+    ends: Sequence[Sequence[int]]
     sampling: Sampling | None = None
     uniforms: Tensor | None = None
-    stop: Sequence[int] = ()
     ids: list[int] = field(default_factory=list)
     log_chance: float = 0.0
     ending: int = 0
@@ -71,13 +69,12 @@ class Text:
 
     def add(self, token: int) -> None:
         """Write a token, or end with it."""
-        if token in self.end:
-            self.ending = 1
-            return
         self.ids.append(token)
-        if self.stop and self.ids[-len(self.stop) :] == list(self.stop):
-            self.ending = len(self.stop)
-            del self.ids[-self.ending :]
+        for run in self.ends:
+            if self.ids[-len(run) :] == list(run):
+                self.ending = len(run)
+                del self.ids[-self.ending :]
+                return
 
     @property
     def longest(self) -> int:

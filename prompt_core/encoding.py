@@ -28,8 +28,8 @@ class TaskEncoding:
         soft: whether the template's soft tokens are there; without them it is the plain text of an untuned prompt.
         inside: whether an encoder reads what precedes the first field inside of every input, between its special tokens,
             as it reads any text; the root is then empty. A causal model has the same states either way.
-        parted: whether solved examples stand in front of which none has a blank line in its answer. Those of a plain string
-            are parted by blank lines, and no model ends its answer behind them otherwise.
+        parted: whether solved examples stand in front of which none has a blank line in its answer; a student's teacher reads
+            such ones. Those of a plain string are parted by blank lines, and no model ends its answer behind them otherwise.
 
     Attributes:
         stop: the text that ends an answer; None where a token does.
@@ -53,6 +53,7 @@ class TaskEncoding:
         if self._template.is_chat and (self._to_decoder or not getattr(self._tokenizer, "chat_template", None)):
             what = f"backbone {backbone.identity.name} has no chat format"
             raise PromptmillError(self._where, what, "Write the template as one string.")
+        parted = parted or bool(task.distill and task.distill.demonstrations)
         self.stop = BETWEEN if parted and backbone.causal and not self._template.is_chat else None
         self._marked = {name: f"{_OPEN}{name}{_CLOSE}" for name in self._template.fields}
         marked = self._text(self._marked)
@@ -260,15 +261,10 @@ class TaskEncoding:
         return (text.partition(self.stop)[0] if self.stop else text).strip()
 
     @cached_property
-    def ends(self) -> tuple[int, ...]:
-        """The tokens at which a text ends: `end_of_turn`, and `stop` where it is one token."""
-        stop = self._ids(self.stop) if self.stop else []
-        return (*self.end_of_turn, *stop) if len(stop) == 1 else self.end_of_turn
-
-    @cached_property
-    def stop_run(self) -> tuple[int, ...]:
-        """The tokens of `stop` as they stand between lines, which may be several; empty for none."""
-        return tuple(self._front_ids(self.stop)) if self.stop else ()
+    def ends(self) -> tuple[tuple[int, ...], ...]:
+        """The runs of tokens at which a text ends: `end_of_turn`, and `stop` as it stands alone and, last, between lines."""
+        stops = (tuple(self._ids(self.stop)), tuple(self._front_ids(self.stop))) if self.stop else ()
+        return tuple(dict.fromkeys((self.end_of_turn, *stops)))
 
     @cached_property
     def end_of_turn(self) -> tuple[int, ...]:

@@ -19,10 +19,9 @@ def generate(
     prompt: PromptState,
     inputs: Sequence[Sequence[int]],
     max_new_tokens: int,
-    end: Sequence[int],
+    ends: Sequence[Sequence[int]],
     on_progress: OnProgress | None = None,
     sampling: Sampling | None = None,
-    stop: Sequence[int] = (),
 ) -> list[list[int]]:
     """The most likely continuation of each input behind a prompt, token by token; with an encoder-decoder, what it writes of it.
 
@@ -32,10 +31,9 @@ def generate(
             reads it with every input.
         inputs: token ids after the root, each at least one.
         max_new_tokens: where a text ends at the latest.
-        end: token ids that end a text; not part of the result.
+        ends: runs of tokens, each of which ends a text; not part of the result.
         on_progress: called with (finished, all).
         sampling: draw the tokens instead.
-        stop: tokens that end a text where they are written in a row.
 
     Returns:
         Generated ids per input, in the order of `inputs`.
@@ -43,6 +41,6 @@ def generate(
     if not isinstance(backbone, EncoderDecoder):
         prompt = lower(backbone, prompt)
     uniforms = [sampling.uniforms(row, max_new_tokens) if sampling else None for row in range(len(inputs))]
-    texts = [Text(prompt, ids, max_new_tokens, end, sampling, own, stop) for ids, own in zip(inputs, uniforms, strict=True)]
+    texts = [Text(prompt, ids, max_new_tokens, ends, sampling, own) for ids, own in zip(inputs, uniforms, strict=True)]
     write(backbone, texts, on_progress)
     return [text.ids for text in texts]

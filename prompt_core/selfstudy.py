@@ -134,7 +134,7 @@ class _Asker:
         seeds = [int(hashlib.sha256(f"{self._task.tune.seed} {i}".encode()).hexdigest()[:15], 16) for i in numbers]
         inputs = [self._encoding.request(*parts) for parts in chosen]
         sampling = Sampling(seeds, self._task.distill.question_temperature, _TOP_P)
-        texts = generate(self._backbone, PromptState.of(self._backbone), inputs, _LONGEST, self._encoding.end_of_turn, sampling=sampling)
+        texts = generate(self._backbone, PromptState.of(self._backbone), inputs, _LONGEST, (self._encoding.end_of_turn,), sampling=sampling)
         for number, text, (_, _, begun) in zip(numbers, texts, chosen, strict=True):
             words, mark, _ = self._encoding.decode(text).partition("?")
             words = f"{begun} {' '.join(words.split())}"

@@ -28,6 +28,7 @@ from prompt_core.generation import Sampling, generate
 from prompt_core.methods import DistillSpec
 from prompt_core.prompts import PromptState, Tree, hidden_states, lower
 from prompt_core.task import TaskSpec
+from prompt_core.template import are_parted
 
 _log = logging.getLogger("promptmill")
 _AT_ONCE = 96  # inputs between two writes to the cache
@@ -59,6 +60,9 @@ class Teacher:
         self._encoding, self.answer_tokens = TaskEncoding(task, backbone, soft=False), task.distill.answer_tokens
         self._shown = _demonstrations(task, train)
         pairs = [(row, row[task.data.target]) for row in self._shown.iter_rows(named=True)]
+        if self._encoding.stop and not are_parted([said for _, said in pairs]):
+            what = "an answer of the first training rows has a blank line, which ends an answer in a template of one string"
+            raise PromptmillError(f"task {task.name}: distill.demonstrations", what, "Write it without, or show them in distill.context.")
         self.root = self._encoding.long_root(read_context(task), pairs)
         room = backbone.max_positions - len(self.root) - task.tune.max_tokens
         if room < self._spec.answer_tokens:
@@ -128,8 +132,8 @@ class Teacher:
     @torch.no_grad()
     def _teach(self, inputs: Sequence[tuple[int, ...]], sampling: Sampling | None) -> list[dict[str, Tensor]]:
         """Answers, and in one pass over them the likeliest tokens at each position."""
-        most, end = self._spec.answer_tokens, self._encoding.end_of_turn
-        texts = generate(self._backbone, self.state, inputs, most, end, sampling=sampling)
+        most, end = self._spec.answer_tokens, self._encoding.ends[-1]
+        texts = generate(self._backbone, self.state, inputs, most, self._encoding.ends, sampling=sampling)
         answered = [Encoded(ids, tuple(text) + (end if len(text) < most else ()), False) for ids, text in zip(inputs, texts, strict=True)]
         results = []
         for batch in pack(answered, lambda e: len(e.input) + len(e.target), self._task.tune.batch_tokens):
@@ -150,7 +154,7 @@ class Teacher:
             "backbone": {"weights": identity.weights, "tokenizer": identity.tokenizer, "dtype": identity.dtype},
             "device": self._backbone.device.type,
             "root": hashlib.sha256(json.dumps(self.root).encode()).hexdigest(),
-            "end": list(self._encoding.end_of_turn),
+            "end": list(self._encoding.ends[-1]),
             "answer_tokens": self._spec.answer_tokens,
             "top_k": self._spec.top_k,
         }

@@ -26,7 +26,7 @@ def test_smollm2_answers_as_it_does_in_transformers(smollm2: Backbone) -> None:
     encoding = TaskEncoding(a_task("smollm2", template=CHAT, objective="generate"), smollm2)
     root = smollm2.embed(torch.tensor(encoding.root))
     inputs = [encoding.encode({"text": question}).input for question in QUESTIONS]
-    found = generate(smollm2, PromptState.of(smollm2, root=encoding.root), inputs, 16, encoding.end_of_turn)
+    found = generate(smollm2, PromptState.of(smollm2, root=encoding.root), inputs, 16, encoding.ends)
     model = plain_model(locate(BackboneSpec(name="smollm2"), Path()).source)
     end = encoding.end_of_turn[0]
     for ids, answer in zip(inputs, found, strict=True):
@@ -47,10 +47,10 @@ def test_rows_that_end_early_leave_and_the_rest_goes_on(llama: Backbone) -> None
     keys, values = random_prefix(llama, 5)
     prefix = PromptState.of(llama, keys=keys, values=values)
     inputs = [ids.tolist() for ids in random_ids(3, 8, 1, 8, 5)]
-    free = generate(llama, prefix, inputs, 10, end=())
+    free = generate(llama, prefix, inputs, 10, ())
     assert [len(ids) for ids in free] == [10] * 5
     end = (free[0][2], free[3][5])
-    stopped = generate(llama, prefix, inputs, 10, end)
+    stopped = generate(llama, prefix, inputs, 10, [(token,) for token in end])
     for whole, part in zip(free, stopped, strict=True):
         assert part == whole[: next((i for i, token in enumerate(whole) if token in end), 10)]
 
@@ -59,12 +59,12 @@ def test_a_run_of_tokens_ends_a_text_where_one_of_them_alone_does_not(llama: Bac
     keys, values = random_prefix(llama, 5)
     prefix = PromptState.of(llama, keys=keys, values=values)
     inputs = [ids.tolist() for ids in random_ids(3, 8, 1, 8, 5)]
-    free = generate(llama, prefix, inputs, 10, end=())
+    free = generate(llama, prefix, inputs, 10, ())
     run = free[0][2:4]
-    stopped = generate(llama, prefix, inputs, 10, end=(), stop=run)
+    stopped = generate(llama, prefix, inputs, 10, [run])
     for whole, part in zip(free, stopped, strict=True):
         assert part == whole[: next((i for i in range(9) if whole[i : i + 2] == run), 10)]
-    text, lone = (Text(prefix, inputs[0], 10, (), stop=stop) for stop in (run, ()))
+    text, lone = (Text(prefix, inputs[0], 10, ends) for ends in ([run], ()))
     write(llama, [text, lone])
     assert text.ended and text.ending == 2 and not lone.ended
     ended = Text(prefix, inputs[0], len(text.ids) + 2, ())  # as many tokens, without an end
@@ -133,7 +133,7 @@ def test_an_encoder_decoder_writes_what_a_plain_loop_writes(tmp_path: Path, fami
     assert generate(backbone, prompt, inputs, 8, ()) == expected
     end = expected[1][3]
     stopped = [ids[: ids.index(end)] if end in ids else ids for ids in expected]
-    assert generate(backbone, prompt, inputs, 8, (end,)) == stopped
+    assert generate(backbone, prompt, inputs, 8, [(end,)]) == stopped
 
 
 def test_an_encoder_decoder_greedily_writes_what_transformers_writes(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_an_encoder_decoder_greedily_writes_what_transformers_writes(tmp_path: P
     (ids,) = random_ids(9, vocabulary=200)
     settings = GenerationConfig(decoder_start_token_id=2, max_new_tokens=8, do_sample=False, pad_token_id=0)
     expected = model.generate(input_ids=ids[None], attention_mask=torch.ones(1, 9), generation_config=settings)[0, 1:].tolist()
-    assert generate(backbone, PromptState.of(backbone), [ids.tolist()], 8, (2,))[0] == [token for token in expected if token != 2]
+    assert generate(backbone, PromptState.of(backbone), [ids.tolist()], 8, [(2,)])[0] == [token for token in expected if token != 2]
 
 
 def test_an_encoder_decoder_stops_where_its_positions_end(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class Opened:
             PromptmillError: the template computes with its fields.
         """
         prompt, encoding = self.published.prompt, self.encoding
-        ends = list(encoding.ends)
+        ends = [run[0] for run in encoding.ends if len(run) == 1]
         recipe: dict[str, Any] = {
             "name": prompt.name,
             "version": self.published.version,

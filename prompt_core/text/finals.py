@@ -62,8 +62,7 @@ class Finals:
         known = self._journal.get(key)
         if known is None:
             states = {root: lower(self._backbone, PromptState.of(self._backbone, root=root)) for root in roots}
-            ends, stop = question.encoding.ends, question.encoding.stop_run
-            texts = [Text(states[root], example.input, self._longest, ends, stop=stop) for root, example in read]
+            texts = [Text(states[root], example.input, self._longest, question.encoding.ends) for root, example in read]
             write(self._backbone, texts)
             known = [question.encoding.decode(text.ids) for text in texts]
             self._journal.put({key: known})

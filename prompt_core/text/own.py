@@ -45,8 +45,7 @@ class OwnWords:
         self._judge.budget.charge(sum(len(ids) + _LONGEST for ids in asked))
         seeds = [random.randrange(2**63) for _ in asked]
         sampling = Sampling(seeds=seeds, temperature=1.0, top_p=0.9)
-        end = self._encoding.end_of_turn
-        found = generate(self._backbone, PromptState.of(self._backbone), asked, _LONGEST, end, sampling=sampling)
+        found = generate(self._backbone, PromptState.of(self._backbone), asked, _LONGEST, self._encoding.ends, sampling=sampling)
         return [wording for ids in found for wording in wordings_in(self._encoding.decode(ids))]
 
     def _induced(self, random: Random) -> tuple[int, ...]:

@@ -77,7 +77,7 @@ def test_texts_that_enter_at_any_moment_are_written_as_alone(asked: list[tuple[i
     inputs = [random_ids(length, seed=number)[0].tolist() for number, (_, length, _) in enumerate(asked)]
 
     def text(number: int) -> Text:
-        return Text(behind[asked[number][0]], inputs[number], asked[number][2], (7, 1000))
+        return Text(behind[asked[number][0]], inputs[number], asked[number][2], [(7,), (1000,)])
 
     alone, together = [text(number) for number in range(len(asked))], [text(number) for number in range(len(asked))]
     for one in alone:

@@ -122,9 +122,9 @@ def test_behind_solved_lines_an_answer_ends_at_the_blank_line_that_parts_them(ll
     assert [question.encoding.decode(written) for question in (alone, shown)] == ["late\n\nThe next one ->", "late"]
     assert llama.tokenizer.decode(shown.encode(task, ROWS[0]).target) == " late\n\n"
     assert alone.encode(task, ROWS[0]).target[-1] == llama.tokenizer.eos_token_id
-    assert shown.encoding.ends == (llama.tokenizer.eos_token_id, *llama.tokenizer("\n\n").input_ids)
+    assert shown.encoding.ends[:2] == ((llama.tokenizer.eos_token_id,), tuple(llama.tokenizer("\n\n").input_ids))
     lines = Question.of(task, LINES[2], llama, [])
-    run, root = lines.encoding.stop_run, lines.root.root
+    run, root = lines.encoding.ends[-1], lines.root.root
     assert lines.encode(task, ROWS[0]).target[-len(run) :] == run
     assert sum(root[i : i + len(run)] == run for i in range(len(root))) == 3  # behind the wording and both answers, the same tokens
     long = SHOWN.model_copy(update={"answer": "Dear customer,\n\nit is late."})

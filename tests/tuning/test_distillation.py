@@ -215,6 +215,23 @@ def test_demonstrations_are_read_and_not_asked(llama: Backbone, tmp_path: Path) 
     assert len(teacher.lessons(train, TaskEncoding(task, llama), training=True)) == len(train) - 2
 
 
+def test_behind_solved_lines_teacher_and_student_end_an_answer_at_the_blank_line(smollm2: Backbone, tmp_path: Path) -> None:
+    solved = examples(("Paris", "France"), ("Tokyo", "Japan"), ("Cairo", "Egypt"))
+    parts = {"template": "City: {{ text }}\nCountry:", "data": {"path": "x.csv", "target": "label"}}
+    tuning = {"prompt": {"tokens": 24}, "tune": {"max_tokens": 64, "steps": 2, "learning_rate": 1e-4}}
+    distill = {"context": None, "demonstrations": 3, "answer_tokens": 12}
+    task = a_distill_task(smollm2, tmp_path, distill=distill, **parts, **tuning)
+    train = pl.concat([solved, examples(("Berlin", ""), ("Madrid", ""), ("Rome", ""))])
+    teacher, encoding = Teacher(task, smollm2, train), TaskEncoding(task, smollm2)
+    lessons = teacher.lessons(train, encoding, training=True)
+    assert [teacher.decode(lesson) for lesson in lessons] == ["Germany", "Spain", "Italy"]
+    assert all(lesson.target[-len(encoding.ends[-1]) :] == encoding.ends[-1] and len(lesson.chances) < 12 for lesson in lessons)
+    assert tune(task, train, None, smollm2).predict(["Oslo"], smollm2) == ["Norway"]
+    long = pl.concat([solved[:2], examples(("Cairo", "Egypt.\n\nIt is hot."))])
+    with pytest.raises(PromptmillError, match=r"distill\.demonstrations: an answer of the first training rows has a blank line"):
+        Teacher(task, smollm2, long)
+
+
 def test_what_cannot_be_distilled_is_refused_in_one_line(llama: Backbone, tmp_path: Path) -> None:
     def refused(task: TaskSpec) -> str:
         with pytest.raises(PromptmillError) as caught:
