@@ -46,8 +46,6 @@ _RESAMPLES = 10_000
 _TEXT = {"rounds": 4, "demonstrations": 16}
 # For what is tuned afterwards: an example that stands in the prompt teaches the gradient to copy it.
 _WORDS = {"rounds": 1, "demonstrations": 0}
-# A ladder searches five texts: one without each fold, one on all rows.
-_LADDER_TEXT = {"rounds": 2, "demonstrations": 16}
 # The rungs of a ladder with the settings of the contenders `soft` and `deep`, so that it is measured what climbing adds.
 # Two folds would leave half of 32 examples to learn from: too few, every rung then guesses on MR polarity.
 _RUNGS = {"trials": 3, "together": 3, "folds": 4, "eta": 2}
@@ -63,7 +61,7 @@ _TUNED: dict[str, dict[str, Any]] = {
     "auto": {"prompt": {"kind": "auto"}},
     "text": {"prompt": {"kind": "text"}, "text": _TEXT},
     "deep_from_text": {"prompt": {"kind": "text"}, "text": _WORDS},
-    "ladder": {"prompt": {"kind": "auto"}, "text": _LADDER_TEXT, "tune": {"search": _RUNGS}},
+    "ladder": {"prompt": {"kind": "auto"}, "text": _TEXT, "tune": {"search": _RUNGS}},
 }
 _FEW_SHOT = "few_shot_8"
 Peer = Callable[[TaskSpec, pl.DataFrame, Sequence[dict[str, Any]]], tuple[list[str], int]]

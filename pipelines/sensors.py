@@ -37,6 +37,8 @@ def _task_files(folder: Path) -> dg.SensorDefinition:
     def follow(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         known = set(context.instance.get_dynamic_partitions(str(TASKS.name)))
         there = [file.key for file in find_task_files(folder)]
+        if known and not there:
+            return dg.SkipReason(f"No task file in {folder}, which had {len(known)}: is it mounted? All partitions stay.")
         new, gone = [key for key in there if key not in known], sorted(known - set(there))
         if not new and not gone:
             return dg.SkipReason(f"{len(there)} task files, as before.")
@@ -68,21 +70,24 @@ def _new_data(folder: Path, status: dg.DefaultSensorStatus) -> dg.SensorDefiniti
 
 
 def _drifted_inputs(folder: Path, store_url: str, status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
-    # A prompt ages while its data file stays as it is. Looked at once for each content of `drift.inputs`, so that inputs that
+    # What users send may have changed before anybody noticed. Looked at once for each content of `drift.inputs`, so that inputs that
     # have drifted launch one run and not one at every tick.
     @dg.sensor(
         name="drifted_inputs",
         job=retune,
         minimum_interval_seconds=3600,
         default_status=status,
-        description="Retunes a task when what users send now (drift.inputs) is far from what its live prompt was tuned on.",
+        description="Runs a task anew when what users send now (drift.inputs) is far from what its live prompt was tuned on; "
+        "with data that are as they were nothing is tuned, and the look's log has the table of what drifted.",
     )
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         store = PromptStore(store_url)
 
-        def is_reason(key: str, task: TaskSpec, before: Fingerprint | None) -> bool:
+        def is_reason(key: str, task: TaskSpec, before: Fingerprint | None) -> bool | None:
             live = store.live(key)
-            if live is None or live.manifest.data.profile is None:
+            if live is None:
+                return None
+            if live.manifest.data.profile is None:
                 return False
             address = task.locate(str(task.drift.inputs))
             found = drift(live.manifest.data.profile, read_table(address), task, address)
@@ -99,31 +104,41 @@ def _changed(
     folder: Path,
     what: str,
     files: Callable[[TaskSpec], dict[str, str]],
-    is_reason: Callable[[str, TaskSpec, Fingerprint | None], bool],
+    is_reason: Callable[[str, TaskSpec, Fingerprint | None], bool | None],
 ) -> dg.SensorResult:
     """Runs for the tasks whose files hold something else than the cursor says, where that is a reason to run.
 
     Args:
         files: addresses of the files of a task by field.
-        is_reason: asked with partition, task and the fingerprint that it had before.
+        is_reason: asked with partition, task and the fingerprint that it had before; None where it cannot say yet and is to be asked
+            again.
     """
-    seen = {key: Fingerprint(**found) for key, found in json.loads(context.cursor or "{}").items()}
+    kept = json.loads(context.cursor or "{}")
+    look = kept.get("look", 0) + 1
+    seen = {key: Fingerprint(**found) for key, found in kept.get("files", {}).items()}
     registered = context.instance.get_dynamic_partitions(str(TASKS.name))
-    now: dict[str, Fingerprint] = {}
+    # What cannot be looked at now, a file on a share that is not mounted, say, is compared with what was seen last.
+    now = {key: found for key, found in seen.items() if key in set(registered)}
     due: list[str] = []
     for key, file in _existing(folder, registered):
         try:
             task = _loaded(file, *_state(file))
-            if named := files(task):
-                now[key] = fingerprint(task, named, seen.get(key))
-                if (key not in seen or now[key].content != seen[key].content) and is_reason(key, task, seen.get(key)):
-                    due.append(key)
+            if not (named := files(task)):
+                now.pop(key, None)
+                continue
+            found, before = fingerprint(task, named, seen.get(key)), seen.get(key)
+            changed = before is None or found.content != before.content
+            reason = is_reason(key, task, before) if changed else False
+            if reason is None:
+                continue
+            now[key] = found
+            if reason:
+                due.append(key)
         except (PromptmillError, OSError) as error:
             context.log.warning(f"{key}: {error}")
-            if key in seen:
-                now[key] = seen[key]
-    occasion = f"{what} " + " ".join(now[key].content[:12] for key in due)[:100]
-    cursor = json.dumps({key: found.model_dump() for key, found in now.items()})
+    # With the number of the look: data that come back to what they were are as new, and no run key is given twice.
+    occasion = f"{what} {look} " + " ".join(now[key].content[:12] for key in due)[:100]
+    cursor = json.dumps({"look": look, "files": {key: found.model_dump() for key, found in now.items()}})
     return dg.SensorResult(run_requests=runs_for(due, registered, occasion), cursor=cursor)
 
 

@@ -130,7 +130,8 @@ def evaluate(task: str, prompt: Path, publish: bool, force: bool, why: str, stor
         why, alias = why or "promptmill evaluate --publish", "production" if good else "candidate"
         pages = {REPORT: render_report(evaluation, tuned, live).encode()}
         version = store.publish(tuned, evaluation.model_dump(mode="json"), who=current_user(), why=why, force=force, pages=pages)
-        store.promote(spec.name, version, alias, who=current_user(), why=why)
+        compared = evaluation.production_digest if good else ...
+        store.promote(spec.name, version, alias, who=current_user(), why=why, instead_of=compared)
         click.echo(f"published {spec.name}@{version} as {alias}", err=True)
     if not good:
         sys.exit(1)

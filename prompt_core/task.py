@@ -301,6 +301,8 @@ class TaskSpec(Part):
         places = {"data": {"path", "test_path", "unlabelled"}, "backbone": {"device", "device_map"}, "drift": {"inputs"}, "schedule": True}
         content = self.model_dump(mode="json", exclude=places)  # type: ignore[arg-type]  # the type of a literal knows no mixture
         content["data"]["path"] = "-" if self.data.path else ""
+        if self.data.test_path:
+            content["data"]["test_path"] = "-"  # it tells how test rows were held out
         if self.tune.self_training:
             content["data"]["unlabelled"] = "-"  # it needs some
         del content["tune"]["checkpoint_every"]

@@ -8,6 +8,7 @@ from pipelines.io_managers import ContenderFiles, contenders_digest, evaluation_
 from pipelines.metadata import baselines_metadata, evaluation_metadata
 from pipelines.partitions import TASKS
 from pipelines.resources import RunLog, Store, TaskFolder
+from prompt_core import PromptmillError
 
 
 @dg.asset(
@@ -60,17 +61,25 @@ def evaluation(
     tasks: TaskFolder,
     store: Store,
     progress: RunLog,
+    contenders: dg.ResourceParam[ContenderFiles],
     splits: Inputs,
     baselines: Inputs,
     tuned_prompt: Inputs,
 ):
     """The tuned prompt beside every baseline and what runs in production, on the same test rows, with the verdict of the gate."""
     from prompt_core import evaluate
+    from prompt_core.backbone import load_backbone
+    from prompt_core.evaluation.untuned import untuned_digest
 
     def make(key: str) -> Made:
-        task, sides, prompt = tasks.load(key), splits[key], tuned_prompt[key]
+        task, sides, prompt, untuned = tasks.load(key), splits[key], tuned_prompt[key], baselines[key]
+        backbone = load_backbone(task.backbone, task.folder)
+        expected = contenders.remembered("baselines", untuned_digest(task, sides, backbone))
+        if expected is None or contenders_digest(expected) != contenders_digest(untuned):
+            what = "baselines are of other rows, settings or versions than splits and task are now"
+            raise PromptmillError(f"evaluation[{key}]", what, "Materialize baselines again.")
         live = store.open().live(task.name)
-        measured = evaluate(task, prompt, sides, production=live, on_progress=shown.contender, untuned=baselines[key])
+        measured = evaluate(task, prompt, sides, backbone, live, shown.contender, untuned)
         return Made(measured, evaluation_digest(measured), evaluation_metadata(measured, task, sides, prompt))
 
     with progress.follow(context) as shown:

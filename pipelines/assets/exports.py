@@ -49,7 +49,8 @@ def published_prompt(context: dg.AssetExecutionContext, store: Store, tuned_prom
         published, why = store.open(), "; ".join(measured.verdict.reasons)
         page = render_report(measured, prompt, _live_before(published, prompt))
         version = published.publish(prompt, measured.model_dump(mode="json"), why=why, pages={REPORT: page.encode()})
-        published.promote(prompt.name, version, alias=PRODUCTION, who=f"dagster run {context.run.run_id}", why=why)
+        who, compared = f"dagster run {context.run.run_id}", measured.production_digest
+        published.promote(prompt.name, version, alias=PRODUCTION, who=who, why=why, instead_of=compared)
         value = json.dumps({"name": prompt.name, "version": version, "digest": prompt.digest})
         return Made(value, prompt.digest, publication_metadata(published, prompt, version))
 

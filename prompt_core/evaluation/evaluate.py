@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import polars as pl
@@ -12,16 +13,19 @@ from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.data import Splits, find_leakage
 from prompt_core.encoding import TaskEncoding
+from prompt_core.errors import PromptmillError
 from prompt_core.evaluation.baselines import OnContender, baselines, choosing
 from prompt_core.evaluation.contender import Contender, Kind
 from prompt_core.evaluation.distilled import distilled_contenders
+from prompt_core.evaluation.gate import Rule
 from prompt_core.evaluation.measure import About, Rows, evaluate_contenders
 from prompt_core.evaluation.record import Cost, Evaluation, Leaked
 from prompt_core.evaluation.wanted import Wanted, wanted_of
 from prompt_core.export.roundtrip import round_trips
 from prompt_core.mixed import answer
-from prompt_core.prediction import label_scores
+from prompt_core.prediction import backbone_of, label_scores
 from prompt_core.ready import ReadyPrompt
+from prompt_core.seen import why_seen
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
 from prompt_core.text.copying import Copies
@@ -48,30 +52,48 @@ def evaluate(
         prompt: the tuned prompt.
         splits: train and validation feed few-shot and probe, test is measured.
         backbone: the loaded frozen model; by default the task's own.
-        production: what runs today; None where nothing does. The same prompt again is not compared with itself.
+        production: what runs today, on whatever model; None where nothing does. The same prompt again is not compared with itself,
+            and one that cannot answer keeps the gate shut.
         on_progress: called with (contender, finished rows, all rows).
         untuned: what `measure_untuned` found for these splits; by default it is measured here.
 
     Raises:
-        PromptmillError: as `tune`, and where there are no test rows.
+        PromptmillError: as `tune`, and where there are no test rows or the prompt is another task's.
     """
+    if prompt.name != task.name:
+        raise PromptmillError(f"prompt {prompt.name}", f"is not of task {task.name}", "Give the prompt and the task that it was tuned by.")
     backbone = backbone or load_backbone(task.backbone, task.folder)
-    production = None if production is None or production.digest == prompt.digest else production
+    live = None if production is None else production.digest
+    production = None if live == prompt.digest else production
     test, alike = _asked_once(task, splits.test)
     asked = _asked(task, test, wanted_of(task, test.rows(named=True), alike))
     ready = ReadyPrompt.of(prompt, backbone)
-    leaked, cost = _leaked(task, prompt, splits), _cost(prompt, ready, test)
-    trips = round_trips(task, prompt, backbone, test.rows(named=True))
+    about = About(
+        prompt.digest,
+        live,
+        _unseen(task, prompt, splits),
+        leaked=_leaked(task, prompt, splits),
+        cost=_cost(prompt, ready, test),
+        round_trips=round_trips(task, prompt, backbone, test.rows(named=True)),
+    )
     if task.objective == "distill":
+        try:
+            if production:
+                production.check_base(backbone.identity)
+        except PromptmillError as error:
+            about, production = about.with_rule(_not_compared(error)), None
         contenders, taught, saved = distilled_contenders(task, prompt, splits, backbone, production, on_progress)
         targets = asked.targets if task.data.target else taught
-        about = About(prompt.digest, saved, leaked, cost, trips)
+        about = replace(about, distilled=saved)
         return evaluate_contenders(task, Rows(asked.inputs, targets, asked.wanted, asked.columns), contenders, about)
     contenders = list(measure_untuned(task, splits, backbone, on_progress) if untuned is None else untuned)
     if production is not None:
-        contenders.append(_answered("production", ReadyPrompt.of(production, backbone), test, on_progress))
+        try:
+            contenders.append(_answered("production", _ready_production(production, backbone), test, on_progress))
+        except PromptmillError as error:
+            about = about.with_rule(_not_compared(error))
     contenders.append(_answered("tuned", ready, test, on_progress))
-    return evaluate_contenders(task, asked, contenders, About(prompt.digest, None, leaked, cost, trips))
+    return evaluate_contenders(task, asked, contenders, about)
 
 
 def measure_untuned(
@@ -129,6 +151,24 @@ def _answered(kind: Kind, ready: ReadyPrompt, test: pl.DataFrame, on_progress: O
         return Contender(kind, kind, texts, seconds=time.perf_counter() - began)
     scores = label_scores(ready.backbone, ready.scorer, ready.state, inputs, len(ready.labels), ready.batch_tokens, shown)
     return choosing(kind, kind, scores, ready.labels, time.perf_counter() - began)
+
+
+def _ready_production(production: TunedPrompt, backbone: Backbone) -> ReadyPrompt:
+    """What is live on the model that it runs on, which need not be the task's any more."""
+    try:
+        production.check_base(backbone.identity)
+    except PromptmillError:
+        backbone = backbone_of(production)
+    return ReadyPrompt.of(production, backbone)
+
+
+def _not_compared(error: PromptmillError) -> Rule:
+    return False, f"cannot be compared with what is in production: {' '.join(str(error).split())}"
+
+
+def _unseen(task: TaskSpec, prompt: TunedPrompt, splits: Splits) -> tuple[Rule, ...]:
+    why = why_seen(prompt, task, splits.train, splits.validation)
+    return ((False, f"may have been tuned on test rows: {why}"),) if why else ()
 
 
 def _cost(prompt: TunedPrompt, ready: ReadyPrompt, test: pl.DataFrame) -> Cost:

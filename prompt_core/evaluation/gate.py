@@ -10,7 +10,7 @@ from prompt_core.evaluation.paired import Comparison, holm
 from prompt_core.evaluation.record import Cost, Result, RoundTrip, Verdict, shown_p
 from prompt_core.task import TaskSpec
 
-_Rule = tuple[bool, str]
+Rule = tuple[bool, str]  # whether it is met, and a sentence
 
 
 def judge(
@@ -22,6 +22,7 @@ def judge(
     cost: Cost | None = None,
     ms_per_row: float | None = None,
     round_trips: Sequence[RoundTrip] = (),
+    rules: Sequence[Rule] = (),
 ) -> Verdict:
     """Each requirement as a sentence; passed when there was an untuned contender to beat and all are met.
 
@@ -33,8 +34,9 @@ def judge(
         results, comparisons: by contender.
         sayable: the smallest gain that the test rows can show, if it is known.
         ms_per_row: milliseconds that the tuned prompt took for a test row.
+        rules: what was found out besides.
     """
-    required: list[_Rule] = []
+    required: list[Rule] = list(rules)
     for name, by_metric in comparisons.items():
         if results[name].kind == "teacher":
             continue
@@ -50,7 +52,7 @@ def judge(
     return Verdict(passed=passed, reasons=(*shown, *(sentence for _, sentence in caps)))
 
 
-def _beats(task: TaskSpec, name: str, found: Comparison) -> _Rule:
+def _beats(task: TaskSpec, name: str, found: Comparison) -> Rule:
     gate = task.gate
     numbers = f"{_numbers(task.gate_metric, found)}, p {shown_p(found.p_better)}"
     if found.gain < gate.min_gain:
@@ -60,14 +62,14 @@ def _beats(task: TaskSpec, name: str, found: Comparison) -> _Rule:
     return True, f"better than {name}: {numbers} in the {found.test}; needed {gate.min_gain:g} points or more and p below {gate.alpha:g}"
 
 
-def _is_not_worse(task: TaskSpec, name: str, found: Comparison) -> _Rule:
+def _is_not_worse(task: TaskSpec, name: str, found: Comparison) -> Rule:
     numbers = f"{_numbers(task.gate_metric, found)}, p of a loss {shown_p(found.p_worse)} in the {found.test}"
     if found.p_worse < task.gate.alpha:
         return False, f"worse than {name}: {numbers}; needs {task.gate.alpha:g} or more"
     return True, f"not shown to be worse than {name}: {numbers}; needed {task.gate.alpha:g} or more"
 
 
-def _classes_hold(task: TaskSpec, found: Classified | None) -> list[_Rule]:
+def _classes_hold(task: TaskSpec, found: Classified | None) -> list[Rule]:
     """No class loses more recall than allowed, where McNemar's test on its rows, corrected for the number of classes, shows a loss."""
     most = task.gate.max_class_loss
     compared = [each for each in found.classes if each.recall_before is not None] if found else []
@@ -84,8 +86,8 @@ def _classes_hold(task: TaskSpec, found: Classified | None) -> list[_Rule]:
     return [(False, sentence) for sentence in broken] or [(True, kept)]
 
 
-def _within_caps(task: TaskSpec, cost: Cost | None, ms_per_row: float | None) -> list[_Rule]:
-    rules: list[_Rule] = []
+def _within_caps(task: TaskSpec, cost: Cost | None, ms_per_row: float | None) -> list[Rule]:
+    rules: list[Rule] = []
     if (most := task.gate.max_tokens) is not None:
         tokens = cost.prompt_tokens if cost else None
         rules.append((tokens is not None and tokens <= most, f"the prompt is {tokens} tokens long; at most {most} are allowed"))
@@ -96,7 +98,7 @@ def _within_caps(task: TaskSpec, cost: Cost | None, ms_per_row: float | None) ->
     return rules
 
 
-def _runs_there(trip: RoundTrip) -> _Rule:
+def _runs_there(trip: RoundTrip) -> Rule:
     return trip.passed, f"{'runs' if trip.passed else 'does not run'} in {trip.stack} as {trip.format}: {trip.detail}"
 
 

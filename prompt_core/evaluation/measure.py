@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from prompt_core.criteria import Metric
 from prompt_core.errors import PromptmillError
@@ -11,7 +11,7 @@ from prompt_core.evaluation.cases import cases, samples
 from prompt_core.evaluation.classes import classified
 from prompt_core.evaluation.contender import Contender
 from prompt_core.evaluation.extracted import as_judged
-from prompt_core.evaluation.gate import judge
+from prompt_core.evaluation.gate import Rule, judge
 from prompt_core.evaluation.metrics import Pooled, from_scores, pooled
 from prompt_core.evaluation.paired import Measured, compare_pooled, interval
 from prompt_core.evaluation.power import power_sentence, smallest_gain
@@ -40,13 +40,24 @@ class Rows:
 
 @dataclass(frozen=True)
 class About:
-    """What is known of the tuned prompt besides its answers."""
+    """What is known of the tuned prompt besides its answers.
+
+    Attributes:
+        production: digest of what is in production, if anything is.
+        rules: what else the gate requires, see `judge`.
+    """
 
     digest: str
+    production: str | None = None
+    rules: tuple[Rule, ...] = ()
     distilled: Distilled | None = None
     leaked: Leaked | None = None
     cost: Cost | None = None
     round_trips: tuple[RoundTrip, ...] = ()
+
+    def with_rule(self, rule: Rule) -> About:
+        """The same, and one thing more."""
+        return replace(self, rules=(*self.rules, rule))
 
 
 def evaluate_contenders(task: TaskSpec, rows: Rows, contenders: Sequence[Contender], about: About) -> Evaluation:
@@ -77,6 +88,7 @@ def evaluate_contenders(task: TaskSpec, rows: Rows, contenders: Sequence[Contend
     return Evaluation(
         task=task.name,
         prompt_digest=about.digest,
+        production_digest=about.production,
         rows=len(rows.targets),
         gate_metric=task.gate_metric,
         min_gain=task.gate.min_gain,
@@ -84,7 +96,7 @@ def evaluate_contenders(task: TaskSpec, rows: Rows, contenders: Sequence[Contend
         smallest_gain=sayable,
         contenders=tuple(results.values()),
         comparisons=comparisons,
-        verdict=judge(task, results, comparisons, sayable, by_class, about.cost, ms_per_row, about.round_trips),
+        verdict=judge(task, results, comparisons, sayable, by_class, about.cost, ms_per_row, about.round_trips, about.rules),
         samples=samples(rows.inputs, rows.targets, contenders),
         distilled=about.distilled,
         power=power_sentence(task, len(rows.targets)),

@@ -93,6 +93,7 @@ class Evaluation(Record):
     Attributes:
         task: the task's name.
         prompt_digest: of the tuned prompt.
+        production_digest: of what was in production then; None where nothing was.
         rows: number of test rows.
         gate_metric, min_gain, alpha: the rule of the gate; the gain in points.
         smallest_gain: the smallest gain in accuracy, in points, that so many rows can show, see `power.smallest_gain`;
@@ -113,6 +114,7 @@ class Evaluation(Record):
 
     task: str
     prompt_digest: str
+    production_digest: str | None = None
     rows: int
     gate_metric: Metric
     min_gain: float

@@ -9,12 +9,11 @@ from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.data.digest import frame_digest
 from prompt_core.deploy import kinds_for
-from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.ladder.record import LadderRecord, Rung
 from prompt_core.ladder.texts import Texts
 from prompt_core.manifest import DataRecord
-from prompt_core.prediction import restore, restore_classifier
+from prompt_core.prediction import encoding_of, restore, restore_classifier
 from prompt_core.prompts import lower
 from prompt_core.task import TaskSpec
 from prompt_core.text.search import OnRound
@@ -114,7 +113,7 @@ class Ladder:
     def _text_fold(self, text: TunedPrompt, held_out: Sequence[int]) -> Fold:
         """A text prompt and what it has not seen, as a trial's prompts are measured."""
         rows, labels = self._rows[list(held_out)], text.manifest.labels
-        encoding = TaskEncoding(text.worded, self._backbone, soft=False)
+        encoding = encoding_of(text, self._backbone)
         examples = encode_frame(text.worded, encoding, rows, labels)
         measured: Objective = (
             restore_classifier(text, encoding, self._backbone) if labels else build_objective(text.worded, encoding, self._backbone, ())

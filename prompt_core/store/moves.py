@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+from types import EllipsisType
+
 from prompt_core.errors import PromptmillError
 from prompt_core.store.records import Change, Moved, State, is_plain_name
 
 PRODUCTION = "production"
 
 
-def promoted(state: State, where: str, alias: str, number: int, force: bool) -> tuple[Change, State] | None:
+def promoted(
+    state: State, where: str, alias: str, number: int, force: bool, instead_of: str | EllipsisType | None = ...
+) -> tuple[Change, State] | None:
     """The move of an alias to a version; None where it stands for that version already.
 
     Args:
         where: names prompt and alias in errors.
         force: set the rules aside; the move says so where one was.
+        instead_of: digest of what the alias has to stand for, None for nothing; left out: not looked at. Where it is right nobody
+            is late, and the version may be older than the live one.
 
     Raises:
-        PromptmillError: the alias is `production` and the version did not pass, or the version is older than the live one.
+        PromptmillError: the alias is `production` and the version did not pass, the version was taken back before or is older than
+            the live one, or the alias stands for something else than `instead_of`.
     """
     trail = state.aliases.get(alias, ())
     live = trail[-1] if trail else None
     if number == live:
         return None
-    broken = _broken_rule(state, alias, number, live)
+    broken = _broken_rule(state, alias, number, live, instead_of)
     if broken and not force:
         raise PromptmillError(where, *broken)
-    # A move back to the version before counts as taking the last one off.
-    after = trail[:-1] if trail[-2:-1] == (number,) else (*trail, number)
+    # A move back to the version before, by force, counts as taking the last one off.
+    after = trail[:-1] if broken and trail[-2:-1] == (number,) else (*trail, number)
     return _moved(state, alias, after, forced=bool(broken))
 
 
@@ -64,16 +71,28 @@ def check_name(name: str, kind: str) -> None:
         raise PromptmillError(f"{kind} {name[:200]!r}", "is not a plain name", fix)
 
 
-def _broken_rule(state: State, alias: str, number: int, live: int | None) -> tuple[str, str] | None:
+def _broken_rule(state: State, alias: str, number: int, live: int | None, instead_of: str | EllipsisType | None) -> tuple[str, str] | None:
     """What speaks against a move, and the way out."""
     if alias == PRODUCTION and not state.versions[number].passed:
         return f"version {number} did not pass its evaluation", "Promote one that did, or force it with a reason."
+    if number in state.taken_back.get(alias, ()):
+        return f"version {number} was taken back by a rollback", "Publish a better one, or force it with a reason."
+    if not isinstance(instead_of, EllipsisType):
+        if instead_of == (state.versions[live].digest if live else None):
+            return None
+        stands = f"stands for version {live} by now" if live else "stands for nothing by now"
+        return f"{stands}, with which version {number} was not compared", "Evaluate it again, or force it with a reason."
     if live is not None and number < live:
         return f"version {number} is older than {live}, which is live", "Roll back, or force it with a reason."
     return None
 
 
 def _moved(state: State, alias: str, trail: tuple[int, ...], forced: bool) -> tuple[Change, State]:
-    before = state.aliases[alias][-1] if alias in state.aliases else None
-    after = state.model_copy(update={"aliases": {**state.aliases, alias: trail}})
+    walked, number = state.aliases.get(alias, ()), trail[-1]
+    before, off = walked[-1] if walked else None, set(state.taken_back.get(alias, ())) - {number}
+    if len(trail) < len(walked) and before is not None:
+        off |= {before}
+    taken_back = {**state.taken_back, alias: tuple(sorted(off))}
+    update = {"aliases": {**state.aliases, alias: trail}, "taken_back": {name: numbers for name, numbers in taken_back.items() if numbers}}
+    after = state.model_copy(update=update)
     return Moved(alias=alias, before=before, version=trail[-1], forced=forced), after

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from prompt_core.errors import PromptmillError
 from prompt_core.plain_json import Model, parse_json
@@ -118,11 +118,18 @@ class State(_Record):
         next_version: the number that the next publication gets; numbers are never used twice.
         versions: those that can be loaded.
         aliases: for each alias the versions that rollbacks walk back over; the last one is what it stands for.
+        taken_back: for each alias the versions that a rollback took off it.
     """
 
     next_version: int = Field(default=1, ge=1)
     versions: dict[int, Content] = {}
     aliases: dict[Name, tuple[int, ...]] = {}
+    taken_back: dict[Name, tuple[int, ...]] = {}
+
+    @model_serializer(mode="wrap")
+    def _what_there_is(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a word of rollbacks where there was none, as entries were sealed before they were kept."""
+        return {name: value for name, value in written(self).items() if value or name != "taken_back"}
 
     @model_validator(mode="after")
     def _holds_together(self) -> State:

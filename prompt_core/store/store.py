@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 from prompt_core.errors import PromptmillError, nearest
@@ -155,12 +156,23 @@ class PromptStore:
         name, _, version = given.partition("@")
         return name, self.resolve(name, version or PRODUCTION)
 
-    def promote(self, name: str, version: int | str, alias: str = PRODUCTION, who: str = "", why: str = "", force: bool = False) -> None:
+    def promote(
+        self,
+        name: str,
+        version: int | str,
+        alias: str = PRODUCTION,
+        who: str = "",
+        why: str = "",
+        force: bool = False,
+        instead_of: str | EllipsisType | None = ...,
+    ) -> None:
         """Let an alias stand for a version. Where it does already, nothing is recorded.
 
         Args:
-            force: set two rules aside, for the reason `why`, which the history keeps: `production` takes only what passed its
-                evaluation; and an older version than the live one is taken for a late job.
+            force: set the rules aside, for the reason `why`, which the history keeps: `production` takes only what passed its
+                evaluation; what a rollback took back stays back; and an older version than the live one is taken for a late job.
+            instead_of: digest of the prompt that the alias has to stand for, None for nothing, as when the version was compared
+                with that: between an evaluation and its promotion somebody may have moved the alias. Left out: not looked at.
 
         Raises:
             PromptmillError: there is no such prompt or version, the alias is not a plain name, or a rule is broken.
@@ -171,7 +183,7 @@ class PromptStore:
             check_reason(where, why)
 
         def move(state: State) -> tuple[Change, State] | None:
-            return promoted(state, where, alias, self._number(state, name, version), force)
+            return promoted(state, where, alias, self._number(state, name, version), force, instead_of)
 
         self._log(name).append(move, who, why)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.errors import PromptmillError
+from prompt_core.seen import why_seen
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.member import Step
 from prompt_core.tuning.prepared import Sides
@@ -137,11 +138,16 @@ def _why_cold(order: Order) -> str:
         return "a text prompt is searched, not continued"
     if task.search:
         return "its settings are chosen by a search, which does not start from a prompt"
-    if order.sides[1] is None or order.sides[1].is_empty():
+    train, validation = order.sides
+    if validation is None or validation.is_empty():
         return "there are no validation rows to choose a start by"
     if live.manifest.kind != task.prompt.kind:
         return f"the live prompt is of kind {live.manifest.kind}"
-    return ""
+    try:
+        seen = why_seen(live, task, train, validation, chosen_by=True)
+    except PromptmillError as error:
+        return f"the live prompt cannot be read ({error})"
+    return f"the live prompt may have seen rows that are held out now: {seen}" if seen else ""
 
 
 def _better(cold: TunedPrompt | PromptmillError, warm: TunedPrompt | PromptmillError | None, reason: str) -> Retuned | PromptmillError:

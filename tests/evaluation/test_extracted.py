@@ -104,7 +104,7 @@ def test_an_evaluation_shows_what_was_written_and_measures_what_it_says() -> Non
     assert [value.value for value in found.tuned.metrics.values()] == [100, 100, 100]
     assert found.verdict.passed
     assert found.samples[0].outputs == {"zero_shot": "Order A", "tuned": '{"order":"A"}'}
-    assert found.comparisons["zero_shot"]["entity_f1"].test == "paired bootstrap"
+    assert found.comparisons["zero_shot"]["entity_f1"].test == "paired randomization test"
     assert found.comparisons["zero_shot"]["valid_json"].test == "exact McNemar test"
 
 

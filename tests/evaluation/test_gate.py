@@ -94,7 +94,7 @@ def test_values_comparisons_and_samples_are_all_there():
     assert (found.task, found.prompt_digest, found.rows, found.smallest_gain) == ("intent", "f" * 64, 100, 9.0)
     assert found.tuned.metrics["accuracy"].value == 80.0
     assert found.tuned.metrics["accuracy"].low < 80.0 < found.tuned.metrics["accuracy"].high
-    assert found.comparisons["label_names"]["macro_f1"].test == "paired bootstrap"
+    assert found.comparisons["label_names"]["macro_f1"].test == "paired randomization test"
     assert [sample.input["text"] for sample in found.samples] == [f"message {i}" for i in (0, 12, 25, 37, 50, 62, 75, 87)]
     assert found.samples[-1].outputs == {"label_names": LABELS[0], "tuned": LABELS[0]}
 

@@ -67,6 +67,46 @@ def test_a_task_that_never_ran_is_tuned_once_and_again_when_its_data_changed(tmp
         assert launched(tick(settings, instance, "new_data", changed.cursor)) == []
 
 
+def test_data_that_come_back_to_what_they_were_are_tuned_on_again(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    write_task(settings, "a")
+    data = settings.tasks_dir / "messages.csv"
+    contents = [data.read_text(), data.read_text() + "when does my parcel come,late\n"]
+    keys: list[str | None] = []
+    with dg.DagsterInstance.ephemeral() as instance:
+        register(instance, find_task_files(settings.tasks_dir))
+        cursor = None
+        for turn in range(5):
+            data.write_text(contents[turn % 2])
+            found = tick(settings, instance, "new_data", cursor)
+            assert launched(found) == ["a"]
+            assert isinstance(found, dg.SensorResult) and found.run_requests
+            keys.append(found.run_requests[0].run_key)
+            repeated = tick(settings, instance, "new_data", cursor)
+            assert isinstance(repeated, dg.SensorResult) and repeated.run_requests
+            assert repeated.run_requests[0].run_key == keys[-1]  # Dagster launches a key once
+            cursor = found.cursor
+    assert len(set(keys)) == 5
+
+
+def test_a_task_file_that_is_away_for_a_tick_is_compared_with_what_was_seen_last(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    path = write_task(settings, "a")
+    data, content = settings.tasks_dir / "messages.csv", path.read_text()
+    with dg.DagsterInstance.ephemeral() as instance:
+        register(instance, find_task_files(settings.tasks_dir))
+        cursor = tick(settings, instance, "new_data").cursor
+        path.unlink()
+        away = tick(settings, instance, "task_files")
+        assert isinstance(away, dg.SkipReason) and "is it mounted?" in str(away.skip_message)
+        assert instance.get_dynamic_partitions("tasks") == ["a"]
+        gone = tick(settings, instance, "new_data", cursor)
+        assert launched(gone) == []
+        path.write_text(content)
+        data.write_text(data.read_text() + "when does my parcel come,late\n")
+        assert launched(tick(settings, instance, "new_data", gone.cursor)) == ["a"]
+
+
 def test_a_task_that_ran_already_is_only_noted_at_first(tmp_path: Path) -> None:
     settings = a_deployment(tmp_path)
     write_task(settings, "a")
@@ -106,9 +146,14 @@ def test_inputs_that_drifted_from_what_the_live_prompt_was_tuned_on_launch_one_r
     inputs = settings.tasks_dir / "inputs.csv"
     same = [f"where is my {thing}" if number % 2 else f"the {thing} came broken" for number, thing in enumerate(THINGS)]
     with dg.DagsterInstance.ephemeral() as instance:
+        register(instance, find_task_files(settings.tasks_dir))
+        pl.DataFrame({"text": ["can you please tell me how I may become one of your drivers in spring"] * 60}).write_csv(inputs)
+        early = tick(settings, instance, "drifted_inputs")
+        assert launched(early) == []  # there is nothing live to compare with
         assert run_retune(settings, instance, "a").success
+        assert launched(tick(settings, instance, "drifted_inputs", early.cursor)) == ["a"]  # the same inputs, looked at again
         pl.DataFrame({"text": same}).write_csv(inputs)
-        stable = tick(settings, instance, "drifted_inputs")
+        stable = tick(settings, instance, "drifted_inputs", early.cursor)
         assert launched(stable) == []
         pl.DataFrame({"text": ["can you please tell me how I may become one of your drivers in spring"] * 60}).write_csv(inputs)
         drifted = tick(settings, instance, "drifted_inputs", stable.cursor)

@@ -1,0 +1,44 @@
+"""Whether a prompt may have been tuned on rows that its task holds out by now."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from prompt_core.artifact import TunedPrompt
+from prompt_core.data.digest import frame_digest
+from prompt_core.task import TaskSpec
+from prompt_core.template import Template
+
+_ROUNDING = 1e-9
+
+
+def why_seen(prompt: TunedPrompt, task: TaskSpec, train: pl.DataFrame, validation: pl.DataFrame, *, chosen_by: bool = False) -> str:
+    """Why test rows of the task may be among the rows that the prompt was tuned on; nothing where they cannot be.
+
+    A row's side is decided by the hash of its text, so that data may grow. It changes with the shares and with the fields that are
+    hashed, and where test rows are a file nothing but the rows themselves tells.
+
+    Args:
+        task: the task as it is now.
+        train, validation: its frames.
+        chosen_by: whether its validation rows must be unseen too, since they choose between this prompt and another.
+
+    Raises:
+        PromptmillError: this version of promptmill does not know the task that the prompt was tuned by.
+    """
+    data, before, now = prompt.manifest.data, prompt.task.data, task.data
+    if (data.train, data.validation) == (frame_digest(train), frame_digest(validation)):
+        return ""
+    if not chosen_by and data.train == frame_digest(pl.concat([train, validation])):
+        return ""
+    if before.test_path or now.test_path:
+        return "test rows are a file, and it was tuned on other rows than the task has now, which may be among them"
+    read, reads = Template(prompt.task).fields, Template(task).fields
+    if read != reads:
+        return f"rows were divided by {', '.join(read)} then, and are by {', '.join(reads)} now"
+    unseen = before.test + (before.validation if chosen_by and data.validation_rows else 0.0)
+    held_out = now.test + (now.validation if chosen_by else 0.0)
+    if held_out > unseen + _ROUNDING:
+        which = "data.test and data.validation take" if chosen_by else "data.test takes"
+        return f"{which} {held_out:g} of the rows now, {unseen:g} were held out then"
+    return ""
