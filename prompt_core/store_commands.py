@@ -34,13 +34,14 @@ def list_(store_url: str, as_json: bool) -> None:
 @click.command()
 @click.argument("name")
 @_alias_option
-@click.option("--force", is_flag=True, help="Also a version that did not pass its evaluation or is older than the live one; needs --why.")
+@click.option("--force", is_flag=True, help="Also a version that did not pass, was taken back or is older than the live one; needs --why.")
 @why_option
 @store_option
 def promote(name: str, alias: str, force: bool, why: str, store_url: str) -> None:
     """Point an alias at NAME@VERSION.
 
-    `production` takes a version that passed its evaluation; any other only with --force and a reason, which the history keeps.
+    `production` takes a version that passed its evaluation and that no rollback took back; any other only with --force and a reason, which
+    the history keeps.
     """
     from prompt_core import PromptStore
 

@@ -7,9 +7,10 @@ that create the same path at the same time exactly one succeeds, and whoever rea
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,7 @@ class Files:
     def read_all(self, paths: Sequence[str]) -> dict[str, bytes]:
         """The content of many files, at the same time where the file system can; files that are gone are left out."""
         with self._one_line("read"):
-            found = self._fs.cat([self._full(path) for path in paths], on_error="return") if paths else {}
-            for content in found.values():
-                if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
-                    raise content
-            contents = {path: found[self._full(path)] for path in paths}
-        return {path: content for path, content in contents.items() if isinstance(content, bytes)}
+            return self._read_all(paths)
 
     def names(self, folder: str) -> list[str]:
         """The names of what lies directly in a folder; none where there is no such folder."""
@@ -166,6 +162,14 @@ class Files:
             return b""
         return content
 
+    def _read_all(self, paths: Sequence[str]) -> dict[str, bytes]:
+        found = self._fs.cat([self._full(path) for path in paths], on_error="return") if paths else {}
+        for content in found.values():
+            if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                raise content
+        contents = {path: found[self._full(path)] for path in paths}
+        return {path: content for path, content in contents.items() if isinstance(content, bytes)}
+
     def _create(self, path: str, content: bytes) -> bool:
         try:
             self._fs.pipe_file(self._full(path), content, **self._exclusive)
@@ -214,6 +218,22 @@ class LocalFiles(Files):
 
     def half_written(self) -> list[str]:
         return [f"{_HALF_WRITTEN}/{name}" for name in self.names(_HALF_WRITTEN)]
+
+    def remove(self, path: str) -> None:
+        place = Path(self._full(path))
+        with self._one_line("written"):
+            try:
+                shutil.rmtree(place) if place.is_dir() else place.unlink()
+            except FileNotFoundError:
+                return
+
+    def _read_all(self, paths: Sequence[str]) -> dict[str, bytes]:
+        # One by one: fsspec takes a folder named `a[1]` for a pattern.
+        contents: dict[str, bytes] = {}
+        for path in paths:
+            with suppress(FileNotFoundError):
+                contents[path] = Path(self._full(path)).read_bytes()
+        return contents
 
     def _beginning(self, path: str, size: int) -> bytes:
         with Path(self._full(path)).open("rb", buffering=0) as file:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 from encoder_decoders import save_encoder_decoder
@@ -12,6 +14,7 @@ from helpers import a_task, backbone_at, examples
 from prompt_core.backbone import Backbone
 from prompt_core.data import Splits
 from prompt_core.encoding import TaskEncoding
+from prompt_core.errors import PromptmillError
 from prompt_core.evaluation.baselines import baselines
 from prompt_core.evaluation.evaluate import evaluate
 from prompt_core.prompts import PromptState
@@ -104,6 +107,39 @@ def test_what_runs_today_is_a_contender_unless_it_is_the_same_prompt(llama: Back
     names = [[c.name for c in evaluate(task, prompt, SPLITS, llama, production=live).contenders] for live in (None, prompt, other)]
     untuned = ["zero_shot", "zero_shot_calibrated"]
     assert names == [[*untuned, "tuned"], [*untuned, "tuned"], [*untuned, "production", "tuned"]]
+
+
+def test_what_runs_today_answers_on_its_own_model_or_keeps_the_gate_shut(llama: Backbone, bert: Backbone) -> None:
+    parts = {"tune": {"steps": 2, "max_tokens": 64}, "evaluate": {"few_shot": 0}}
+    prompt = tune(task := a_task(llama.identity.name, template="Say a or b. {{ text }}\nIt is", **parts), SPLITS.train, None, llama)
+    elsewhere = tune(a_task(bert.identity.name, **parts), SPLITS.train, None, bert)
+    found = evaluate(task, prompt, SPLITS, llama, production=elsewhere)
+    assert found.production_digest == elsewhere.digest
+    assert [c.name for c in found.contenders][-2:] == ["production", "tuned"] and "production" in found.seconds
+    gone = evaluate(task, prompt, SPLITS, llama, production=replace(elsewhere, origin="/no/such/model"))
+    assert "production" not in [c.name for c in gone.contenders] and not gone.verdict.passed
+    assert gone.verdict.reasons[0].startswith("cannot be compared with what is in production: ")
+
+
+def test_a_prompt_that_was_tuned_on_what_are_test_rows_now_does_not_pass(bert: Backbone) -> None:
+    def shared(share: float) -> TaskSpec:
+        data = {"path": "examples.csv", "target": "label", "test": share}
+        return a_task(bert.identity.name, data=data, tune={"steps": 2})
+
+    prompt = tune(shared(0.1), SPLITS.train, SPLITS.validation, bert)
+    moved = Splits(train=SPLITS.train[::2], validation=SPLITS.validation, test=pl.concat([SPLITS.train[1::2], SPLITS.test]))
+    reason = "may have been tuned on test rows: data.test takes 0.5 of the rows now, 0.1 were held out then"
+    judged = evaluate(shared(0.5), prompt, moved, bert).verdict
+    assert not judged.passed and judged.reasons[0] == reason
+    for task, splits in ((shared(0.1), moved), (shared(0.05), moved), (shared(0.5), SPLITS)):  # no more rows, or the very same
+        assert reason.partition(":")[0] not in " ".join(evaluate(task, prompt, splits, bert).verdict.reasons)
+
+
+def test_a_prompt_of_another_task_is_refused(bert: Backbone) -> None:
+    task = a_task(bert.identity.name, tune={"steps": 1})
+    prompt = tune(task, SPLITS.train, None, bert)
+    with pytest.raises(PromptmillError, match=r"prompt t: is not of task other. Give the prompt and the task that it was tuned by"):
+        evaluate(task.model_copy(update={"name": "other"}), prompt, SPLITS, bert)
 
 
 def test_an_evaluation_changes_neither_the_prompt_nor_the_random_stream(llama: Backbone) -> None:

@@ -1,5 +1,6 @@
 """Builders for the tests of the pipeline: a deployment in a folder, with a real but tiny task that tunes in seconds."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,14 @@ def run_retune(settings: Settings, instance: dg.DagsterInstance, key: str, **kno
         config["ops"] = {"tuned_prompt": {"config": knobs}}
     job = build_defs(settings).resolve_job_def("retune")
     return job.execute_in_process(instance=instance, partition_key=key, run_config=config, raise_on_error=False)
+
+
+def run_steps(settings: Settings, instance: dg.DagsterInstance, key: str, assets: Sequence[str]) -> dg.ExecuteInProcessResult:
+    """Some assets of the chain for one task, as a person picks them in the UI."""
+    register(instance, find_task_files(settings.tasks_dir))
+    config = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    job, keys = build_defs(settings).resolve_job_def("retune"), [dg.AssetKey(asset) for asset in assets]
+    return job.execute_in_process(instance=instance, partition_key=key, run_config=config, raise_on_error=False, asset_selection=keys)
 
 
 def run_fleet(settings: Settings, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:

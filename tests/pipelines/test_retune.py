@@ -3,14 +3,14 @@
 import importlib.util
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
 import dagster as dg
 import polars as pl
 import pytest
-from deployment import a_deployment, failure_of, run_retune, write_task
+from deployment import a_deployment, failure_of, run_retune, run_steps, write_task
 
 from pipelines.batch import Inputs, Made
 from pipelines.definitions import build_defs
@@ -176,6 +176,58 @@ def test_worse_data_is_rejected_by_the_gate_and_production_stays(tmp_path: Path)
     assert not gate.passed
     assert PromptStore(settings.store_url).record(TASK, "production").digest == live
     assert PromptStore(settings.store_url).list()[0].versions == (1,)
+
+
+def test_baselines_of_other_rows_are_not_compared_with(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path / "d")
+    write_task(settings, TASK)
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert run_retune(settings, instance, TASK).success
+        data = settings.tasks_dir / "messages.csv"
+        pl.read_csv(data).with_columns(pl.col("text") + " please").write_csv(data)
+        steps = ["examples", "splits", "tuned_prompt", "evaluation", "published_prompt"]
+        result = run_steps(settings, instance, TASK, steps)
+        what = "baselines are of other rows, settings or versions than splits and task are now. Materialize baselines again."
+        assert failure_of(result) == f"evaluation[{TASK}]: {what}"
+        assert run_steps(settings, instance, TASK, ["baselines", *steps]).success
+    assert PromptStore(settings.store_url).list()[0].aliases == {"production": 2}
+
+
+def test_what_went_live_since_the_evaluation_is_not_replaced(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path / "d")
+    write_task(settings, TASK)
+    store = PromptStore(settings.store_url)
+    with dg.DagsterInstance.ephemeral() as instance:
+        steps = ["examples", "splits", "baselines", "tuned_prompt", "evaluation"]
+        result = run_steps(settings, instance, TASK, steps)
+        evaluation = result.output_for_node("evaluation").model_dump(mode="json")
+        hotfix = result.output_for_node("tuned_prompt")
+        hotfix = replace(hotfix, tensors={name: tensor + 1 for name, tensor in hotfix.tensors.items()})
+        store.promote(TASK, store.publish(hotfix, evaluation, who="ann"), who="ann", why="hotfix")
+        late = run_steps(settings, instance, TASK, ["published_prompt"])
+        assert "alias production: stands for version 1 by now, with which version 2 was not compared. Evaluate it" in failure_of(late)
+        assert store.resolve(TASK, "production") == 1
+        again = run_steps(settings, instance, TASK, ["evaluation", "published_prompt"])
+        assert again.success, failure_of(again)
+    assert store.resolve(TASK, "production") == 2
+
+
+def test_data_that_come_back_bring_their_prompt_back_and_a_rollback_stays(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path / "d")
+    write_task(settings, TASK)
+    store, data = PromptStore(settings.store_url), settings.tasks_dir / "messages.csv"
+    with dg.DagsterInstance.ephemeral() as instance:
+        rows = pl.read_csv(data)
+        live = []
+        for frame in (rows, rows[:-2], rows):
+            frame.write_csv(data)
+            assert run_retune(settings, instance, TASK).success
+            live.append(store.resolve(TASK, "production"))
+        assert live == [1, 2, 1]
+        assert store.rollback(TASK, who="ann", why="rude on Mondays") == 2
+        result = run_retune(settings, instance, TASK)
+        assert "version 1 was taken back by a rollback" in failure_of(result)
+    assert store.resolve(TASK, "production") == 2
 
 
 def test_a_report_is_a_page_that_a_browser_opens(published: Published) -> None:

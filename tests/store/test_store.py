@@ -161,6 +161,50 @@ def test_a_late_job_does_not_promote_an_older_version_unless_forced(address: str
     assert store.history("reply")[-1].forced
 
 
+def test_an_alias_moves_only_from_what_the_version_was_compared_with(address: str) -> None:
+    store = a_store(address, versions=2)
+    live = store.record("reply", 2).digest
+    assert store.publish(SmallPrompt("reply", "compared with 2"), PASSED) == 3
+    assert store.publish(SmallPrompt("reply", "a hotfix"), PASSED) == 4
+    store.promote("reply", 4, who="ann", why="hotfix", instead_of=live)
+    line = r"alias production: stands for version 4 by now, with which version 3 was not compared. Evaluate it again, or force it"
+    with pytest.raises(PromptmillError, match=line):
+        store.promote("reply", 3, instead_of=live)
+    with pytest.raises(PromptmillError, match="stands for version 4 by now"):
+        store.promote("reply", 3, instead_of=None)
+    assert store.resolve("reply", "production") == 4
+    store.promote("reply", 4, instead_of=live)  # it stands for that already
+    store.promote("reply", 3, instead_of=store.record("reply", 4).digest)  # an older number, but nobody is late
+    assert store.resolve("reply", "production") == 3
+    assert [move.forced for move in store.history("reply", "production")] == [False] * 4
+    assert store.rollback("reply") == 4
+    store.publish(SmallPrompt("fresh", "first"), PASSED)
+    store.promote("fresh", 1, instead_of=None)
+    assert store.resolve("fresh", "production") == 1
+
+
+def test_what_a_rollback_took_back_goes_live_again_by_force_alone(address: str) -> None:
+    store = a_store(address, versions=2)
+    assert store.rollback("reply", who="ann", why="rude on Mondays") == 1
+    for compared in ({}, {"instead_of": store.record("reply", 1).digest}):
+        with pytest.raises(PromptmillError, match=r"version 2 was taken back by a rollback. Publish a better one, or force it"):
+            store.promote("reply", 2, **compared)
+    store.promote("reply", 2, alias="candidate")  # that is another alias
+    store.promote("reply", 2, why="it was the data", force=True)
+    assert store.rollback("reply") == 1
+    store.publish(SmallPrompt("reply", "better"), PASSED)
+    store.promote("reply", 3)
+    assert store.verify().problems == ()
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    store = a_store(tmp_path / "a[1]*?", versions=2)
+    assert len(store.history("reply")) == 2 and store.verify().problems == ()
+    store.publish(SmallPrompt("reply", "never needed"), PASSED)
+    assert [found.version for found in store.gc(keep=5, grace=0.0, delete=True).versions] == [3]
+    assert store.list()[0].versions == (1, 2)
+
+
 def test_an_alias_that_looks_like_a_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PromptmillError, match="alias 7: is a number, which stands for a version"):
         a_store(tmp_path / "store", versions=1).promote("reply", 1, alias="7")

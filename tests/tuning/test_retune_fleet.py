@@ -21,11 +21,16 @@ WORDS = ["parcel", "letter", "invoice", "driver", "door", "street", "label", "sc
 TRAIN = examples(*[(f"The {word} is {'late' if i % 2 else 'broken'}", "late" if i % 2 else "broken") for i, word in enumerate(WORDS)])
 VALIDATION = examples(("My box is late", "late"), ("My box is broken", "broken"))
 SIDES = (TRAIN, VALIDATION)
+MORE = (pl.concat([TRAIN, examples(("The desk is late", "late"))]), VALIDATION)
 
 
 def a_member(backbone: Backbone, prompt: dict[str, Any] | None = None, **tune: Any) -> TaskSpec:
     settings = {"steps": 6, "batch_examples": 4, "validate_every": 2, "learning_rate": 0.05, **tune}
     return a_task(backbone.identity.name, prompt=prompt or {"kind": "deep", "tokens": 3}, tune=settings)
+
+
+def parted(task: TaskSpec, **shares: Any) -> TaskSpec:
+    return task.model_copy(update={"data": task.data.model_copy(update=shares)})
 
 
 def retuned(order: Order, backbone: Backbone) -> Retuned:
@@ -64,11 +69,15 @@ def test_a_warm_start_takes_label_anchors_with_it_where_labels_are_the_same(bert
 
 def test_where_the_live_prompt_is_no_start_the_reason_is_said(bert: Backbone) -> None:
     task = a_member(bert)
-    live = tune(task, *SIDES, bert)
+    live = tune(parted(task, test=0.1, validation=0.1), *SIDES, bert)
+    joined = tune(parted(task, test=0.1, validation=0.1), TRAIN, None, bert)  # as after a search, on all rows
     for order, reason in (
         (Order(task, SIDES), "no prompt is live"),
         (Order(task, (TRAIN, None), live), "there are no validation rows to choose a start by"),
         (Order(a_member(bert, prompt={"kind": "deep", "tokens": 5}), SIDES, live), "the live prompt does not fit"),
+        (Order(parted(task, test=0.4), MORE, live), "may have seen rows that are held out now: data.test and data.validation take 0.55 of"),
+        (Order(parted(task, test_path="t.csv"), MORE, live), "test rows are a file, and it was tuned on other rows"),
+        (Order(parted(task, test=0.1, validation=0.1), MORE, joined), "take 0.2 of the rows now, 0.1 were held out then"),
     ):
         found = retuned(order, bert)
         assert found.start == "cold" and reason in found.why
