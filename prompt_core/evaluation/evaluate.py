@@ -63,14 +63,13 @@ def evaluate(
     if prompt.name != task.name:
         raise PromptmillError(f"prompt {prompt.name}", f"is not of task {task.name}", "Give the prompt and the task that it was tuned by.")
     backbone = backbone or load_backbone(task.backbone, task.folder)
-    live = None if production is None else production.digest
-    production = None if live == prompt.digest else production
+    production = None if production is None or production.digest == prompt.digest else production
     test, alike = _asked_once(task, splits.test)
     asked = _asked(task, test, wanted_of(task, test.rows(named=True), alike))
     ready = ReadyPrompt.of(prompt, backbone)
     about = About(
         prompt.digest,
-        live,
+        production.digest if production else None,
         _unseen(task, prompt, splits),
         leaked=_leaked(task, prompt, splits),
         cost=_cost(prompt, ready, test),

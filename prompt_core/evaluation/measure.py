@@ -43,7 +43,7 @@ class About:
     """What is known of the tuned prompt besides its answers.
 
     Attributes:
-        production: digest of what is in production, if anything is.
+        production: digest of what else is in production, if anything is.
         rules: what else the gate requires, see `judge`.
     """
 

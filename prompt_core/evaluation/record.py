@@ -93,7 +93,7 @@ class Evaluation(Record):
     Attributes:
         task: the task's name.
         prompt_digest: of the tuned prompt.
-        production_digest: of what was in production then; None where nothing was.
+        production_digest: of what else was in production then; None where nothing was, or the prompt itself.
         rows: number of test rows.
         gate_metric, min_gain, alpha: the rule of the gate; the gain in points.
         smallest_gain: the smallest gain in accuracy, in points, that so many rows can show, see `power.smallest_gain`;
