@@ -23,12 +23,14 @@ from prompt_core.backbone import Backbone
 from prompt_core.data import prepare
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
+from prompt_core.ladder.climb import Ladder
 from prompt_core.ladder.record import LadderRecord
 from prompt_core.ladder.texts import Texts, as_text_task
 from prompt_core.prediction import restore
 from prompt_core.prompts import lower
 from prompt_core.task import TaskSpec, parse_task
-from prompt_core.text.prompt import Demonstration
+from prompt_core.text.prompt import Demonstration, TextPrompt
+from prompt_core.text.score import Question, score_prompts
 from prompt_core.text.search import Round
 from prompt_core.tuning import SearchStep, tune
 from prompt_core.tuning.folds import folds_of, join_sides, not_held_out
@@ -138,6 +140,24 @@ def test_tasks_that_write_climb_by_their_loss_per_token(llama: Backbone) -> None
     ladder = ladder_of(prompt)
     assert ladder.score == "loss per target token" and all(rung.best and rung.best.accuracy is None for rung in ladder.rungs)
     assert len(prompt.predict(["Where is it?"], llama)) == 1
+
+
+def test_a_text_that_shows_lines_is_measured_as_it_is_served(llama: Backbone) -> None:
+    pairs = examples(*[(f"parcel {i}", f"depot {i % 3}") for i in range(9)])
+    task = task_over(llama, objective="generate", template="Where is {{ text }}?\nIn:", evaluate={"max_new_tokens": 6})
+    found = Texts(task, (pairs[:6], pairs[6:]), llama, None, None).search().whole
+    shown = tuple(Demonstration(fields={"text": text}, answer=label) for text, label in pairs["text", "label"].rows()[:2])
+    lines = TextPrompt(template=task.template, demonstrations=shown)
+    text = replace(found, manifest=found.manifest.model_copy(update={"text": lines}))
+    ladder = Ladder(task, (pairs[:6], pairs[6:]), llama)
+    held_out = [number for number, row in enumerate(join_sides((pairs, None))["_id"]) if row in set(pairs["_id"][6:])]
+    rung = ladder._text_rung(Starts([held_out], [text], text, 0.0)).best
+    question = Question.of(task, lines, llama, [])
+    asked = [question.encode(task, row) for row in pairs[6:].iter_rows(named=True)]
+    (likelihoods,) = score_prompts(llama, [question], [asked], 256)
+    sizes = torch.tensor([float(len(each.target)) for each in asked])
+    assert llama.tokenizer.decode(asked[0].target).endswith("\n\n")  # as behind the examples, and as it is written
+    assert rung and rung.score == pytest.approx(float(-(likelihoods[:, 0] * sizes).sum() / sizes.sum()), abs=1e-4)
 
 
 def test_the_same_seed_gives_the_same_digest_whatever_the_order_of_the_rows(llama: Backbone, climbed: TunedPrompt) -> None:
