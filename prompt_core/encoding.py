@@ -226,16 +226,12 @@ class TaskEncoding:
     def encode_target(self, target: str) -> list[int]:
         """Token ids of a text to generate, with what ends it."""
         if self.stop:
-            return self._front_ids(self._spaced(target) + self.stop)  # as in front of the next line
+            return self._front_ids(self._template.gap + target + self.stop)  # as in front of the next line
         return [*self.encode_answer(target), *self.end_of_turn]
 
     def encode_answer(self, text: str) -> list[int]:
         """Token ids of a text that is generated, without its end. A decoder's stands alone, as the tokenizer would have it."""
-        return [*self._leading, *self._ids(text)] if self._to_decoder else self._ids(self._spaced(text))
-
-    def _spaced(self, text: str) -> str:
-        # A chat turn starts on a fresh line; in a plain string the answer is the next word and needs its space.
-        return text if self._template.is_chat or self._suffix.endswith((" ", "\n")) else " " + text
+        return [*self._leading, *self._ids(text)] if self._to_decoder else self._ids(self._template.gap + text)
 
     def encode_bare(self, text: str) -> list[int]:
         """Token ids of a text without anything around it."""

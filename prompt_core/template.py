@@ -90,6 +90,13 @@ class Template:
         before, field, _ = self.render(dict.fromkeys(self.fields, _FIELD))[0][1].partition(_FIELD)
         return before[: before.rfind(BETWEEN) + len(BETWEEN)] if field and BETWEEN in before else ""
 
+    @cached_property
+    def gap(self) -> str:
+        """What stands between an input and its answer: a chat turn starts on a fresh line; behind a plain string the answer is the
+        next word and needs its space, unless the template ends with one or with a line break."""
+        end = self.render(dict.fromkeys(self.fields, _FIELD))[-1][1]
+        return "" if self.is_chat or end.endswith((" ", "\n")) else " "
+
     def render_solved(self, solved: Sequence[tuple[Mapping[str, Any], str]], fields: Mapping[str, Any]) -> str:
         """A plain string with solved examples, given as fields and answer, in front. What ends with a blank line before its first
         field is said once, in front of all.
@@ -98,7 +105,7 @@ class Template:
             PromptmillError: as `render`.
         """
         texts = [self.render(own)[0][1].removeprefix(self._head) for own in (*(shown for shown, _ in solved), fields)]
-        lines = [f"{text} {answer}{BETWEEN}" for text, (_, answer) in zip(texts, solved, strict=False)]
+        lines = [f"{text}{self.gap}{answer}{BETWEEN}" for text, (_, answer) in zip(texts, solved, strict=False)]
         return "".join([self._head, *lines, texts[-1]])
 
     def render(self, fields: Mapping[str, Any]) -> list[tuple[Role | None, str]]:

@@ -47,6 +47,13 @@ def test_what_ends_with_a_blank_line_stands_once_in_front_of_solved_examples(hea
     assert found == parted + "".join(expected) + said[len(parted) :] + "In: x ->"
 
 
+@pytest.mark.parametrize(("source", "gap"), [("{{ text }} ->", " "), ("{{ text }}", " "), ("{{ text }}:\n", ""), ("A {{ text }} ", "")])
+def test_an_answer_is_the_next_word_or_stands_on_a_line_of_its_own(source: str, gap: str) -> None:
+    assert template(source).gap == gap
+    asked = source.replace("{{ text }}", "x")
+    assert template(source).render_solved([({"text": "x"}, "yes")], {"text": "x"}) == f"{asked}{gap}yes\n\n{asked}"
+
+
 def test_what_depends_on_a_field_stands_with_every_example() -> None:
     found = template("{{ kind }}:\n\n{{ text }} ->").render_solved([({"kind": "a", "text": "x"}, "1")], {"kind": "b", "text": "y"})
     assert found == "a:\n\nx -> 1\n\nb:\n\ny ->"

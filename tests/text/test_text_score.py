@@ -115,6 +115,16 @@ def test_what_is_rendered_as_one_string_is_what_the_model_reads(llama: Backbone,
         assert list(question.root.root + question.encode(task, row).input) == llama.tokenizer(prompt.render(task, row)).input_ids
 
 
+@pytest.mark.parametrize(("end", "gap"), [("", " "), ("\n", ""), (" ", "")])
+def test_a_solved_example_is_shown_as_an_answer_is_scored(llama: Backbone, llama_folder: Path, end: str, gap: str) -> None:
+    prompt = TextPrompt(template="Input: {{ text }}\nKind:" + end, demonstrations=(SHOWN,))
+    task = task_for(llama_folder, [prompt], objective="generate")
+    question = Question.of(task, prompt, llama, [])
+    asked = question.encode(task, {"text": "The box is wet", "label": "broken box"})
+    read = llama.tokenizer.decode([*question.root.root, *asked.input, *asked.target])
+    assert read == 2 * f"Input: The box is wet\nKind:{end}{gap}broken box\n\n"
+
+
 def test_behind_solved_lines_an_answer_ends_at_the_blank_line_that_parts_them(llama: Backbone, llama_folder: Path) -> None:
     task = task_for(llama_folder, LINES, objective="generate")
     alone, shown = (Question.of(task, prompt, llama, []) for prompt in LINES[:2])
