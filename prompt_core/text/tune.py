@@ -38,7 +38,7 @@ from prompt_core.text.record import TextSearchRecord, TriedRecord
 from prompt_core.text.reflection import Reflection
 from prompt_core.text.remembered import Remembered
 from prompt_core.text.search import Found, OnRound, Propose, TextSearch, Tried
-from prompt_core.tuning.build import answer
+from prompt_core.tuning.build import answer, label_ids
 from prompt_core.tuning.folds import join_sides
 from prompt_core.tuning.parallel import is_writer
 from prompt_core.tuning.prepared import Sides, library_versions
@@ -76,7 +76,7 @@ class _Tuning:
         self._labels = _checked_labels(task, self._frame)
         _check_backbone(task, backbone)
         _check_template(task, self._frame)
-        _check_tokens(task, self._rows, backbone)
+        _check_tokens(task, self._rows, self._labels, backbone)
         spec = task.text
         self._budget = Budget(
             tokens=spec.max_tokens,
@@ -252,9 +252,11 @@ def _check_backbone(task: TaskSpec, backbone: Backbone) -> None:
         raise PromptmillError(f"{where}: text.choices", what, "Leave it out; examples count as exemplars of their labels.")
 
 
-def _check_tokens(task: TaskSpec, rows: Sequence[dict[str, Any]], backbone: Backbone) -> None:
-    """Refuse label words without a token, and demonstrations that were asked for where not even the shortest one has room."""
+def _check_tokens(task: TaskSpec, rows: Sequence[dict[str, Any]], labels: Sequence[str], backbone: Backbone) -> None:
+    """Refuse label words without a token, labels with the same ones, and demonstrations that were asked for where not even the
+    shortest one has room."""
     encoding = TaskEncoding(task, backbone, soft=False)
+    label_ids(task, encoding, backbone, labels)
     for label, words in task.text.label_words.items():
         if empty := next((word for word in words if not encoding.encode_bare(word)), None):
             what = f"{empty!r}, for {label}, is no token of {backbone.identity.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 
@@ -21,6 +22,7 @@ from prompt_core.tuning.objective import Classification, Generation, LabelAnchor
 from prompt_core.tuning.tags import TokenTags
 from prompt_core.tuning.vocabulary import VocabularyWords
 
+_BETWEEN_WORDS = re.compile(r"(?<=[^\W_])[-_]+(?=[^\W_])")  # a hyphen or underscore that stands for a space, not for a minus
 _LOSSES = {True: ("label_set", "vocabulary"), False: ("label_set", "pairs", "supervised_contrastive")}  # by whether the model is causal
 
 
@@ -29,7 +31,7 @@ def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, 
     encoder, else that of `tune.loss`.
 
     Raises:
-        PromptmillError: a loss that is not the backbone's.
+        PromptmillError: a loss that is not the backbone's; or as `label_ids`.
     """
     if task.objective == "distill":
         return Distillation(backbone)
@@ -46,9 +48,10 @@ def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, 
         if several := next((label for label in labels if len(descriptions(task, label)) > 1), None):
             what = f"vocabulary learns to say one text for a label, but {several} has several"
             raise PromptmillError(f"task {task.name}: tune.loss", what, "Take label_set, or give each label one description.")
-        words = _words(task, encoding, [(label, describe(task, label)) for label in labels])
+        words = [ids for own in label_ids(task, encoding, backbone, labels) for ids in own]
         return VocabularyWords(backbone, words, spec.label_score == "mean", spec.label_smoothing)
     if spec.contrastive:
+        label_ids(task, encoding, backbone, labels)  # the labels' names are examples of them
         compare = pairs_loss if spec.loss == "pairs" else partial(supervised_contrastive_loss, scale=spec.anchor_scale)
         head, tokens = spec.head or "means", spec.batch_tokens
         return Contrastive(backbone, len(labels), compare, head=head, scale=spec.anchor_scale, c=spec.head_c, batch_tokens=tokens)
@@ -60,13 +63,16 @@ def build_classifier(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone,
     """Label words for a causal model; for an encoder label anchors that start at the descriptions' embeddings.
 
     Of a label with several descriptions the likelihoods, or the embeddings, are averaged.
+
+    Raises:
+        PromptmillError: as `label_ids`.
     """
-    spec, described = task.tune, [descriptions(task, label) for label in labels]
+    spec, said = task.tune, label_ids(task, encoding, backbone, labels)
+    every, ways = [ids for own in said for ids in own], [len(own) for own in said]
     if backbone.causal:
-        words = _words(task, encoding, [(label, text) for label, own in zip(labels, described, strict=True) for text in own])
-        return LabelWords(backbone, words, spec.label_score == "mean", spec.label_smoothing, [len(own) for own in described])
-    embedded = embed_texts(backbone, PromptState.of(backbone), [encoding.encode_text(text) for own in described for text in own])
-    anchors = torch.stack([own.mean(0) for own in torch.split(embedded, [len(own) for own in described])])
+        return LabelWords(backbone, every, spec.label_score == "mean", spec.label_smoothing, ways)
+    embedded = embed_texts(backbone, PromptState.of(backbone), every)
+    anchors = torch.stack([own.mean(0) for own in torch.split(embedded, ways)])
     return LabelAnchors(backbone, anchors, spec.anchor_scale, spec.label_smoothing)
 
 
@@ -78,13 +84,25 @@ def continue_from(objective: Objective, source: TunedPrompt) -> None:
             parameter.copy_(source.tensors[name])
 
 
-def _words(task: TaskSpec, encoding: TaskEncoding, said: Sequence[tuple[str, str]]) -> list[list[int]]:
-    """Token ids of what is said for labels, given as (label, text)."""
-    for label, text in said:
-        if not encoding.encode_answer(text) or not text.strip():
-            what = f'"{label}" is said as "{text}", which is no token of {task.backbone.name}'
-            raise PromptmillError(f"task {task.name}: labels", what, "Name other words for it.")
-    return [encoding.encode_target(text) for _, text in said]
+def label_ids(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> list[list[list[int]]]:
+    """Token ids of each label's descriptions: as a causal model says them, with their end; as an encoder reads them.
+
+    Raises:
+        PromptmillError: a description that is no token, or two labels with the same ones.
+    """
+    where, found = f"task {task.name}: labels", []
+    owners: dict[frozenset[tuple[int, ...]], str] = {}
+    for label in labels:
+        texts = descriptions(task, label)
+        if empty := [text for text in texts if not text.strip() or not encoding.encode_answer(text)]:
+            what = f'"{label}" is said as "{empty[0]}", which is no token of {task.backbone.name}'
+            raise PromptmillError(where, what, "Name other words for it.")
+        own = [encoding.encode_target(text) if backbone.causal else encoding.encode_text(text) for text in texts]
+        if (other := owners.setdefault(frozenset(map(tuple, own)), label)) != label:
+            what = f'"{other}" and "{label}" are both said as "{texts[0]}", the same tokens of {task.backbone.name}'
+            raise PromptmillError(where, what, "Give each a description of its own in labels.")
+        found.append(own)
+    return found
 
 
 def label_examples(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> list[Encoded]:
@@ -102,7 +120,7 @@ def describe(task: TaskSpec, label: str) -> str:
 
 def descriptions(task: TaskSpec, label: str) -> tuple[str, ...]:
     """All texts that stand for a label."""
-    described = task.labels.get(label) or " ".join(label.replace("_", " ").replace("-", " ").split())
+    described = task.labels.get(label) or " ".join(_BETWEEN_WORDS.sub(" ", label).split())
     return all_texts(described)
 
 
