@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prompt_core.backbone import Backbone
 from prompt_core.data import read_unlabelled
+from prompt_core.data.demonstrations import fair_draw
 from prompt_core.data.packing import pack
 from prompt_core.encoded import Encoded
 from prompt_core.encoding import TaskEncoding
@@ -83,7 +84,7 @@ def _untuned(
     """What stands in front of the inputs, and how the answers behind it are written."""
     found = {"zero_shot": (encoding, encoding.root)}
     if task.evaluate.few_shot:
-        rows = list(seen.sort("_id").head(task.evaluate.few_shot).iter_rows(named=True))  # ids are hashes: a fair draw
+        rows = fair_draw(seen, task.evaluate.few_shot).iter_rows(named=True)
         shown = [(row, answer(task, row[task.data.target])) for row in rows]
         behind = TaskEncoding(task, backbone, soft=False, parted=are_parted([said for _, said in shown]))
         found["few_shot"] = behind, behind.root_with_demonstrations(shown)

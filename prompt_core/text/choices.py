@@ -26,7 +26,7 @@ class Choices:
 
     Args:
         task: `text` says what there is to choose from.
-        rows: the training rows.
+        rows: the training rows; of a text with several targets the last one is shown.
         features: of the rows, unit length, float32 [n, H], for the choice of examples.
         model: that they are from.
         encoder: whether an encoder reads the prompt, which takes examples as exemplars of their labels.
@@ -36,11 +36,12 @@ class Choices:
     """
 
     def __init__(self, task: TaskSpec, rows: Sequence[Mapping[str, Any]], features: Tensor, model: EmbeddingModel, encoder: bool) -> None:
-        self._task, self._spec, self._features, self._model, self._encoder = task, task.text, features, model, encoder
+        self._task, self._spec, self._model, self._encoder = task, task.text, model, encoder
         self.structures = structures(task, encoder)
-        self._ids = [str(row["_id"]) for row in rows]
+        numbers = {str(row["_id"]): number for number, row in enumerate(rows)}  # one of each text
+        self._ids, self._features = list(numbers), features[list(numbers.values())]
         self._classifies = task.objective == "classify"
-        self._targets = [str(row[task.data.target]) if self._classifies else "" for row in rows]
+        self._targets = [str(rows[number][task.data.target]) if self._classifies else "" for number in numbers.values()]
 
     def candidate(self, trial: optuna.Trial, wordings: Sequence[str]) -> Candidate:
         """The candidate of a trial; `wordings` stand in the order of their worth."""

@@ -16,7 +16,7 @@ def chosen(ids: Sequence[str], labels: Sequence[str], features: Tensor, count: i
     """Ids of training rows to show, as many of each label as `count` admits, in a shuffled order.
 
     Args:
-        ids: of the training rows.
+        ids: of the training rows, each once.
         labels: of each row; all equal where there are none.
         features: unit-length features of each row, [n, H], see `features_of`.
         count: how many to show.

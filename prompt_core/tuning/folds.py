@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from prompt_core.data.demonstrations import fair_draw
 from prompt_core.errors import PromptmillError
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.prepared import Sides
@@ -27,15 +28,15 @@ def folds_of(rows: pl.DataFrame, task: TaskSpec, folds: int, shown: int = 0) -> 
     Args:
         rows: what `join_sides` gives.
         folds: how many.
-        shown: as many of the first rows are held out nowhere, since the start of a prompt shows them.
+        shown: as many of the first texts are held out nowhere, since the start of a prompt shows them.
 
     Raises:
         PromptmillError: there are fewer texts than folds.
     """
-    by_label = task.objective == "classify"
+    by_label, shown_ids = task.objective == "classify", set(fair_draw(rows, shown)["_id"])
     texts: dict[tuple[str, str], list[int]] = {}
     for number, (_id, target) in enumerate(rows.select("_id", task.data.target).rows()):
-        if number >= shown:
+        if _id not in shown_ids:
             texts.setdefault((target if by_label else "", _id), []).append(number)
     if len(texts) < folds:
         what = f"{folds}, but there are {len(texts)} examples to hold out"

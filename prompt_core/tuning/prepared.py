@@ -17,6 +17,7 @@ import prompt_core
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.data import outside_test, prepare, read_unlabelled
+from prompt_core.data.demonstrations import fair_draw
 from prompt_core.data.digest import frame_digest
 from prompt_core.data.drift import profile_of
 from prompt_core.encoded import Encoded
@@ -254,8 +255,8 @@ def _source(task: TaskSpec, backbone: Backbone) -> TunedPrompt | None:
 
 
 def _demonstrations(task: TaskSpec, train: pl.DataFrame) -> list[tuple[dict[str, Any], str]]:
-    """Training examples with their answers; ids are hashes, so their order is a fair draw."""
-    rows = train.sort("_id").head(task.prompt.demonstrations).iter_rows(named=True)
+    """Training examples with their answers."""
+    rows = fair_draw(train, task.prompt.demonstrations).iter_rows(named=True)
     return [(row, answer(task, row[task.data.target])) for row in rows]
 
 

@@ -77,7 +77,7 @@ def first_trials(task: TaskSpec, space: Mapping[str, Values]) -> list[dict[str, 
 
 
 def shown_rows(task: TaskSpec, space: Mapping[str, Values]) -> int:
-    """How many of the first rows some prompt may start from as its demonstrations: no fold holds them out."""
+    """How many of the first texts some prompt may start from as its demonstrations: no fold holds them out."""
     starts, counts = (space.get(f"prompt.{name}", (getattr(task.prompt, name),)) for name in ("start", "demonstrations"))
     assert not isinstance(starts, Range)  # a range of words is refused with the task file
     if "demonstrations" not in starts:

@@ -134,6 +134,13 @@ def test_a_row_that_stands_in_the_prompt_is_not_tuned_on(llama: Backbone, shown:
     assert len(Prepared(task, (TRAIN, VALIDATION), llama).part.train) == left
 
 
+def test_the_demonstrations_of_a_start_are_different_texts(llama: Backbone) -> None:
+    rows = examples(*[(f"parcel {i}", f"in depot {j}") for i in range(6) for j in range(2)])
+    prompt = {"kind": "deep", "start": "demonstrations", "demonstrations": 3}
+    task = a_task(llama.identity.name, objective="generate", template="{{ text }}:", prompt=prompt, tune={"max_tokens": 64})
+    assert len(Prepared(task, (rows, None), llama).part.train) == 6  # both targets of three texts
+
+
 def test_a_row_that_stands_in_the_text_prompt_it_starts_from_is_not_tuned_on(llama: Backbone) -> None:
     words = tune(
         a_task(llama.identity.name, template=ROOTED, prompt={"kind": "text"}, text={"rounds": 1, "together": 2}), TRAIN, None, llama
