@@ -38,11 +38,13 @@ class Text:
         input: token ids after the root, at least one.
         max_new_tokens: where it ends at the latest.
         ends: runs of tokens, each of which ends it; not part of what is written.
+        closing: tokens that end it too and are part of it, since they hold its last characters.
         sampling, uniforms: how tokens are drawn, and the numbers that they are drawn with, float64 [max_new_tokens]; None for
             the most likely ones.
         ids: what is written so far.
         log_chance: sum of the log-probabilities of its tokens, those that ended it included, before any temperature.
-        ending: how many tokens ended it; 0 where it goes on, or was ended from outside.
+        ended: whether the model ended it by itself.
+        ending: how many tokens of an end stood behind it.
         cancelled: set from outside: nobody waits for it.
     """
 
@@ -50,17 +52,14 @@ class Text:
     input: Sequence[int]
     max_new_tokens: int
     ends: Sequence[Sequence[int]]
+    closing: frozenset[int] = frozenset()
     sampling: Sampling | None = None
     uniforms: Tensor | None = None
     ids: list[int] = field(default_factory=list)
     log_chance: float = 0.0
+    ended: bool = False
     ending: int = 0
     cancelled: bool = False
-
-    @property
-    def ended(self) -> bool:
-        """Whether the model ended it by itself."""
-        return self.ending > 0
 
     @property
     def mean_log_chance(self) -> float:
@@ -70,9 +69,12 @@ class Text:
     def add(self, token: int) -> None:
         """Write a token, or end with it."""
         self.ids.append(token)
+        if token in self.closing:
+            self.ended = True
+            return
         for run in self.ends:
             if self.ids[-len(run) :] == list(run):
-                self.ending = len(run)
+                self.ended, self.ending = True, len(run)
                 del self.ids[-self.ending :]
                 return
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.encoded import Encoded, Located
@@ -17,6 +18,9 @@ from prompt_core.template import BETWEEN, Template, plain, soft_mark, split_soft
 # Private-use characters stand for a field's value where the chat template is rendered only to find its parts.
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _NEUTRAL = dict.fromkeys((0xE000, 0xE001, 0xE002, 0xE003), "\ufffd")  # those characters in a text, without moving what follows
+
+
+_holding: WeakKeyDictionary[Any, dict[str, frozenset[int]]] = WeakKeyDictionary()  # by tokenizer, what `_tokens_with` found
 
 
 class TaskEncoding:
@@ -263,6 +267,14 @@ class TaskEncoding:
         return tuple(dict.fromkeys((self.end_of_turn, *stops)))
 
     @cached_property
+    def closing(self) -> frozenset[int]:
+        """Tokens that end a text too and are part of it, since they hold `stop` behind its last characters: some vocabularies have
+        one for a full stop and a blank line."""
+        if self.stop is None:
+            return frozenset()
+        return _tokens_with(self._tokenizer, self._ids(self.stop)) - {run[0] for run in self.ends if len(run) == 1}
+
+    @cached_property
     def end_of_turn(self) -> tuple[int, ...]:
         """What ends a generated text: the chat format's end of an assistant turn, else the tokenizer's end of text."""
         if self._template.is_chat:
@@ -322,6 +334,15 @@ class TaskEncoding:
         wrapped: list[int] = self._tokenizer("a").input_ids
         start = next(i for i in range(len(wrapped)) if wrapped[i : i + len(alone)] == alone)
         return wrapped[:start], wrapped[start + len(alone) :]
+
+
+def _tokens_with(tokenizer: Any, ids: Sequence[int]) -> frozenset[int]:
+    """The tokens of a vocabulary in whose spelling that of some ids stands."""
+    spelled = "".join(tokenizer.convert_ids_to_tokens(list(ids)))
+    found = _holding.setdefault(tokenizer, {})
+    if spelled not in found:
+        found[spelled] = frozenset(number for token, number in tokenizer.get_vocab().items() if spelled in token)
+    return found[spelled]
 
 
 def _check_objective(task: TaskSpec, backbone: Backbone) -> None:

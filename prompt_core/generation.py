@@ -22,6 +22,7 @@ def generate(
     ends: Sequence[Sequence[int]],
     on_progress: OnProgress | None = None,
     sampling: Sampling | None = None,
+    closing: frozenset[int] = frozenset(),
 ) -> list[list[int]]:
     """The most likely continuation of each input behind a prompt, token by token; with an encoder-decoder, what it writes of it.
 
@@ -34,6 +35,7 @@ def generate(
         ends: runs of tokens, each of which ends a text; not part of the result.
         on_progress: called with (finished, all).
         sampling: draw the tokens instead.
+        closing: tokens that end a text too and are part of the result.
 
     Returns:
         Generated ids per input, in the order of `inputs`.
@@ -41,6 +43,6 @@ def generate(
     if not isinstance(backbone, EncoderDecoder):
         prompt = lower(backbone, prompt)
     uniforms = [sampling.uniforms(row, max_new_tokens) if sampling else None for row in range(len(inputs))]
-    texts = [Text(prompt, ids, max_new_tokens, ends, sampling, own) for ids, own in zip(inputs, uniforms, strict=True)]
+    texts = [Text(prompt, ids, max_new_tokens, ends, closing, sampling, own) for ids, own in zip(inputs, uniforms, strict=True)]
     write(backbone, texts, on_progress)
     return [text.ids for text in texts]

@@ -51,7 +51,7 @@ def generate_texts(
     on_progress: OnProgress | None = None,
 ) -> list[str]:
     """Greedy texts behind a prompt."""
-    ids = generate(backbone, prompt, [e.input for e in inputs], max_new_tokens, encoding.ends, on_progress)
+    ids = generate(backbone, prompt, [e.input for e in inputs], max_new_tokens, encoding.ends, on_progress, closing=encoding.closing)
     return [encoding.decode(row) for row in ids]
 
 

@@ -157,7 +157,7 @@ class ReadyPrompt:
         """What the model is to write of an input, by default the most likely tokens and as many as when it was tuned."""
         longest = self.max_new_tokens if max_new_tokens is None else max_new_tokens
         uniforms = sampling.uniforms(0, longest) if sampling else None
-        return Text(self.state, example.input, longest, self.encoding.ends, sampling, uniforms)
+        return Text(self.state, example.input, longest, self.encoding.ends, self.encoding.closing, sampling, uniforms)
 
     def answer_of_text(self, text: Text) -> Answer:
         """The answer in a text that is written."""

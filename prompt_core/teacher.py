@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from prompt_core.backbone import Backbone
+from prompt_core.data.demonstrations import fair_draw
 from prompt_core.data.packing import pack
 from prompt_core.encoded import Encoded, Taught
 from prompt_core.encoding import TaskEncoding
@@ -132,9 +133,10 @@ class Teacher:
     @torch.no_grad()
     def _teach(self, inputs: Sequence[tuple[int, ...]], sampling: Sampling | None) -> list[dict[str, Tensor]]:
         """Answers, and in one pass over them the likeliest tokens at each position."""
-        most, end = self._spec.answer_tokens, self._encoding.ends[-1]
-        texts = generate(self._backbone, self.state, inputs, most, self._encoding.ends, sampling=sampling)
-        answered = [Encoded(ids, tuple(text) + (end if len(text) < most else ()), False) for ids, text in zip(inputs, texts, strict=True)]
+        most, ends, closing = self._spec.answer_tokens, self._encoding.ends, self._encoding.closing
+        texts = generate(self._backbone, self.state, inputs, most, ends, sampling=sampling, closing=closing)
+        behind = [() if len(text) == most or not closing.isdisjoint(text[-1:]) else ends[-1] for text in texts]
+        answered = [Encoded(ids, (*text, *end), False) for ids, text, end in zip(inputs, texts, behind, strict=True)]
         results = []
         for batch in pack(answered, lambda e: len(e.input) + len(e.target), self._task.tune.batch_tokens):
             (states,) = hidden_states(self._backbone, [Tree(self.state, [e.input + e.target[:-1] for e in batch])])
@@ -148,13 +150,14 @@ class Teacher:
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
-        identity = self._backbone.identity
+        identity, closing = self._backbone.identity, self._encoding.closing
         return {
             "format": 1,
             "backbone": {"weights": identity.weights, "tokenizer": identity.tokenizer, "dtype": identity.dtype},
             "device": self._backbone.device.type,
             "root": hashlib.sha256(json.dumps(self.root).encode()).hexdigest(),
             "end": list(self._encoding.ends[-1]),
+            **({"closing": sorted(closing)} if closing else {}),
             "answer_tokens": self._spec.answer_tokens,
             "top_k": self._spec.top_k,
         }
@@ -199,9 +202,9 @@ def read_context(task: TaskSpec) -> str:
 
 
 def _demonstrations(task: TaskSpec, train: pl.DataFrame) -> pl.DataFrame:
-    """Solved training rows; ids are hashes, so their order is a fair draw."""
+    """Solved training rows."""
     count = task.distill.demonstrations if task.distill else 0
-    solved = train.filter(pl.col(task.data.target) != "").unique("_id", keep="first").sort("_id").head(count) if count else train.clear()
+    solved = fair_draw(train.filter(pl.col(task.data.target) != ""), count) if count else train.clear()
     if len(solved) < count:
         what = f"{count}, but {len(solved)} training rows have a {task.data.target}"
         raise PromptmillError(f"task {task.name}: distill.demonstrations", what, "Add solved examples or lower it.")

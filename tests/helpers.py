@@ -113,6 +113,21 @@ def wordless_tokenizer() -> Any:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0", pad_token="t1")
 
 
+@cache
+def melting_tokenizer() -> Any:
+    """A tokenizer that splits as Qwen2's does: punctuation and the line breaks behind it are one token."""
+    pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    pre, bpe = tokenizers.pre_tokenizers, tokenizers.Tokenizer(tokenizers.models.BPE())
+    bytes_alone = pre.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre.Sequence([pre.Split(tokenizers.Regex(pattern), "isolated"), bytes_alone])
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    lines = ["\n\n".join(f"It is good{mark}" for mark in ("", *".!?;:)", "."))] * 9
+    alphabet = pre.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(lines, trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", pad_token="<|end|>", bos_token="<|end|>")
+
+
 def save_tiny(architecture: str, folder: Path, tokenizer: Any = None) -> Path:
     """A random model of two layers as `save_pretrained` writes it, by default with the tokenizer of an embedded model."""
     encoder = architecture in ENCODERS

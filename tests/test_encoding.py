@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import transformers
 from encoder_decoders import save_encoder_decoder
-from helpers import a_task, backbone_at, save_tiny, tokenizer_of
+from helpers import a_task, backbone_at, melting_tokenizer, save_tiny, tokenizer_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -106,6 +106,17 @@ def test_demonstrations_are_earlier_turns(llama: Backbone) -> None:
 def test_demonstrations_of_a_string_are_solved_lines(llama: Backbone) -> None:
     enc = encoding(llama, "Text: {{ text }}\nLabel:", tune={"max_tokens": 64})
     assert text_of(llama, enc.root_with_demonstrations([({"text": "good"}, "positive")])) == "Text: good\nLabel: positive\n\nText:"
+
+
+def test_a_token_that_ends_in_a_blank_line_ends_an_answer_too(tmp_path: Path) -> None:
+    backbone = backbone_at(str(save_tiny("llama", tmp_path / "tiny", melting_tokenizer())))
+    task = a_task(backbone.identity.name, template="Text: {{ text }}\nAnswer:", objective="generate")
+    alone, enc = TaskEncoding(task, backbone), TaskEncoding(task, backbone, parted=True)
+    last = enc.encode_target("It is good.")[-1]
+    assert text_of(backbone, [last]) == ".\n\n" and (last,) not in enc.ends
+    assert {text_of(backbone, [token]) for token in enc.closing} == {mark + "\n\n" for mark in ".!?;:)"}
+    assert not alone.closing
+    assert enc.decode([*enc.encode_target("It is good."), *enc.encode_bare("Text: It")]) == "It is good."
 
 
 def test_demonstrations_that_leave_no_room_are_refused(llama: Backbone) -> None:

@@ -72,6 +72,20 @@ def test_a_run_of_tokens_ends_a_text_where_one_of_them_alone_does_not(llama: Bac
     assert text.mean_log_chance == pytest.approx(ended.mean_log_chance)
 
 
+def test_a_closing_token_ends_a_text_and_stays(llama: Backbone) -> None:
+    keys, values = random_prefix(llama, 5)
+    prefix = PromptState.of(llama, keys=keys, values=values)
+    inputs = [ids.tolist() for ids in random_ids(3, 8, 1, 8, 5)]
+    free = generate(llama, prefix, inputs, 10, ())
+    last = free[0][3]
+    for whole, part in zip(free, generate(llama, prefix, inputs, 10, (), closing=frozenset({last})), strict=True):
+        assert part == whole[: whole.index(last) + 1 if last in whole else 10]
+    text = Text(prefix, inputs[0], 10, (), frozenset({last}))
+    cut = Text(prefix, inputs[0], free[0].index(last) + 1, ())
+    write(llama, [text, cut])
+    assert text.ended and not cut.ended and text.ids == cut.ids and text.mean_log_chance == pytest.approx(cut.mean_log_chance)
+
+
 def test_an_input_is_answered_the_same_alone_and_among_others(llama: Backbone) -> None:
     keys, values = random_prefix(llama, 5)
     prefix = PromptState.of(llama, keys=keys, values=values)

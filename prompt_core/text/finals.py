@@ -62,7 +62,8 @@ class Finals:
         known = self._journal.get(key)
         if known is None:
             states = {root: lower(self._backbone, PromptState.of(self._backbone, root=root)) for root in roots}
-            texts = [Text(states[root], example.input, self._longest, question.encoding.ends) for root, example in read]
+            ends, closing = question.encoding.ends, question.encoding.closing
+            texts = [Text(states[root], example.input, self._longest, ends, closing) for root, example in read]
             write(self._backbone, texts)
             known = [question.encoding.decode(text.ids) for text in texts]
             self._journal.put({key: known})

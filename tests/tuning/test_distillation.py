@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
-from helpers import a_task, assert_equal_to_rounding, backbone_at, examples, save_tiny
+from helpers import a_task, assert_equal_to_rounding, backbone_at, examples, melting_tokenizer, save_tiny
 from torch import Tensor
 
 from prompt_core.backbone import Backbone
@@ -230,6 +230,20 @@ def test_behind_solved_lines_teacher_and_student_end_an_answer_at_the_blank_line
     long = pl.concat([solved[:2], examples(("Cairo", "Egypt.\n\nIt is hot."))])
     with pytest.raises(PromptmillError, match=r"distill\.demonstrations: an answer of the first training rows has a blank line"):
         Teacher(task, smollm2, long)
+
+
+def test_a_lesson_ends_with_the_token_that_holds_the_blank_line(tmp_path: Path) -> None:
+    backbone = backbone_at(str(save_tiny("llama", tmp_path / "tiny", melting_tokenizer())))
+    parts = {"template": "Text: {{ text }}\nAnswer:", "data": {"path": "x.csv", "target": "label"}}
+    distill = {"context": None, "demonstrations": 1, "answer_tokens": 24, "answers": 8, "temperature": 2.0}
+    task = a_distill_task(backbone, tmp_path, distill=distill, **parts)
+    train = examples(("good", "It is good."), *[(f"good {'so ' * i}", "") for i in range(12)])
+    teacher, encoding = Teacher(task, backbone, train), TaskEncoding(task, backbone)
+    lessons = teacher.lessons(train, encoding, training=True)
+    closed = [lesson for lesson in lessons if encoding.closing & set(lesson.target)]
+    assert closed and all(lesson.target[-1] in encoding.closing and len(lesson.chances) == len(lesson.target) for lesson in closed)
+    assert all(len(encoding.closing & set(lesson.target)) == 1 for lesson in closed)
+    assert all(lesson.target[-1] == encoding.ends[-1][-1] for lesson in lessons if len(lesson.target) < 24 and lesson not in closed)
 
 
 def test_what_cannot_be_distilled_is_refused_in_one_line(llama: Backbone, tmp_path: Path) -> None:
