@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import polars as pl
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
+from prompt_core.deploy import kinds_for
 from prompt_core.errors import PromptmillError
 from prompt_core.task import TaskSpec, parse_task
 from prompt_core.text.search import OnRound, Round
@@ -85,10 +85,8 @@ class Texts:
         folder = self._checkpoints / f"{self._name}-text-{number}" if self._checkpoints else None
         if folder and folder.exists():
             return TunedPrompt.load(folder)
-        began = time.monotonic()
         task, sides = as_text_task(self._task, share), (self._rows[list(rows)], None)
         found = tune_text(task, sides, self._backbone, self._titled(title), self._checkpoints)
-        found = replace(found, seconds={"text": round(time.monotonic() - began, 1)})
         if folder and is_writer():
             found.save(folder)
         return found
@@ -115,8 +113,11 @@ def _check_labels(task: TaskSpec, rows: pl.DataFrame) -> None:
 
 
 def as_text_task(task: TaskSpec, share: float) -> TaskSpec:
-    """The task of kind text, with a share of what its text searches may spend together."""
+    """The task of kind text, with a share of what its text searches may spend together. Where no text runs in all stacks that `deploy`
+    names, it names none: the text is then a start alone."""
     content: dict[str, Any] = task.model_dump(mode="json", exclude_unset=True)
+    if "text" not in kinds_for(task.deploy):
+        del content["deploy"]
     content["prompt"] = {"kind": "text"}
     content["tune"] = {name: value for name, value in content.get("tune", {}).items() if name not in _FOR_GRADIENTS}
     text, endpoint = task.text, task.text.endpoint

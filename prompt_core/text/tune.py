@@ -60,6 +60,9 @@ def tune_text(
         on_round: called after every round.
         checkpoints: a folder for what was scored and answered, which an interrupted or longer search does not pay for again.
 
+    Returns:
+        The prompt; its `seconds` are those of the search, an interrupted one that it went on from included.
+
     Raises:
         PromptmillError: the task, its data, its backbone, its endpoint or its budget cannot be used.
     """
@@ -178,7 +181,7 @@ class _Tuning:
             versions=library_versions(),
             device=backbone.device.type,
         )
-        return TunedPrompt(manifest, tensors, backbone.origin)
+        return TunedPrompt(manifest, tensors, backbone.origin, {"text": round(self._budget.clock.seconds, 1)})
 
     def _record(self, found: Found, finalists: Sequence[Tried], metrics: Sequence[float] | None) -> TextSearchRecord:
         numbers = {tried.candidate.digest: number for number, tried in enumerate(found.tried)}

@@ -201,6 +201,26 @@ def test_what_the_text_searches_may_spend_is_shared_among_them(llama: Backbone) 
     assert as_text_task(task_over(llama, text={"minutes": 4}, search={"minutes": 10}), 0.5).text.minutes == pytest.approx(2.0)
 
 
+def test_the_time_of_a_text_search_that_was_interrupted_counts(llama: Backbone, tmp_path: Path) -> None:
+    def stop(shown: Round) -> None:
+        raise KeyboardInterrupt
+
+    parts = task_over(llama), (TRAIN, VALIDATION), llama
+    with pytest.raises(KeyboardInterrupt):
+        Texts(*parts, stop, tmp_path).search()
+    (journal,) = tmp_path.glob("*.jsonl")
+    answers = [json.loads(line)[:2] for line in journal.read_text().splitlines()]
+    journal.write_text("".join(json.dumps([*answer, 500.0]) + "\n" for answer in answers))
+    assert Texts(*parts, None, tmp_path).search().seconds >= 500
+
+
+def test_where_a_text_cannot_run_it_is_a_start_alone(llama: Backbone) -> None:
+    ladder = ladder_of(tune(task_over(llama, deploy=["peft"], search={"space": WILD}), TRAIN, VALIDATION, llama))
+    text = ladder.rungs[0].best
+    assert ladder.best.kind != "text" and ladder.best.best and text and text.score < ladder.best.best.score
+    assert as_text_task(task_over(llama, deploy=["vllm"]), 1.0).deploy == ("vllm",)  # a text that is taken says where it runs
+
+
 def test_the_time_of_the_texts_counts_for_the_search(llama: Backbone) -> None:
     task = task_over(llama, search={"minutes": 60, "trials": 8})
     starts = Texts(task, (TRAIN, VALIDATION), llama, None, None).search()
