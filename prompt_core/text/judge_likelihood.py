@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -67,10 +68,17 @@ class LikelihoodJudge(Judge):
         if candidate.digest not in self._questions:
             prompt = self._prompts[candidate.digest] = candidate.prompt(self._task, self.by_id)
             question = Question.of(self._task, prompt, self._backbone, self._labels)
-            for column in {*question.encoding.fields, self._task.data.target}:  # a wording may leave no room for the longest ones
-                question.encode(self._task, max(self.rows, key=lambda row: len(str(row[column]))))
+            for row in self._longest:  # a wording may leave no room for them
+                question.encode(self._task, row)
             self._questions[candidate.digest] = question
         return self._questions[candidate.digest]
+
+    @cached_property
+    def _longest(self) -> list[Mapping[str, Any]]:
+        """The rows with the longest input and the longest answer, in tokens."""
+        plain = TaskEncoding(self._task, self._backbone, soft=False)
+        columns = [plain.fields] if self._labels else [plain.fields, (self._task.data.target,)]
+        return [max(self.rows, key=lambda row: sum(len(plain.encode_bare(str(row[name]))) for name in names)) for names in columns]
 
     def encoding(self, candidate: Candidate) -> TaskEncoding:
         return self.question(candidate).encoding

@@ -152,6 +152,17 @@ def test_a_wording_that_copies_an_example_is_rejected_and_one_that_does_not_is_t
     assert not any("left behind the blue" in tried.wording for tried in search.tried)
 
 
+def test_a_wording_that_leaves_no_room_for_the_answer_with_the_most_tokens_is_rejected(llama: Backbone) -> None:
+    long, birds = "the driver left the parcel at the front door of the house", "🦩🪺🪬🦚🪷🦋🫎"
+    tokens = len(llama.tokenizer(birds).input_ids)
+    assert len(birds) < len(long) and len(llama.tokenizer(long).input_ids) < tokens
+    rows = examples(*[(f"word {i}", f"short {i}") for i in range(4)], ("a", long), ("b", birds))
+    text = {"rounds": 1, "together": 2, "demonstrations": 0, "wordings": [PLANTED]}
+    parts = {"template": "Say: {{ text }}\nText:", "objective": "generate", "tune": {"max_tokens": tokens + 14}}
+    search = tune(text_task(llama, text, evaluate={"max_new_tokens": 4}, **parts), rows, None, llama).manifest.text_search
+    assert search is not None and search.rejected[PLANTED].startswith("a target has")
+
+
 def test_the_budget_in_tokens_ends_the_search_and_is_not_passed(llama: Backbone, rows: pl.DataFrame) -> None:
     spent = tune(text_task(llama, {"rounds": 1}), rows, None, llama).manifest.text_search
     assert spent is not None
