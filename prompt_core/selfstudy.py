@@ -70,7 +70,8 @@ def own_questions(task: TaskSpec, backbone: Backbone | None = None) -> pl.DataFr
     backbone = backbone or load_backbone(task.backbone, task.folder)
     encoding = TaskEncoding(task, backbone, soft=False)
     chunks = split_text(read_context(task), encoding, spec.chunk_tokens)
-    settings = [2, backbone.identity.weights, backbone.identity.dtype, backbone.device.type, chunks, spec.questions]
+    identity, form = backbone.identity, [encoding.request("", "", ""), encoding.end_of_turn, encoding.stop]
+    settings = [3, identity.weights, identity.tokenizer, identity.dtype, backbone.device.type, form, chunks, spec.questions]
     settings += [spec.question_temperature, task.tune.seed, _LONGEST, _TOP_P, _STYLES, _REQUESTS]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     file = platformdirs.user_cache_path("promptmill") / "questions" / f"{key[:32]}.json"

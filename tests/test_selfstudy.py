@@ -58,6 +58,7 @@ def test_smollm2_asks_different_questions_about_the_document(smollm2: Backbone, 
     assert own_questions(task, smollm2)["question"].to_list() == questions
     assert file.read_bytes() == written
     assert own_questions(a_study("smollm2", tmp_path, seed=1), smollm2)["question"].to_list() != questions
+    assert own_questions(a_study("smollm2", tmp_path, template="Q: {{ question }}\nA:"), smollm2)["question"].to_list() != questions
     splits, report = prepare(task)
     assert report.rows_read == 8
     assert not {*splits.test["question"]} & {*splits.train["question"]}

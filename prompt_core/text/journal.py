@@ -37,7 +37,7 @@ class Journal:
         if self._path is None or not answers:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps([key, answer, seconds], ensure_ascii=False) + "\n" for key, answer in answers.items())
+        text = "".join(json.dumps([key, answer, seconds]) + "\n" for key, answer in answers.items())
         with self._path.open("a+b") as file:
             if file.tell() and file.seek(-1, os.SEEK_END) and file.read(1) != b"\n":
                 text = "\n" + text  # the end of a line that a crash cut short

@@ -67,6 +67,7 @@ class Reflection:
 
 def wordings_in(answer: str) -> list[str]:
     """The instructions in an answer: what stands between the tags, or the first line of a model that forgot them."""
+    answer = answer.encode(errors="replace").decode()  # half of a surrogate pair is no text, and no tokenizer takes it
     tagged = [" ".join(found.split()) for found in _TAGGED.findall(answer)]
     if tagged:
         return [wording for wording in tagged if wording]

@@ -113,11 +113,13 @@ class Run:
         self._place(self._average, training=False)
 
     def look(self, losses: Mapping[Part, float]) -> None:
-        """Note the validation loss of the running average, and the average itself where it is the best so far."""
+        """Note the validation loss of the running average, and the average itself where it is the best so far; one that is not
+        finite is worse than any other."""
         loss = self._validation_loss = sum(losses[part] for part in self.looks_at) / len(self.looks_at)
         self._looks.append(Validation(step=self.done, loss=round(loss, 6)))
-        if self._best is None or loss < self._best[0]:
-            self._best = (loss, self.done, [value.clone() for value in self._average])
+        comparable = loss if math.isfinite(loss) else math.inf
+        if self._best is None or comparable < self._best[0]:
+            self._best = (comparable, self.done, [value.clone() for value in self._average])
 
     def report(self) -> None:
         """Tell whoever follows this member about the step that just ended."""

@@ -42,6 +42,13 @@ def test_an_answer_is_paid_for_once_even_after_a_restart(tmp_path: Path) -> None
     assert after.spent_dollars == before.spent_dollars > 0
 
 
+def test_half_of_a_surrogate_pair_in_an_answer_is_kept_and_read_as_text(tmp_path: Path) -> None:
+    answer = "<instruction>Say it \ud83d.</instruction>"
+    Journal(tmp_path / "journal", Clock()).put({"a": [answer, 0.1]})
+    assert Journal(tmp_path / "journal", Clock()).get("a") == [answer, 0.1]
+    assert wordings_in(answer) == ["Say it ?."]
+
+
 def test_the_money_cap_is_never_passed() -> None:
     price = {"dollars": 0.001, "dollars_per_million_read": 10.0, "dollars_per_million_written": 10.0, "max_tokens": 20}
     budget = Budget(dollars=0.005)

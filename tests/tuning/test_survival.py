@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -113,6 +114,18 @@ def test_a_loss_that_stays_bad_ends_with_one_line_and_leaves_the_others_alone(ll
     assert "step 1: the training loss is inf, also after 3 returns to the last good state at half the learning rate" in str(error)
     assert isinstance(record, TuningRecord) and isinstance(expected, TuningRecord)
     assert record.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
+
+
+def test_a_validation_loss_that_is_not_finite_is_worse_than_any_other(llama: Backbone) -> None:
+    looks = iter(range(10_000))
+
+    def first_look(examples: Sequence[Encoded]) -> float:
+        return float("nan") if len(examples) == 3 and next(looks) == 0 else 1.0
+
+    (record,) = optimise(llama, [a_member(llama, fault=first_look)])
+    assert isinstance(record, TuningRecord) and math.isnan(record.validation[0].loss)
+    finite = {look.step: look.loss for look in record.validation[1:]}
+    assert finite[record.kept_step] == min(finite.values())
 
 
 def test_too_little_memory_means_smaller_passes(llama: Backbone, caplog: pytest.LogCaptureFixture) -> None:
