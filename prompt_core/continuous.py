@@ -38,7 +38,7 @@ class Text:
         input: token ids after the root, at least one.
         max_new_tokens: where it ends at the latest.
         ends: runs of tokens, each of which ends it; not part of what is written.
-        closing: tokens that end it too and are part of it, since they hold its last characters.
+        closing: tokens that end it too and are part of it, since they may hold its last characters.
         sampling, uniforms: how tokens are drawn, and the numbers that they are drawn with, float64 [max_new_tokens]; None for
             the most likely ones.
         ids: what is written so far.

@@ -268,8 +268,8 @@ class TaskEncoding:
 
     @cached_property
     def closing(self) -> frozenset[int]:
-        """Tokens that end a text too and are part of it, since they hold `stop` behind its last characters: some vocabularies have
-        one for a full stop and a blank line."""
+        """Tokens that end a text too and are part of it, since they hold `stop` among other characters: some vocabularies have one
+        for a full stop and a blank line."""
         if self.stop is None:
             return frozenset()
         return _tokens_with(self._tokenizer, self._ids(self.stop)) - {run[0] for run in self.ends if len(run) == 1}
