@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from threading import Event, Thread
 
 from prompt_core.artifact import TunedPrompt
@@ -16,6 +17,7 @@ from prompt_core.store import PromptStore
 from prompt_core.store.moves import PRODUCTION
 from prompt_core.store.records import PromptSummary
 
+_LONGEST_WAIT = 60.0  # seconds before a version that could not be loaded is tried again
 _log = logging.getLogger(__name__)
 
 
@@ -37,6 +39,7 @@ class Catalogue:
         self._untuned: dict[tuple[str, int], ReadyPrompt] = {}
         self._summaries: dict[str, PromptSummary] = {}
         self._live: dict[str, Shelved] = {}
+        self._waits: dict[tuple[str, int], tuple[float, float]] = {}  # of versions that could not be loaded: seconds, and until when
         self._stopping = Event()
         self._thread = Thread(target=self._follow, name="promptmill-catalogue", daemon=True)
 
@@ -44,9 +47,12 @@ class Catalogue:
         """Load what the aliases stand for, then follow them.
 
         Raises:
-            PromptmillError: a name is not published, nothing is, or a prompt or its model cannot be loaded.
+            PromptmillError: a name is not published, nothing is, or nothing can be loaded; where names were given, one of these cannot.
         """
-        self.refresh()
+        failures = self.refresh()
+        if failures and (self._names or not self._live):
+            raise next(iter(failures.values()))
+        _tell(failures)
         self._thread.start()
 
     def close(self) -> None:
@@ -54,10 +60,17 @@ class Catalogue:
         self._stopping.set()
         self._thread.join()
 
-    def refresh(self) -> None:
-        """Look at the store: versions that aliases stand for now are loaded first, then all aliases move at once.
+    def refresh(self) -> dict[str, Exception]:
+        """Look at the store: versions that aliases stand for now are loaded first, then all these aliases move at once.
 
+        An alias whose version cannot be loaded stays as it was, or is left out; the version is tried again later, ever less often.
         A store without any prompt is an error also later: prompts do not leave a store, so its folder or bucket has.
+
+        Returns:
+            Why what was tried could not be loaded, by `name@alias`.
+
+        Raises:
+            PromptmillError: the store cannot be read, holds no prompt, or lacks one of the given names.
         """
         known = {summary.name: summary for summary in self._store.list()}
         for name in self._names:
@@ -65,12 +78,37 @@ class Catalogue:
                 raise PromptmillError(f"store {self._store.url}", f'there is no prompt "{name}"', nearest(name, known))
         if not known:
             raise PromptmillError(f"store {self._store.url}", "holds no prompt", "Publish one: `promptmill evaluate --publish`.")
-        summaries = {name: known[name] for name in self._names or known}
-        live = {}
-        for name, summary in summaries.items():
-            for alias, version in summary.aliases.items():
-                live[f"{name}@{alias}"] = self._shelf.take(name, version)
+        summaries, live, failures, unloaded = {}, {}, dict[str, Exception](), 0
+        for name in self._names or known:
+            aliases = {}
+            for alias, version in known[name].aliases.items():
+                address = f"{name}@{alias}"
+                shelved = self._live.get(address)
+                try:
+                    shelved = self._taken(name, version) or shelved
+                except Exception as error:  # whatever it is, other prompts must not pay for it
+                    failures[address] = error
+                if shelved:
+                    live[address], aliases[alias] = shelved, shelved.version
+                unloaded += shelved is None or shelved.version != version
+            if aliases or not known[name].aliases:
+                summaries[name] = known[name].model_copy(update={"aliases": aliases})
         self._summaries, self._live = summaries, live
+        self._metrics.unloaded.set(unloaded)
+        return failures
+
+    def _taken(self, name: str, version: int) -> Shelved | None:
+        """A version, or None where it is not time yet to try it again: a load stops all answers while it lasts, a failing one too."""
+        wait, until = self._waits.get((name, version), (self._interval, 0.0))
+        if time.monotonic() < until:
+            return None
+        try:
+            shelved = self._shelf.take(name, version)
+        except Exception:
+            self._waits[name, version] = min(2 * wait, _LONGEST_WAIT), time.monotonic() + wait
+            raise
+        self._waits.pop((name, version), None)
+        return shelved
 
     def find(self, given: str) -> Shelved:
         """What `name` (in production), `name@alias` or `name@3` stands for; loads a version that no alias has.
@@ -111,8 +149,13 @@ class Catalogue:
     def _follow(self) -> None:
         while not self._stopping.wait(self._interval):
             try:
-                self.refresh()
+                _tell(self.refresh())
                 self._metrics.reloads.labels("good").inc()
             except Exception as error:  # whatever it is, what is served now goes on
                 self._metrics.reloads.labels("failed").inc()
                 _log.warning("the store could not be read, what is served stays: %s", error)
+
+
+def _tell(failures: Mapping[str, Exception]) -> None:
+    for address, error in failures.items():
+        _log.warning("%s cannot be loaded, what is served stays: %s", address, error)

@@ -26,3 +26,4 @@ class Metrics:
         )
         self.tokens = Counter("promptmill_generated_tokens", "Tokens written", registry=self.registry)
         self.reloads = Counter("promptmill_reloads", "Looks at the store", ["outcome"], registry=self.registry)
+        self.unloaded = Gauge("promptmill_unloaded_aliases", "Aliases whose version could not be loaded", registry=self.registry)

@@ -11,8 +11,9 @@ from pathlib import Path
 import httpx2
 import pytest
 from click.testing import CliRunner
+from helpers import backbone_at, save_tiny
 from running import running
-from served_prompts import a_prompt, a_served_store, publish, ready_on
+from served_prompts import PASSED, a_prompt, a_served_store, publish, ready_on
 
 from prompt_core.backbone import Backbone
 from prompt_core.cli import main
@@ -189,8 +190,40 @@ def test_what_is_served_stays_when_the_store_cannot_be_read(tmp_path: Path, llam
         assert ask(client, "mood", "a").status_code == 200
 
 
-def test_a_server_that_cannot_start_says_why_in_one_line_with_status_2(tmp_path: Path, store: PromptStore) -> None:
+def test_a_prompt_that_cannot_be_loaded_holds_up_no_other(tmp_path: Path, llama: Backbone) -> None:
+    store = PromptStore(tmp_path / "store")
+    for seed in (1, 2):
+        publish(store, a_prompt(llama, "mood", seed=seed))
+    with running(store, refresh_seconds=0.05) as client:
+        elsewhere = backbone_at(str(save_tiny("gpt2", tmp_path / "elsewhere")))
+        (tmp_path / "elsewhere").rename(tmp_path / "gone")
+        publish(store, a_prompt(elsewhere, "other"))
+        store.promote("mood", store.publish(a_prompt(elsewhere, "mood"), PASSED), "candidate")
+        store.rollback("mood")
+        publish(store, a_prompt(llama, "fresh"))
+        while ask(client, "fresh", "a").status_code == 404 or ask(client, "mood", "a").json()["predictions"][0]["version"] != 1:
+            pass
+        assert {one["name"]: one["aliases"] for one in client.get("/v1/prompts").json()}["mood"]["production"] == 1
+        assert "is not served" in ask(client, "other", "a").text
+    with running(store, refresh_seconds=0.05) as client:  # a new server starts without them
+        assert ask(client, "mood", "a").json()["predictions"][0]["version"] == 1 and client.get("/health").json()["prompts"] == 2
+        assert "promptmill_unloaded_aliases 0.0" not in client.get("/metrics").text
+        (tmp_path / "gone").rename(tmp_path / "elsewhere")
+        while ask(client, "other", "a").status_code == 404:
+            pass
+        while "promptmill_unloaded_aliases 0.0" not in client.get("/metrics").text:
+            pass
+
+
+def test_a_server_that_cannot_start_says_why_in_one_line_with_status_2(tmp_path: Path, store: PromptStore, llama: Backbone) -> None:
+    elsewhere = backbone_at(str(save_tiny("gpt2", tmp_path / "elsewhere")))
+    for folder in ("all", "only"):
+        publish(PromptStore(tmp_path / folder), a_prompt(elsewhere, "other"))
+    publish(PromptStore(tmp_path / "all"), a_prompt(llama, "mood"))
+    (tmp_path / "elsewhere").rename(tmp_path / "gone")
     for arguments, finding in (
+        (["--store", str(tmp_path / "only")], str(tmp_path / "elsewhere")),
+        (["other", "--store", str(tmp_path / "all")], str(tmp_path / "elsewhere")),
         (["--store", str(tmp_path / "none")], "holds no prompt"),
         (["mod", "--store", store.url], 'there is no prompt "mod". Did you mean "mood"?'),
     ):
