@@ -9,12 +9,13 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 import prompt_core
 from prompt_core.errors import PromptmillError
 from prompt_core.serving.catalogue import Catalogue
+from prompt_core.serving.disconnect import ClientGone
 from prompt_core.serving.engine import Engine, EngineFull
 from prompt_core.serving.limits import Guard, error_body
 from prompt_core.serving.metrics import Metrics
@@ -24,6 +25,7 @@ from prompt_core.serving.service import NotServed, Service
 from prompt_core.store import PromptStore
 
 _PLAYGROUND = Path(__file__).with_name("playground.html")
+_CLIENT_GONE = 499  # nginx's number for it
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,10 @@ def _add_errors(app: FastAPI, limits: Limits) -> None:
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
         found = error.errors()[0]
         return refused(422, f"{'.'.join(map(str, found['loc'][1:])) or 'body'}: {found['msg']}")
+
+    @app.exception_handler(ClientGone)
+    async def gone(_: Request, error: ClientGone) -> Response:
+        return Response(status_code=_CLIENT_GONE)  # nobody reads it, but it is counted
 
     @app.exception_handler(EngineFull)
     async def full(_: Request, error: EngineFull) -> JSONResponse:

@@ -104,7 +104,7 @@ class Message(_Client):
 class StreamOptions(_Client):
     """What a stream carries besides the text."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class ChatRequest(_Client):
@@ -113,12 +113,12 @@ class ChatRequest(_Client):
     model: str = Field(description="name (what is in production), name@alias or name@3")
     messages: list[Message] = Field(min_length=1, description="the last one is the input; a tuned prompt takes no earlier turns")
     fields: dict[str, Any] | None = Field(default=None, description="the template's fields, in place of the message's text")
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2, description="0, the default: the most likely tokens")
-    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_p: float | None = Field(default=None, ge=0, le=1, description="0: the most likely tokens")
     seed: int | None = None
     stop: str | list[str] | None = None
     n: int | None = Field(default=None, ge=1)

@@ -13,12 +13,13 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from prompt_core.encoded import Encoded
 from prompt_core.errors import PromptmillError
 from prompt_core.sampling import Sampling
+from prompt_core.serving.disconnect import while_connected
 from prompt_core.serving.engine import Job
 from prompt_core.serving.models import ChatRequest
 from prompt_core.serving.service import Service, a_job
@@ -44,11 +45,12 @@ def openai_routes(service: Service) -> APIRouter:
         return _model(name)
 
     @router.post("/chat/completions", response_model=None)
-    async def chat(request: ChatRequest) -> Response:
+    async def chat(request: ChatRequest, http: Request) -> Response:
         """The answer to the last message; with `stream` as server-sent events."""
         _check(request)
         shelved = await service.find(request.model)
-        example = shelved.ready.encode(_input(request, shelved))
+        given = _input(request, shelved)
+        example = await service.read(shelved.ready, lambda: shelved.ready.encode(given))
         job = _job(request, shelved, example)
         stream = TextStream(job, [request.stop] if isinstance(request.stop, str) else request.stop or [])
         service.engine.submit([job])
@@ -59,9 +61,9 @@ def openai_routes(service: Service) -> APIRouter:
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": request.model}
         head["system_fingerprint"] = shelved.digest[:12]
         if request.stream:
-            with_usage = request.stream_options is not None and request.stream_options.include_usage
+            with_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
             return StreamingResponse(_events(stream, head, used, with_usage), media_type="text/event-stream", headers=headers)
-        text = "".join([part async for part in stream.parts()])
+        text = await while_connected(http, stream.whole())
         choice = {"index": 0, "message": {"role": "assistant", "content": text, "refusal": None}, "logprobs": None}
         choice["finish_reason"] = stream.finish_reason
         usage = _usage(used, stream.tokens)
@@ -97,7 +99,7 @@ def _input(request: ChatRequest, shelved: Shelved) -> str | dict[str, Any]:
         return text
     try:
         fields = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
         fix = 'Send them as a JSON object in the message, or as "fields" in the body.'
@@ -110,9 +112,9 @@ def _job(request: ChatRequest, shelved: Shelved, example: Encoded) -> Job:
     if ready.scorer:
         return a_job(ready, example)
     sampling = None
-    if request.temperature:
+    if request.temperature and request.top_p != 0:
         seed = secrets.randbits(63) if request.seed is None else request.seed % 2**63
-        sampling = Sampling([seed], request.temperature, request.top_p or 1.0)
+        sampling = Sampling([seed], request.temperature, 1.0 if request.top_p is None else request.top_p)
     room = ready.backbone.max_positions - len(ready.state.root) - ready.state.keys.shape[1] - len(example.input)
     longest = request.max_completion_tokens or request.max_tokens or ready.max_new_tokens
     return Job(ready, example, ready.text(example, max(1, min(longest, room)), sampling))

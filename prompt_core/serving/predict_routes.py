@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from functools import partial
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
-from prompt_core.ready import Answer, ReadyPrompt
+from prompt_core.ready import ReadyPrompt
+from prompt_core.serving.disconnect import while_connected
+from prompt_core.serving.engine import Job
 from prompt_core.serving.models import (
     Compared,
     CompareRequest,
@@ -27,10 +29,12 @@ def predict_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["promptmill"])
 
     @router.post("/predict")
-    async def predict(request: PredictRequest) -> PredictResponse:
+    async def predict(request: PredictRequest, http: Request) -> PredictResponse:
         """Labels, texts or entities of one prompt; requests for any prompts are answered together."""
         shelved = await service.find(request.prompt)
-        answers = await service.answers([a_job(shelved.ready, example) for example in shelved.ready.encode_all(request.inputs)])
+        examples = await service.read(shelved.ready, lambda: shelved.ready.encode_all(request.inputs))
+        jobs = [a_job(shelved.ready, example) for example in examples]
+        answers = await while_connected(http, service.answers(jobs))
         service.count(shelved, len(answers))
         predictions = [
             Prediction(prediction=answer.text, score=answer.score, prompt=shelved.name, version=shelved.version, digest=shelved.digest)
@@ -56,7 +60,7 @@ def predict_routes(service: Service) -> APIRouter:
         ]
 
     @router.post("/compare")
-    async def compare(request: CompareRequest) -> CompareResponse:
+    async def compare(request: CompareRequest, http: Request) -> CompareResponse:
         """Versions of a prompt and the untuned model side by side, answered in one pass."""
         aliases: dict[int, list[str]] = {}
         for summary in service.catalogue.summaries:
@@ -66,24 +70,25 @@ def predict_routes(service: Service) -> APIRouter:
         shelved = [await service.find(f"{request.prompt}@{version}") for version in chosen] or [await service.find(request.prompt)]
         untuned = await asyncio.to_thread(service.catalogue.untuned, shelved[0])
         contenders: list[tuple[Shelved | None, ReadyPrompt]] = [(None, untuned), *((one, one.ready) for one in shelved)]
-        jobs = [a_job(ready, ready.encode(request.input)) for _, ready in contenders]
-        start = time.perf_counter()
-        service.engine.submit(jobs)
-        timed = await asyncio.gather(*(_timed(asyncio.wrap_future(job.answer), start) for job in jobs))
+        jobs = [a_job(ready, await service.read(ready, partial(ready.encode, request.input))) for _, ready in contenders]
+        start, ends = time.perf_counter(), dict[Job, float]()
+        for job in jobs:
+            job.answer.add_done_callback(partial(_note_end, ends, job))
+        found = await while_connected(http, service.answers(jobs))
         answers = [
             Compared(
                 version=one.version if one else None,
                 aliases=aliases.get(one.version, []) if one else [],
                 prediction=answer.text,
                 score=answer.score,
-                seconds=seconds,
+                seconds=round(ends[job] - start, 4),
             )
-            for (one, _), (answer, seconds) in zip(contenders, timed, strict=True)
+            for (one, _), job, answer in zip(contenders, jobs, found, strict=True)
         ]
         return CompareResponse(answers=answers)
 
     return router
 
 
-async def _timed(answer: Awaitable[Answer], start: float) -> tuple[Answer, float]:
-    return await answer, round(time.perf_counter() - start, 4)
+def _note_end(ends: dict[Job, float], job: Job, _: object) -> None:
+    ends[job] = time.perf_counter()

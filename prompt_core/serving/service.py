@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from prompt_core.encoded import Encoded
 from prompt_core.errors import PromptmillError
@@ -13,6 +14,8 @@ from prompt_core.serving.catalogue import Catalogue
 from prompt_core.serving.engine import Engine, Job
 from prompt_core.serving.metrics import Metrics
 from prompt_core.shelf import Shelved
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,12 @@ class Service:
         except PromptmillError as error:
             raise NotServed(error.where, error.what, error.fix) from None
 
+    async def read(self, ready: ReadyPrompt, encode: Callable[[], Result]) -> Result:
+        """What `encode` of a prompt gives. One that retrieves demonstrations runs a model for it: not on the event loop, then."""
+        return encode() if ready.retriever is None else await asyncio.to_thread(self.engine.call, encode)
+
     async def answers(self, jobs: Sequence[Job]) -> list[Answer]:
-        """Submit jobs and wait for all; when the one who asked goes away, they are given up.
+        """Submit jobs and wait for all; cancelled, it gives them up.
 
         Raises:
             EngineFull: too many wait.

@@ -61,6 +61,10 @@ class TextStream:
             if not self._job.answer.done():
                 self._job.cancel()
 
+    async def whole(self) -> str:
+        """The text, as `parts`."""
+        return "".join([part async for part in self.parts()])
+
     def _stop_in(self, text: str) -> int | None:
         """Where the first stop begins."""
         places = [place for place in map(text.find, self._stops) if place >= 0]

@@ -72,6 +72,12 @@ def test_a_stop_ends_the_text_and_a_listener_who_leaves_ends_the_work(client: op
     assert chat(client, "mood").choices[0].message.content
 
 
+def test_null_stands_for_the_default_and_a_top_p_of_0_for_the_likeliest_token(client: openai.OpenAI) -> None:
+    usual = chat(client, "long").choices[0].message.content
+    found = chat(client, "long", temperature=1.5, top_p=0, extra_body={"stream": None, "stream_options": {"include_usage": None}})
+    assert found.choices[0].message.content == usual
+
+
 def test_draws_follow_the_seed(client: openai.OpenAI) -> None:
     drawn = [chat(client, "long", temperature=1.5, seed=seed).choices[0].message.content for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
@@ -84,6 +90,8 @@ def test_several_fields_come_as_json_or_beside_the_message(client: openai.OpenAI
     assert chat(client, "pair", "-", extra_body={"fields": fields}).choices[0].message.content == expected
     with pytest.raises(openai.BadRequestError, match="pair takes the fields text, more"):
         chat(client, "pair", "a")
+    with pytest.raises(openai.BadRequestError, match="pair takes the fields text, more"):
+        chat(client, "pair", "[" * 100_000)
 
 
 def test_what_a_tuned_prompt_cannot_do_is_refused_and_what_stays_aside_is_said(client: openai.OpenAI) -> None:

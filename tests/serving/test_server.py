@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -122,6 +124,30 @@ def test_a_full_queue_turns_requests_away_and_serves_on(store: PromptStore) -> N
             pass
         assert response.status_code == 200
         assert "the server takes 2 at a time" in ask(client, "story", "a", "b", "c").json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/v1/predict", {"prompt": "long", "inputs": TEXTS * 8}),
+        ("/v1/compare", {"prompt": "long", "input": "a"}),
+        ("/v1/chat/completions", {"model": "long", "messages": [{"role": "user", "content": "a"}], "max_tokens": 240}),
+    ],
+)
+def test_a_client_that_leaves_is_given_up(tmp_path: Path, llama: Backbone, route: str, body: dict[str, object]) -> None:
+    store = PromptStore(tmp_path / "store")
+    publish(store, a_prompt(llama, "long", writes=True, max_new_tokens=200))
+    with running(store) as client:
+        address = client.base_url.host, client.base_url.port
+        with socket.create_connection(address) as connection:
+            content = json.dumps(body).encode()
+            connection.sendall(b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n" % route.encode())
+            connection.sendall(b"content-length: %d\r\n\r\n%b" % (len(content), content))
+            while "promptmill_unfinished_inputs 0.0" in client.get("/metrics").text:
+                pass
+        while "promptmill_unfinished_inputs 0.0" not in (metrics := client.get("/metrics").text):
+            pass
+        assert f'promptmill_requests_total{{route="{route}",status="499"}} 1.0' in metrics
 
 
 def test_the_engine_takes_all_jobs_of_a_request_or_none_and_goes_on_after_a_failure(store: PromptStore, llama: Backbone) -> None:
