@@ -36,7 +36,7 @@ class Text:
     Attributes:
         prompt: what stands in front; for a causal model lowered.
         input: token ids after the root, at least one.
-        max_new_tokens: where it ends at the latest.
+        max_new_tokens: where it ends at the latest; less where the model has not so many positions.
         ends: runs of tokens, each of which ends it; not part of what is written.
         closing: tokens that end it too and are part of it, since they may hold its last characters.
         sampling, uniforms: how tokens are drawn, and the numbers that they are drawn with, float64 [max_new_tokens]; None for
@@ -77,6 +77,11 @@ class Text:
                 self.ended, self.ending = True, len(run)
                 del self.ids[-self.ending :]
                 return
+
+    def start_over(self) -> None:
+        """Forget what is written of it."""
+        self.ids.clear()
+        self.log_chance, self.ending = 0.0, 0
 
     @property
     def longest(self) -> int:
@@ -163,7 +168,10 @@ class _PackedTexts(TextBatch):
         longest = max((text.longest for text in self.texts), default=0)
         entering: list[Text] = []
         while waiting:
-            longest, rows = max(longest, waiting[0].longest), len(self.texts) + len(entering) + 1
+            text = waiting[0]
+            left = self._backbone.max_positions - text.prompt.keys.shape[1] - len(text.input)
+            text.max_new_tokens = min(text.max_new_tokens, left + 1)  # the last one is not read
+            longest, rows = max(longest, text.longest), len(self.texts) + len(entering) + 1
             if rows > 1 and (rows > _ROWS or rows * longest > _CELLS):
                 break
             entering.append(waiting.popleft())

@@ -105,30 +105,35 @@ class TaskEncoding:
         kinds: tuple[Literal["text", "field"], ...] = ("text", "field")
         return [(kinds[number % 2], part) for number, part in enumerate(parts) if part]
 
-    def encode(self, fields: Mapping[str, Any], target: str | None = None) -> Encoded:
+    def encode(self, fields: Mapping[str, Any], target: str | None = None, room: int | None = None) -> Encoded:
         """Token ids of one example.
 
         Args:
             fields: the template's fields.
             target: the text to generate; None for an input alone.
+            room: tokens of the input at most, where the model's positions leave fewer than `tune.max_tokens`.
 
         Raises:
             PromptmillError: a field is absent or empty, the text before the first field depends on a field, or the
-                target alone is longer than the limit.
+                target alone is longer than the limit, or what stands around the fields.
         """
         text = self._text({name: plain(value) if isinstance(value, str) else value for name, value in fields.items()})
         if not text.startswith(self.root_text):
             raise PromptmillError(self._where, "the text before the first field differs between examples", "Move the condition behind it.")
         text = text[len(self.root_text) :]
         end = self.encode_target(target) if target is not None else []
-        room = self._limit - len(self.root) - len(end)
+        allowed = self._limit - len(self.root) - len(end)
+        most = allowed if room is None else min(room, allowed)
         ids = self._ids(text)
         around = len(self._before) + len(self._behind)
-        truncated = len(ids) + around > room
+        truncated = len(ids) + around > most
         if truncated:
             suffix = self._ids(self._suffix) if self._suffix and text.endswith(self._suffix) else []
-            keep = room - around - len(suffix)
+            keep = most - around - len(suffix)
             if keep < 1 + self.soft_tokens:
+                if most < allowed:
+                    what = f"the prompt and what stands behind an input leave it {max(0, most)} of the model's {self._positions} positions"
+                    raise PromptmillError(self._where, what, "Shorten the prompt or its labels.")
                 what = f"a target has {len(end)} tokens, more than fit" if end else "what stands around the fields leaves them no room"
                 raise PromptmillError(self._where, what, f"Raise tune.max_tokens ({self._limit}).")
             front = self._ids(text.removesuffix(self._suffix))

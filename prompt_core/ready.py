@@ -142,8 +142,25 @@ class ReadyPrompt:
                 raise PromptmillError(f"input {number}: {error.where}", error.what, error.fix) from None
         return self._shown(rows, encoded)
 
-    def _read(self, fields: Mapping[str, Any]) -> Encoded:
-        return self.encoding.locate(fields) if isinstance(self.scorer, TokenTags) else self.encoding.encode(fields)
+    def _read(self, fields: Mapping[str, Any], shown: tuple[int, ...] = ()) -> Encoded:
+        """An input, behind the demonstrations that stand in front of it alone."""
+        if isinstance(self.scorer, TokenTags):
+            return self.encoding.locate(fields)
+        example = self.encoding.encode(fields, room=self._room(len(shown)))
+        return replace(example, input=shown + example.input) if shown else example
+
+    def _room(self, shown: int) -> int:
+        """Tokens that an input may have, so that prompt and demonstrations, and what is scored or written behind, have positions too."""
+        positions = self.backbone.max_positions
+        if not self.backbone.generates:  # an encoder's prefix takes none
+            return positions
+        left = positions - len(self.state.root)
+        if isinstance(self.backbone, EncoderDecoder):  # nor does that one's, and what is written has its own
+            return left
+        left -= self.state.keys.shape[1] + shown
+        if isinstance(self.scorer, Classification):
+            return left - self.scorer.label_tokens
+        return left - min(self.max_new_tokens, left // 2)  # a text that may be longer ends earlier behind a long input
 
     def _shown(self, rows: Sequence[Mapping[str, Any]], encoded: list[Encoded]) -> list[Encoded]:
         """The inputs with the demonstrations that each retrieves in front of it, behind what all share."""
@@ -151,7 +168,7 @@ class ReadyPrompt:
             return encoded
         root_tokens = self.state.keys.shape[1]  # read already: retrieval is for causal models
         own = [behind(root_tokens, self.encoding, shown) for shown in self.retriever(rows)]
-        return [replace(example, input=shown + example.input) for example, shown in zip(encoded, own, strict=True)]
+        return [self._read(fields, shown) for fields, shown in zip(rows, own, strict=True)]
 
     def text(self, example: Encoded, max_new_tokens: int | None = None, sampling: Sampling | None = None) -> Text:
         """What the model is to write of an input, by default the most likely tokens and as many as when it was tuned."""

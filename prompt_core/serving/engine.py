@@ -22,6 +22,7 @@ from prompt_core.ready import Answer, ReadyPrompt
 from prompt_core.serving.metrics import Metrics
 
 _MOST_SCORED = 256  # inputs between two steps of the texts that are being written
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
@@ -54,6 +55,18 @@ class Job:
         self.answer.cancel()
 
 
+class _Line:
+    """Texts that wait to enter a batch, in their order, and the batch.
+
+    Args:
+        backbone: that writes them.
+        waiting: default: none yet.
+    """
+
+    def __init__(self, backbone: Backbone, waiting: deque[Text] | None = None) -> None:
+        self.backbone, self.waiting, self.batch = backbone, waiting or deque(), TextBatch.of(backbone)
+
+
 class Engine:
     """Answers jobs and runs calls on one thread, from `start` to `close`.
 
@@ -68,8 +81,8 @@ class Engine:
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._scored: deque[Job] = deque()
         self._asked: deque[Job] = deque()
-        self._waiting: dict[Backbone, deque[Text]] = {}
-        self._batches: dict[Backbone, TextBatch] = {}
+        self._lines: dict[Backbone, _Line] = {}
+        self._apart: list[_Line] = []  # of texts that were in a step that failed
         self._writing: dict[Text, Job] = {}
         self._unfinished = 0
         self._closing = False
@@ -120,8 +133,9 @@ class Engine:
                 _settle(*self._calls.popleft())
             if scored := [self._scored.popleft() for _ in range(min(_MOST_SCORED, len(self._scored)))]:
                 self._score(scored)
-            for backbone in list(self._batches):
-                self._step(backbone)
+            for line in [*self._lines.values(), *self._apart]:
+                self._step(line)
+            self._apart = [line for line in self._apart if line.waiting or line.batch.texts]
 
     def _gather(self) -> bool:
         """Wait for work and sort in what came; False where there will be no more."""
@@ -135,34 +149,34 @@ class Engine:
             assert job.text is not None  # `submit` sorts by it
             self._writing[job.text] = job
             backbone = job.prompt.backbone
-            self._batches.setdefault(backbone, TextBatch.of(backbone))
-            self._waiting.setdefault(backbone, deque()).append(job.text)
+            if backbone not in self._lines:
+                self._lines[backbone] = _Line(backbone)
+            self._lines[backbone].waiting.append(job.text)
         return True
 
     def _score(self, jobs: list[Job]) -> None:
         alive = [job for job in jobs if not job.answer.cancelled()]
+        self._finish(set(jobs) - set(alive), [])
+        if not alive:
+            return
+        self._metrics.pass_inputs.labels("score").observe(len(alive))
         try:
             found: list[Answer | Exception] = [*answer([(job.prompt, job.example) for job in alive])]
-        except PromptmillError as error:  # the others must not pay for one that the model refuses
-            if len(alive) > 1:
-                for job in alive:
-                    self._score([job])
-                self._finish(set(jobs) - set(alive), [])
-                return
-            found = [error]
         except Exception as error:
-            _log.exception("a pass failed")
-            found = [error] * len(alive)
-        self._metrics.pass_inputs.labels("score").observe(len(alive))
-        self._finish(set(jobs) - set(alive), [])
+            if len(alive) > 1:  # the others must not pay for one that fails
+                for half in _halves(alive):
+                    self._score(half)
+                return
+            _tell(error)
+            found = [error]
         self._finish(alive, found)
 
-    def _step(self, backbone: Backbone) -> None:
-        batch, waiting = self._batches[backbone], self._waiting[backbone]
+    def _step(self, line: _Line) -> None:
+        batch, waiting = line.batch, line.waiting
         for text in [text for text in waiting if text.cancelled]:
             waiting.remove(text)
             self._finish([self._writing.pop(text)], [])
-        before = list(waiting)
+        asked = [*batch.texts, *waiting]
         try:
             batch.admit(waiting)
             if not batch.texts:
@@ -172,12 +186,8 @@ class Engine:
             going = list(batch.texts)
             finished = batch.step()
         except Exception as error:
-            if not isinstance(error, PromptmillError):
-                _log.exception("a step failed")
-            failed = {*batch.texts, *(text for text in before if text not in waiting)}
-            self._batches[backbone] = TextBatch.of(backbone)
-            lost = [self._writing.pop(text) for text in failed if text in self._writing]
-            self._finish(lost, [error] * len(lost))
+            still = set(waiting)
+            self._retry(line, [text for text in asked if text not in still], error)
             return
         for text in going:
             job = self._writing[text]
@@ -186,6 +196,17 @@ class Engine:
         for text in finished:
             job = self._writing.pop(text)
             self._finish([job], [job.prompt.answer_of_text(text)])
+
+    def _retry(self, line: _Line, texts: list[Text], error: Exception) -> None:
+        """Write texts of a step that failed anew, in two lines of their own, until the one that fails is alone."""
+        line.batch = TextBatch.of(line.backbone)
+        if len(texts) == 1:
+            _tell(error)
+            self._finish([self._writing.pop(texts[0])], [error])
+            return
+        for text in texts:
+            text.start_over()
+        self._apart += [_Line(line.backbone, deque(half)) for half in _halves(texts)]
 
     def _finish(self, jobs: Sequence[Job] | set[Job], found: Sequence[Answer | Exception]) -> None:
         """Hand out what was found; without anything found, the jobs were given up."""
@@ -206,3 +227,14 @@ def _settle(work: Callable[[], Any], future: Future[Any]) -> None:
         future.set_result(work())
     except BaseException as error:
         future.set_exception(error)
+
+
+def _halves(items: list[Item]) -> tuple[list[Item], list[Item]]:
+    middle = len(items) // 2
+    return items[:middle], items[middle:]
+
+
+def _tell(error: Exception) -> None:
+    """Log what is no fault of the input alone."""
+    if not isinstance(error, PromptmillError):
+        _log.error("an input failed", exc_info=error)

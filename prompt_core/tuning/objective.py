@@ -131,7 +131,10 @@ class Classification(Objective):
     Attributes:
         label_bias: what `final_scores` subtracts from the labels' scores, float32 [labels]; None for nothing.
         calibration: given one, `settle` measures that bias on the training inputs and these.
+        label_tokens: of the longest label that stands behind an input; 0 where none does.
     """
+
+    label_tokens = 0
 
     def __init__(self, backbone: Backbone, smoothing: float) -> None:
         super().__init__()
@@ -220,6 +223,7 @@ class LabelWords(Classification):
         ways: Sequence[int] | None = None,
     ) -> None:
         super().__init__(backbone, smoothing)
+        self.label_tokens = max(map(len, words)) - 1  # the last one is predicted and not read
         self._branches, self._ways = LabelTree(words), None if ways is None or max(ways) == 1 else list(ways)
         self._per_token = torch.tensor([1 / len(ids) if normalised else 1.0 for ids in words], device=backbone.device)
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import httpx2
 import pytest
@@ -20,6 +21,7 @@ from served_prompts import PASSED, a_prompt, a_served_store, publish, ready_on
 from prompt_core.backbone import Backbone
 from prompt_core.cli import main
 from prompt_core.errors import PromptmillError
+from prompt_core.sampling import Sampling
 from prompt_core.serving import Limits
 from prompt_core.serving.engine import Engine, EngineFull, Job
 from prompt_core.serving.metrics import Metrics
@@ -163,14 +165,55 @@ def test_the_engine_takes_all_jobs_of_a_request_or_none_and_goes_on_after_a_fail
     broken = Job(ready, ready.encode("a"), ready.text(ready.encode("a")))
     assert broken.text is not None
     broken.text.input = [10**9]  # no such token
-    engine.submit([broken, jobs[5]])
+    engine.submit([*jobs[5:6], broken])
     with pytest.raises(Exception, match="index"):
         broken.answer.result(60)
+    assert jobs[5].answer.result(60).text == jobs[0].answer.result().text  # it was read in the pass that failed
     jobs[6].cancel()
     engine.submit(jobs[6:])
     assert jobs[7].answer.result(60).text == jobs[0].answer.result().text
     with pytest.raises(PromptmillError, match="there is no prompt"):
         engine.call(lambda: store.get("nobody"))
+    engine.close()
+
+
+@pytest.mark.parametrize(("writes", "kind"), [(True, "deep"), (True, "soft"), (False, "soft")])
+def test_a_long_input_is_cut_to_the_positions_that_prompt_and_answer_leave(
+    tmp_path: Path, writes: bool, kind: Literal["soft", "deep"]
+) -> None:
+    gpt2 = backbone_at(str(save_tiny("gpt2", tmp_path / "gpt2")))  # whose positions are a table
+    prompt = a_prompt(gpt2, "far", kind=kind, writes=writes, tokens=60, labels=("good", "rather bad, I think"))
+    store = PromptStore(tmp_path / "store")
+    publish(store, prompt)
+    ready, long = ready_on(gpt2)(prompt), "word after word " * 300
+    behind = 8 if writes else ready.scorer.label_tokens  # type: ignore[union-attr]
+    assert ready.encode(long).truncated and len(ready.encode(long).input) == gpt2.max_positions - 60 - behind
+    (alone,) = prompt.predict(["short"], gpt2)
+    with running(store) as client:
+        found = ask(client, "far", "short", long, "short").json()["predictions"]
+        assert [found[0]["prediction"], found[2]["prediction"]] == [alone, alone]
+
+
+def test_an_input_that_is_left_no_position_is_refused(tmp_path: Path) -> None:
+    gpt2 = backbone_at(str(save_tiny("gpt2", tmp_path / "gpt2")))
+    prompt = a_prompt(gpt2, "far", kind="deep", writes=True, tokens=254)
+    with pytest.raises(PromptmillError, match=r"the prompt and what stands behind .* leave it 1 of the model's 256 positions"):
+        prompt.predict(["a long input"], gpt2)
+
+
+def test_a_text_that_fails_while_it_is_written_fails_alone(store: PromptStore, llama: Backbone) -> None:
+    engine = Engine(64, Metrics())
+    ready = ready_on(llama)(store.get("reply"))
+    jobs = [a_job(ready, ready.encode(text)) for text in TEXTS]
+    engine.submit(jobs)
+    broken = Job(ready, ready.encode("a"), ready.text(ready.encode("a"), 4, Sampling([0])))
+    assert broken.text is not None and broken.text.uniforms is not None
+    broken.text.uniforms = broken.text.uniforms[:2]  # none for the third token
+    engine.submit([broken])
+    engine.start()
+    assert [job.answer.result(60).text for job in jobs] == store.get("reply").predict(TEXTS, llama)
+    with pytest.raises(IndexError):
+        broken.answer.result(60)
     engine.close()
 
 
