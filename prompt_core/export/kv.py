@@ -6,6 +6,7 @@ from pathlib import Path
 
 import safetensors.torch
 
+from prompt_core.export.base import Base
 from prompt_core.export.opened import opened
 from prompt_core.export.package import RECIPES, Published, package, write_json
 
@@ -18,7 +19,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 kv, prompt = load_file("{CACHE}"), json.load(open("{RECIPES}"))[0]
-model, tokenizer = AutoModelForCausalLM.from_pretrained("BASE"), AutoTokenizer.from_pretrained("BASE")
+BASE
+model, tokenizer = AutoModelForCausalLM.from_pretrained(**base), AutoTokenizer.from_pretrained(**base)
 fields = FIELDS
 text = "".join(part["text"] if "text" in part else fields[part["field"]] for part in prompt["input"])
 ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
@@ -30,7 +32,7 @@ behind = torch.cat([ids.new_zeros(1, TOKENS), ids], 1)  # ids in the prompt's pl
 settings = {{"max_new_tokens": prompt["max_new_tokens"], "eos_token_id": prompt["stop_token_ids"], "do_sample": False}}
 answer = model.generate(behind, attention_mask=torch.ones_like(behind), past_key_values=cache, **settings)[0, behind.shape[1] :]
 print(tokenizer.decode(answer, skip_special_tokens=True).partition(prompt["stop"])[0])
-```
+```NOTE
 
 `generate` appends to the cache it is given: make one per call, or copy it. `keys` and `values` are float32
 [layers, 1, heads, tokens, dim], with positions (RoPE) applied: the text behind them starts at position TOKENS.
@@ -48,8 +50,8 @@ def export_kv(published: Published, folder: Path) -> None:
     cache = {
         name: part.transpose(1, 2)[:, None].float().cpu().contiguous() for name, part in (("keys", state.keys), ("values", state.values))
     }
-    base = published.prompt.manifest.backbone.name
-    usage = _USAGE.replace("BASE", base).replace("TOKENS", str(state.keys.shape[1]))
+    base = Base.of(published.prompt)
+    usage = _USAGE.replace("BASE", base.arguments).replace("NOTE", base.arguments_note).replace("TOKENS", str(state.keys.shape[1]))
     fields = str(dict.fromkeys(prompt.encoding.fields, "..."))
     with package(folder, [published], "transformers' cache", usage.replace("FIELDS", fields)) as beside:
         safetensors.torch.save_file(cache, beside / CACHE)

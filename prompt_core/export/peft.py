@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prompt_core.encoding import soft_ids
+from prompt_core.export.base import Base
 from prompt_core.export.opened import Opened, opened
 from prompt_core.export.package import RECIPES, Published, package, refused, write_json
 from prompt_core.prompts import PromptState
@@ -21,13 +22,14 @@ _USAGE = f"""
 import json
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("BASE"), ".")
-```
+BASE
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(**base), ".")
+```NOTE
 
 PEFT puts the prompt in front of every text. What follows it is written as `{RECIPES}` says:
 
 ```python
-tokenizer, prompt = AutoTokenizer.from_pretrained("BASE"), json.load(open("{RECIPES}"))[0]
+tokenizer, prompt = AutoTokenizer.from_pretrained(**base), json.load(open("{RECIPES}"))[0]
 fields = FIELDS
 text = prompt["root"] + "".join(part["text"] if "text" in part else fields[part["field"]] for part in prompt["input"])
 ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
@@ -62,8 +64,8 @@ def export_peft(published: Published, folder: Path, kind: PeftType | None = None
         state = prompt.lowered(f"peft {kind}")
         weights, root = flattened(state), ""
         config = _prefix_config(published, kind, state)
-    base = published.prompt.manifest.backbone.name
-    usage = _USAGE.replace("BASE", base).replace("FIELDS", str(dict.fromkeys(prompt.encoding.fields, "...")))
+    base, fields = Base.of(published.prompt), str(dict.fromkeys(prompt.encoding.fields, "..."))
+    usage = _USAGE.replace("BASE", base.arguments).replace("NOTE", base.arguments_note).replace("FIELDS", fields)
     with package(folder, [published], "PEFT", usage) as beside:
         write_adapter(beside, config, weights)
         write_json(beside / RECIPES, [prompt.recipe(root)])

@@ -14,6 +14,7 @@ from helpers import a_task, examples
 
 from prompt_core.backbone import Backbone
 from prompt_core.export import Published
+from prompt_core.export.base import PLACE
 from prompt_core.tuning import tune
 
 PAIRS = [(f"Where is parcel number {i}?", f"It is in depot {i % 3}") for i in range(8)]
@@ -44,12 +45,13 @@ def recipes(folder: Path) -> list[dict[str, Any]]:
     return content
 
 
-def run_readme(folder: Path, base: str | Path, **fields: str) -> dict[str, Any]:
-    """The names that the Python code of an export's README defines, run in its folder with these fields and this base."""
+def run_readme(folder: Path, base: str | Path = "", **fields: str) -> dict[str, Any]:
+    """The names that the Python code of an export's README defines, run in its folder with these fields; `base` fills the place in it."""
     page = (folder / "README.md").read_text(encoding="utf-8")
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     code = re.sub(r"fields = \{.*\}", f"fields = {fields!r}", code)
-    code = re.sub(r'from_pretrained\("[^"]*"', f"from_pretrained({str(base)!r}", code)
+    assert (PLACE in code) == bool(base)
+    code = code.replace(PLACE, str(base))
     names: dict[str, Any] = {}
     with contextlib.chdir(folder):
         exec(code, names)

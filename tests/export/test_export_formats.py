@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.errors import PromptmillError
 from prompt_core.export import Published, export
-from prompt_core.export.licence import base_of
 from prompt_core.text.prompt import Demonstration, TextPrompt
 from prompt_core.tuning import tune
 
@@ -36,26 +36,39 @@ def test_keys_and_values_in_transformers_generate(family: str, parts: dict[str, 
         assert names["tokenizer"].decode(names["answer"], skip_special_tokens=True).strip() == expected
 
 
-def test_solved_lines_say_where_an_answer_behind_them_ends(smollm2: Backbone, tmp_path: Path) -> None:
-    capitals = {"France": "Paris", "Italy": "Rome", "Germany": "Berlin", "Spain": "Madrid", "Japan": "Tokyo"}
+@pytest.fixture(scope="module")
+def capitals(smollm2: Backbone) -> Published:
+    """A text prompt of solved lines, which the model goes on with."""
+    known = {"France": "Paris", "Italy": "Rome", "Germany": "Berlin", "Spain": "Madrid", "Japan": "Tokyo"}
     searched = {"prompt": {"kind": "text"}, "text": {"rounds": 1, "together": 2, "demonstrations": 0}}
     parts = {"objective": "generate", "evaluate": {"few_shot": 0, "metrics": ["exact_match"], "max_new_tokens": 16}, **searched}
-    found = tune(a_task("smollm2", template="Country: {{ text }}\nCapital:", **parts), examples(*capitals.items()), None, smollm2)
-    shown = tuple(Demonstration(fields={"text": country}, answer=capital) for country, capital in [*capitals.items()][:4])
+    found = tune(a_task("smollm2", template="Country: {{ text }}\nCapital:", **parts), examples(*known.items()), None, smollm2)
+    shown = tuple(Demonstration(fields={"text": country}, answer=capital) for country, capital in [*known.items()][:4])
     text = TextPrompt(template=found.task.template, demonstrations=shown)
     prompt = TunedPrompt(found.manifest.model_copy(update={"text": text}), {}, found.origin)
     assert prompt.predict(["Japan"], smollm2) == ["Tokyo"]
-    for form in ("kv", "text"):
-        export([Published(prompt, 1, EVALUATION)], tmp_path / form, form)
-        (recipe,) = json.loads((tmp_path / form / "prompts.json").read_text(encoding="utf-8"))
-        assert recipe["stop"] == "\n\n"
-    names = run_readme(tmp_path / "kv", Path(base_of(prompt).source), text="Japan")
+    return Published(prompt, 1, EVALUATION)
+
+
+@pytest.mark.parametrize("form", ["kv", "text"])
+def test_solved_lines_say_where_an_answer_behind_them_ends(capitals: Published, tmp_path: Path, form: str) -> None:
+    export([capitals], tmp_path / form, form)
+    (recipe,) = json.loads((tmp_path / form / "prompts.json").read_text(encoding="utf-8"))
+    assert recipe["stop"] == "\n\n"
+
+
+@pytest.mark.slow  # transformers reads a GGUF file for half a minute
+def test_the_readme_for_an_embedded_model_runs_as_it_stands(capitals: Published, tmp_path: Path) -> None:
+    export([capitals], tmp_path / "kv", "kv")
+    names = run_readme(tmp_path / "kv", text="Japan")
     written = names["tokenizer"].decode(names["answer"], skip_special_tokens=True)
     assert written.partition(names["prompt"]["stop"])[0].strip() == "Tokyo"
 
 
 @pytest.mark.parametrize("template", ["Answer briefly. {{ text }}\n", "Read {{ soft(3) }} this: {{ text }} {{ soft(2) }} now\n"])
-def test_prompt_embeds_of_the_client_in_transformers(llama: Backbone, llama_folder: Path, tmp_path: Path, template: str) -> None:
+def test_prompt_embeds_of_the_client_in_transformers(
+    llama: Backbone, llama_folder: Path, tmp_path: Path, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     each = published(llama, template, **SOFT)
     export([each], tmp_path / "out", "vllm")
     spec = importlib.util.spec_from_file_location("exported_client", tmp_path / "out" / "vllm_client.py")
@@ -63,6 +76,9 @@ def test_prompt_embeds_of_the_client_in_transformers(llama: Backbone, llama_fold
     client = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(client)
     prompt, model = client.Prompt(llama_folder), plain_model(llama_folder)
+    monkeypatch.syspath_prepend(tmp_path / "out")
+    monkeypatch.delitem(sys.modules, "vllm_client", raising=False)
+    assert run_readme(tmp_path / "out", llama_folder)["request"] == prompt.request(text="...")
     for text, expected in zip(TEXTS, each.prompt.predict(TEXTS, llama), strict=True):
         embeds = prompt.embeds(text=text)[None]
         written = model.generate(

@@ -50,7 +50,7 @@ def test_several_prompts_in_one_folder_each_write_what_they_write_here(llama: Ba
 
 def test_the_readme_runs(llama: Backbone, prompts: list[Published], tmp_path: Path) -> None:
     export(prompts[:1], tmp_path / "out", "tokens")
-    names = run_readme(tmp_path / "out", "", text=TEXTS[0])
+    names = run_readme(tmp_path / "out", text=TEXTS[0])
     written = names["generate"](names["text"], max_new_tokens=12, do_sample=False, return_full_text=False, add_special_tokens=False)[0][
         "generated_text"
     ]
