@@ -117,8 +117,7 @@ class Prepared:
             check_pairs(task, [*self._examples, *self._named], self._held_out)
         self._unlabelled = read_unlabelled(task) if task.reads_unlabelled else self._train.clear()
         if isinstance(self._objective, Classification) and task.tune.calibrate:
-            inputs = [encoding.encode(row) for row in self._unlabelled.iter_rows(named=True)]
-            self._objective.calibration = Calibration(inputs, task.tune.batch_tokens)
+            self._objective.calibration = Calibration(self._encoded(self._unlabelled), task.tune.batch_tokens)
         self._check_length()
 
     def _check_length(self) -> None:
@@ -130,6 +129,15 @@ class Prepared:
         if self._backbone.generates and prompt + example > positions:
             what = f"a prompt of {prompt} tokens and an example of {example} need more than the {positions} positions of the model"
             raise PromptmillError(f"task {self.task.name}: prompt.tokens", what, "Lower prompt.tokens or tune.max_tokens.")
+
+    def _encoded(self, unlabelled: pl.DataFrame) -> list[Encoded]:
+        """Inputs of a classifier, cut so that prompt and labels have positions too: no example tells how long they may be."""
+        room = self._backbone.max_positions
+        if self._backbone.causal:
+            state = self.prompt.state()
+            behind = self._objective.label_tokens if isinstance(self._objective, Classification) else 0
+            room -= len(state.root) + state.keys.shape[1] + behind
+        return [self._encoding.encode(row, room=room) for row in unlabelled.iter_rows(named=True)]
 
     @property
     def part(self) -> Part:
@@ -155,8 +163,8 @@ class Prepared:
             PromptmillError: there is none.
         """
         labelled = {example.input for example in (*self._examples, *self._held_out, *self._named)}
-        rows = outside_test(self._unlabelled, self.task).head(most).iter_rows(named=True)
-        inputs = [example for example in map(self._encoding.encode, rows) if example.input not in labelled]
+        rows = outside_test(self._unlabelled, self.task).head(most)
+        inputs = [example for example in self._encoded(rows) if example.input not in labelled]
         if not inputs:
             what = f"none of {len(self._unlabelled)} inputs is left without those that may be test rows or have a label"
             raise PromptmillError(f"task {self.task.name}: data.unlabelled", what, "Add inputs.")

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
-from helpers import a_task, assert_equal_to_rounding, examples
+from helpers import a_task, assert_equal_to_rounding, backbone_at, examples, save_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -62,6 +62,12 @@ def test_an_encoders_anchors_are_calibrated_in_the_same_way(tmp_path: Path, bert
     prompt = tuned(bert, tmp_path)
     encoded = [*TRAIN["text"], "broken", "late"]  # the descriptions are examples too
     assert_equal_to_rounding(prompt.tensors["label_bias"], chances_of(prompt, bert, encoded, biased=True).mean(0))
+
+
+def test_a_long_unlabelled_input_is_cut_to_the_positions_that_prompt_and_labels_leave(tmp_path: Path) -> None:
+    pl.DataFrame({"text": [*MORE, "came back late " * 200]}).write_csv(tmp_path / "more.csv")
+    gpt2 = backbone_at(str(save_tiny("gpt2", tmp_path / "gpt2")))  # whose positions are a table
+    assert tuned(gpt2, tmp_path, "more.csv").manifest.data.unlabelled_rows == 9
 
 
 def test_other_unlabelled_inputs_are_another_digest(tmp_path: Path, llama: Backbone) -> None:
