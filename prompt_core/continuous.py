@@ -81,7 +81,7 @@ class Text:
     def start_over(self) -> None:
         """Forget what is written of it."""
         self.ids.clear()
-        self.log_chance, self.ending = 0.0, 0
+        self.log_chance, self.ended, self.ending = 0.0, False, 0
 
     @property
     def longest(self) -> int:
