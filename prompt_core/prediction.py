@@ -13,6 +13,7 @@ from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.encoded import Encoded, Located
 from prompt_core.encoding import TaskEncoding, soft_ids
 from prompt_core.errors import PromptmillError
+from prompt_core.field_text import as_text
 from prompt_core.generation import generate
 from prompt_core.packed_scores import packed_scores
 from prompt_core.prompts import PromptState, lower
@@ -135,20 +136,36 @@ def restore_tagger(prompt: TunedPrompt, backbone: Backbone) -> TokenTags:
     return tagger
 
 
-def as_fields(inputs: Sequence[str | Mapping[str, Any]], fields: Sequence[str]) -> list[Mapping[str, Any]]:
-    """Inputs as mappings; a text stands for the one field of the template.
+def as_fields(inputs: Sequence[str | Mapping[str, Any]], fields: Sequence[str]) -> list[dict[str, Any]]:
+    """Inputs as `read_input` reads them.
 
     Raises:
-        PromptmillError: a text where the template has several fields.
+        PromptmillError: as `read_input`, with the number of the input.
     """
-    rows: list[Mapping[str, Any]] = []
-    for number, given in enumerate(inputs, 1):
-        if isinstance(given, str) and len(fields) != 1:
-            raise PromptmillError(
-                f"input {number}", f"is a text, but the template has the fields {', '.join(fields)}", "Give a mapping of field to text."
-            )
-        rows.append({fields[0]: given} if isinstance(given, str) else given)
-    return rows
+    return [read_input(given, fields, f"input {number}") for number, given in enumerate(inputs, 1)]
+
+
+def read_input(given: str | Mapping[str, Any], fields: Sequence[str], where: str = "input") -> dict[str, Any]:
+    """An input as a mapping whose `fields` are texts as data are tuned on and evaluated, see `as_text`; None where one is None.
+
+    Args:
+        given: a mapping, or a text that stands for the one field of the template.
+        fields: of the template.
+        where: names the input in errors.
+
+    Raises:
+        PromptmillError: a text where the template has several fields, or a field that is no text.
+    """
+    if isinstance(given, str) and len(fields) != 1:
+        raise PromptmillError(where, f"is a text, but the template has the fields {', '.join(fields)}", "Give a mapping of field to text.")
+    row = {fields[0]: given} if isinstance(given, str) else dict(given)
+    for name in fields:
+        if row.get(name) is not None:
+            try:
+                row[name] = as_text(row[name])
+            except ValueError as error:
+                raise PromptmillError(f'{where}: field "{name}"', str(error), "Give it a text.") from None
+    return row
 
 
 def backbone_of(prompt: TunedPrompt) -> Backbone:

@@ -16,7 +16,8 @@ from prompt_core.continuous import Text
 from prompt_core.encoded import Encoded, Located
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
-from prompt_core.prediction import as_fields, encoding_of, restore, restore_classifier, restore_tagger
+from prompt_core.extraction.original import in_original
+from prompt_core.prediction import as_fields, encoding_of, read_input, restore, restore_classifier, restore_tagger
 from prompt_core.prompts import PromptState, lower
 from prompt_core.sampling import Sampling
 from prompt_core.text.index import Retriever
@@ -122,10 +123,10 @@ class ReadyPrompt:
         """An input as tokens: a text, for a template with one field, or a mapping with the template's fields.
 
         Raises:
-            PromptmillError: a field is absent or empty, or a text stands for several.
+            PromptmillError: a field is absent, empty or no text, or a text stands for several.
         """
-        (fields,) = as_fields([given], self.encoding.fields)
-        (example,) = self._shown([fields], [self._read(fields)])
+        fields = read_input(given, self.encoding.fields)
+        (example,) = self._shown([fields], [self._read(given, fields)])
         return example
 
     def encode_all(self, inputs: Sequence[str | Mapping[str, Any]]) -> list[Encoded]:
@@ -135,17 +136,22 @@ class ReadyPrompt:
             PromptmillError: as `encode`, with the number of the input.
         """
         rows, encoded = as_fields(inputs, self.encoding.fields), []
-        for number, fields in enumerate(rows, 1):
+        for number, (given, fields) in enumerate(zip(inputs, rows, strict=True), 1):
             try:
-                encoded.append(self._read(fields))
+                encoded.append(self._read(given, fields))
             except PromptmillError as error:
                 raise PromptmillError(f"input {number}: {error.where}", error.what, error.fix) from None
         return self._shown(rows, encoded)
 
-    def _read(self, fields: Mapping[str, Any], shown: tuple[int, ...] = ()) -> Encoded:
+    def _read(self, given: str | Mapping[str, Any], fields: Mapping[str, Any]) -> Encoded:
+        if not isinstance(self.scorer, TokenTags):
+            return self._encoded(fields)
+        located, (name,) = self.encoding.locate(fields), self.encoding.fields
+        raw = given if isinstance(given, str) else given[name]
+        return in_original(located, raw) if isinstance(raw, str) else located
+
+    def _encoded(self, fields: Mapping[str, Any], shown: tuple[int, ...] = ()) -> Encoded:
         """An input, behind the demonstrations that stand in front of it alone."""
-        if isinstance(self.scorer, TokenTags):
-            return self.encoding.locate(fields)
         example = self.encoding.encode(fields, room=self._room(len(shown)))
         return replace(example, input=shown + example.input) if shown else example
 
@@ -168,7 +174,7 @@ class ReadyPrompt:
             return encoded
         root_tokens = self.state.keys.shape[1]  # read already: retrieval is for causal models
         own = [behind(root_tokens, self.encoding, shown) for shown in self.retriever(rows)]
-        return [self._read(fields, shown) for fields, shown in zip(rows, own, strict=True)]
+        return [self._encoded(fields, shown) for fields, shown in zip(rows, own, strict=True)]
 
     def text(self, example: Encoded, max_new_tokens: int | None = None, sampling: Sampling | None = None) -> Text:
         """What the model is to write of an input, by default the most likely tokens and as many as when it was tuned."""

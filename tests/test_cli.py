@@ -209,6 +209,7 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     assert "there is no such file" in refused(tmp_path, "predict", "desk", "none.csv", "a.csv")
     assert 'the ending ".doc" is not known' in refused(tmp_path, "predict", "desk", "new.csv", "a.doc")
     assert 'field "text" is empty' in refused(tmp_path, "try", "desk", " ")
+    assert 'field "text": is not Unicode text' in refused(tmp_path, "try", "desk", "\udcff")
     assert '"txet=a" sets no field of the template. Did you mean "text"?' in refused(tmp_path, "try", "desk", "a", "--field", "txet=a")
     assert 'there is no prompt "dsk". Did you mean "desk"?' in refused(tmp_path, "show", "dsk")
 

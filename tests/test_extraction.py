@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,17 @@ def test_a_tagger_is_the_same_for_the_same_seed_and_after_it_was_kept(tmp_path: 
     answers = kept.predict(texts, bert)
     assert answers == tagger.predict(texts, bert) == [tagger.predict([text], bert)[0] for text in texts]
     assert any(json.loads(answer) for answer in answers)
+
+
+def test_offsets_are_those_of_the_text_as_it_was_given(bert: Backbone, tagger: TunedPrompt) -> None:
+    texts = [text.replace("a", "\u00e1") for text, _ in messages(20)]
+    answers = [json.loads(answer) for answer in tagger.predict(texts, bert)]
+    assert any(answers)
+    for given in ([f" \n{text}\t" for text in texts], [unicodedata.normalize("NFD", text) for text in texts]):
+        found = [json.loads(answer) for answer in tagger.predict(given, bert)]
+        for text, own, plain in zip(given, found, answers, strict=True):
+            assert [(unicodedata.normalize("NFC", e["text"]), e["label"]) for e in own] == [(e["text"], e["label"]) for e in plain]
+            assert all(text[e["start"] : e["end"]] == e["text"] for e in own)
 
 
 def test_a_taggers_answers_side_by_side_are_without_and_with_the_prompt(bert: Backbone, tagger: TunedPrompt) -> None:

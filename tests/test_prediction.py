@@ -17,6 +17,7 @@ from prompt_core.errors import PromptmillError
 from prompt_core.evaluation.sidebyside import side_by_side
 from prompt_core.prediction import as_fields, classify, generate_texts, restore, restore_classifier
 from prompt_core.prompts import PromptState, lower
+from prompt_core.ready import ReadyPrompt
 from prompt_core.tuning import tune
 from prompt_core.tuning.build import build_classifier, label_examples
 from prompt_core.tuning.objective import LabelAnchors, LabelWords, embed_texts
@@ -49,6 +50,15 @@ def test_predictions_stand_in_the_order_of_the_inputs(llama: Backbone, prompt: T
     assert together == prompt.predict([{"text": text, "other": 1} for text in TEXTS], llama)
     assert set(together) <= {"good", "bad"}
     assert prompt.predict([], llama) == []
+
+
+def test_white_space_and_spelling_that_evaluation_does_not_see_change_nothing(llama: Backbone, writer: TunedPrompt) -> None:
+    ready = ReadyPrompt.of(writer, llama)
+    known = ready.encode({"text": "caf\u00e9", "more": "true"})
+    assert ready.encode({"text": "  cafe\u0301 \n", "more": True}) == known
+    assert ready.encode_all([{"text": "cafe\u0301\t", "more": " true"}]) == [known]
+    with pytest.raises(PromptmillError, match='input 2: field "more": is not Unicode text'):
+        ready.encode_all([{"text": "a", "more": "b"}, {"text": "a", "more": "\ud83d"}])
 
 
 def test_lowering_a_soft_prompt_changes_no_prediction(llama: Backbone, prompt: TunedPrompt, writer: TunedPrompt) -> None:

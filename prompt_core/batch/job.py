@@ -67,7 +67,8 @@ def predict_table(
         on_progress: called with (finished, all), where all is an estimate.
 
     Raises:
-        PromptmillError: a file cannot be read or written, `name` is no prompt, a column is missing or has a name of `ADDED`.
+        PromptmillError: a file cannot be read or written, `name` is no prompt, a column is missing, has a name of `ADDED` or
+            is of a type that the output cannot hold.
     """
     check_source(source)
     check_target(target)
@@ -80,8 +81,10 @@ def predict_table(
     parts = Parts(target)
     found = done = 0
     for number, chunk in enumerate(read_chunks(source, part_rows)):
+        _check_added(chunk.frame, source)
         if number == 0:
             job.check_columns(chunk.frame, source)
+            parts.begin(chunk.frame.schema)
         rows = len(chunk.numbers) + len(chunk.bad)
         key = f"{number:06d}-{job.key(chunk, content)}"
         if parts.has(key):
@@ -93,6 +96,12 @@ def predict_table(
             on_progress(done, max(done, total))
     answered, rejected = parts.join()
     return Predicted(answered, rejected, found, parts.rejected_path if rejected else None)
+
+
+def _check_added(frame: pl.DataFrame, source: Path) -> None:
+    """Refuse columns that would be written over."""
+    if taken := [name for name in ADDED if name in frame.columns]:
+        raise PromptmillError(f"{source}: {taken[0]}", "a column of this name is added", "Rename the column.")
 
 
 class _Job:
@@ -113,9 +122,7 @@ class _Job:
         return known
 
     def check_columns(self, frame: pl.DataFrame, source: Path) -> None:
-        """Refuse a table that no row of can be answered, or whose columns would be written over."""
-        if taken := [name for name in ADDED if name in frame.columns]:
-            raise PromptmillError(f"{source}: {taken[0]}", "a column of this name is added", "Rename the column.")
+        """Refuse a table that no row of can be answered."""
         if self._column and self._column not in frame.columns:
             raise PromptmillError(str(source), f'there is no column "{self._column}"', nearest(self._column, frame.columns))
         if self._name is None or self._column or not frame.columns:
@@ -141,7 +148,7 @@ class _Job:
         """The rows that could be answered with their answers, and why the others could not."""
         bad = dict(chunk.bad)
         rows: dict[int, tuple[Shelved, Encoded]] = {}
-        for number, given, fields in zip(chunk.numbers, self._names(chunk), chunk.frame.iter_rows(named=True), strict=True):
+        for number, given, fields in zip(chunk.numbers, self._names(chunk), chunk.rows, strict=True):
             try:
                 rows[number] = self._row(given, fields)
             except PromptmillError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,10 +14,11 @@ from typing import Any
 import polars as pl
 
 from prompt_core.errors import PromptmillError
+from prompt_core.field_text import as_texts
 
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet")
 _LARGEST_FIELD = 2**27
-_Raw = tuple[int, list[str] | dict[str, Any] | str]  # number, and the row or why it is none
+_Raw = tuple[int, dict[str, Any] | str]  # number, and the row or why it is none
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class Chunk:
     Attributes:
         first: number of the first row, from 1.
         frame: the rows that could be read; a CSV file's columns are text, as they stand there.
+        rows: the same as inputs, spelled as evaluation reads the file: without what a frame of one type per column adds.
         numbers: their numbers.
         bad: the others, with the reason.
     """
 
     first: int
     frame: pl.DataFrame
+    rows: Sequence[Mapping[str, Any]]
     numbers: list[int]
     bad: dict[int, str] = field(default_factory=dict)
 
@@ -52,6 +55,8 @@ def check_source(path: Path) -> None:
 def check_target(path: Path) -> None:
     """Raise PromptmillError where a table cannot be written, before hours of work are spent."""
     _check_suffix(path)
+    if path.is_dir():
+        raise PromptmillError(str(path), "is a folder", "Name a file.")
     if not path.parent.is_dir():
         raise PromptmillError(str(path), f"there is no folder {path.parent}", "Make it first.")
 
@@ -70,7 +75,8 @@ def read_chunks(path: Path, rows: int) -> Iterator[Chunk]:
     while part or first == 1:  # an empty table has columns too
         good = [(number, row) for number, row in part if not isinstance(row, str)]
         bad = {number: row for number, row in part if isinstance(row, str)}
-        yield Chunk(first, frame([row for _, row in good]), [number for number, _ in good], bad)
+        objects = [row for _, row in good]
+        yield Chunk(first, frame(objects), objects, [number for number, _ in good], bad)
         first += len(part) or 1
         part = list(islice(raw, rows))
 
@@ -92,7 +98,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _csv(path: Path) -> tuple[Iterator[_Raw], Callable[[list[Any]], pl.DataFrame]]:
+def _csv(path: Path) -> tuple[Iterator[_Raw], Callable[[Sequence[Mapping[str, Any]]], pl.DataFrame]]:
     csv.field_size_limit(_LARGEST_FIELD)
     lines = csv.reader(path.open(encoding="utf-8-sig", errors="surrogateescape", newline=""))
     header = next(lines, [])
@@ -109,25 +115,33 @@ def _csv(path: Path) -> tuple[Iterator[_Raw], Callable[[list[Any]], pl.DataFrame
             elif not _is_utf8("".join(row)):
                 yield number, "is not UTF-8"
             else:
-                yield number, row
+                yield number, {name: value or None for name, value in zip(header, row, strict=True)}
 
-    schema = dict.fromkeys(header, pl.String())
-    return rows(), lambda good: pl.DataFrame([[value or None for value in row] for row in good], schema=schema, orient="row")
+    return rows(), lambda good: pl.DataFrame(good, schema=dict.fromkeys(header, pl.String()))
 
 
-def _jsonl(path: Path) -> tuple[Iterator[_Raw], Callable[[list[Any]], pl.DataFrame]]:
+def _jsonl(path: Path) -> tuple[Iterator[_Raw], Callable[[Sequence[Mapping[str, Any]]], pl.DataFrame]]:
     def rows() -> Iterator[_Raw]:
         with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
             for number, line in enumerate(filter(str.strip, lines), 1):
-                try:
-                    row = json.loads(line) if _is_utf8(line) else "is not UTF-8"
-                except (json.JSONDecodeError, RecursionError) as error:
-                    row = f"is not JSON ({getattr(error, 'msg', 'too deep')})"
-                if not isinstance(row, dict):
-                    row = row if isinstance(row, str) and row.startswith("is not ") else f"holds a JSON {type(row).__name__}, not an object"
-                yield number, row
+                yield number, _object(line)
 
     return rows(), _frame_of_objects
+
+
+def _object(line: str) -> dict[str, Any] | str:
+    """The JSON object that a line is, or why it is none."""
+    if not _is_utf8(line):
+        return "is not UTF-8"
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:  # a number may have more digits than Python reads
+        return f"is not JSON ({getattr(error, 'msg', 'too deep' if isinstance(error, RecursionError) else 'a number is too long')})"
+    if not isinstance(row, dict):
+        return f"holds a JSON {type(row).__name__}, not an object"
+    if "\\ud" in line.lower() and not _is_utf8(json.dumps(row, ensure_ascii=False)):
+        return "is not Unicode text (half of a surrogate pair)"
+    return row
 
 
 _READERS = {".csv": _csv, ".jsonl": _jsonl, ".ndjson": _jsonl}
@@ -137,23 +151,48 @@ def _parquet(path: Path, rows: int) -> Iterator[Chunk]:
     try:
         for first in range(0, max(1, count_rows(path)), rows):
             frame = pl.scan_parquet(path, glob=False).slice(first, rows).collect()
-            yield Chunk(first + 1, frame, list(range(first + 1, first + 1 + len(frame))))
+            texts = frame.with_columns(as_texts(column) for column in frame if not (column.dtype.is_nested() or column.dtype == pl.Binary))
+            yield Chunk(first + 1, frame, list(texts.iter_rows(named=True)), list(range(first + 1, first + 1 + len(frame))))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _damaged(path, error) from None
 
 
-def _frame_of_objects(objects: list[dict[str, Any]]) -> pl.DataFrame:
-    """JSON objects as columns; one whose values have no common type becomes text, JSON for what is none."""
+def _frame_of_objects(objects: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
+    """JSON objects as columns; one that no type holds with all of its values becomes text, JSON for what is none."""
     names = dict.fromkeys(name for row in objects for name in row)
-    columns = []
-    for name in names:
-        values = [row.get(name) for row in objects]
-        try:
-            columns.append(pl.Series(name, values, strict=True))
-        except (TypeError, OverflowError, pl.exceptions.PolarsError):
-            texts = [value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
-            columns.append(pl.Series(name, texts, dtype=pl.String))
+    columns = [_column(name, [row.get(name) for row in objects]) for name in names]
     return pl.DataFrame(columns) if columns else pl.DataFrame([{} for _ in objects])
+
+
+def _column(name: str, values: list[Any]) -> pl.Series:
+    try:
+        column = pl.DataFrame([{name: value} for value in values], infer_schema_length=None)[name]
+        if not _has_empty_struct(column.dtype) and all(map(_holds, column.to_list(), values)):
+            return column
+    except (TypeError, OverflowError, pl.exceptions.PolarsError):
+        pass
+    texts = [value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
+    return pl.Series(name, texts, dtype=pl.String)
+
+
+def _holds(found: Any, given: Any) -> bool:
+    """Whether a value of a column is the one that was given, up to the null of a key that it does not have."""
+    if isinstance(given, dict):
+        if not isinstance(found, dict) or not given.keys() <= found.keys():
+            return False
+        return all(_holds(inner, given[name]) if name in given else inner is None for name, inner in found.items())
+    if isinstance(given, list):
+        return isinstance(found, list) and len(found) == len(given) and all(map(_holds, found, given))
+    if isinstance(given, bool) or isinstance(found, bool):
+        return found is given
+    return bool(found == given) or (found != found and given != given)  # NaN is not itself
+
+
+def _has_empty_struct(dtype: pl.DataType) -> bool:
+    """Whether a type has objects without a key, which Parquet cannot hold."""
+    if isinstance(dtype, pl.Struct):
+        return not dtype.fields or any(_has_empty_struct(field.dtype) for field in dtype.fields)  # type: ignore[arg-type]
+    return isinstance(dtype, pl.List) and _has_empty_struct(dtype.inner)  # type: ignore[arg-type]
 
 
 def _is_utf8(text: str) -> bool:

@@ -16,6 +16,7 @@ from prompt_core.data.read import needed_columns
 from prompt_core.data.similar import SimilarTexts, example_texts
 from prompt_core.errors import PromptmillError
 from prompt_core.extraction.targets import canonical_targets
+from prompt_core.field_text import normalised
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
 
@@ -86,7 +87,7 @@ def remove_unusable(frame: pl.DataFrame, task: TaskSpec) -> tuple[pl.DataFrame, 
     columns = list(needed_columns(task))
     rows_read = len(frame)
     frame = canonical_targets(frame, task) if task.objective == "extract" else frame
-    frame = frame.select(pl.Series(name, [_plain(value) for value in frame[name]], dtype=pl.String) for name in columns)
+    frame = frame.select(pl.Series(name, [normalised(value or "") for value in frame[name]], dtype=pl.String) for name in columns)
     for name in (*fields, *answered):
         if (frame[name] == "").all():
             raise PromptmillError(
@@ -143,10 +144,6 @@ def named(values: Sequence[str]) -> str:
     """The first few values in quotes, and how many more there are."""
     more = f" and {len(values) - _LABELS} more" if len(values) > _LABELS else ""
     return ", ".join(f'"{value}"' for value in values[:_LABELS]) + more
-
-
-def _plain(value: str | None) -> str:
-    return unicodedata.normalize("NFC", value or "").strip()
 
 
 def _divide(frame: pl.DataFrame, unusable: pl.Expr) -> tuple[pl.DataFrame, pl.DataFrame]:

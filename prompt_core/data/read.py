@@ -12,6 +12,7 @@ from urllib.request import url2pathname
 import polars as pl
 
 from prompt_core.errors import PromptmillError, nearest
+from prompt_core.field_text import as_texts, normalised
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
 
@@ -47,7 +48,8 @@ def read_unlabelled(task: TaskSpec) -> pl.DataFrame:
     """The inputs of `data.unlabelled`, those with an empty field left out.
 
     Returns:
-        One row per input in file order, the template's fields as String columns; no row where the task names no file.
+        One row per input in file order, the template's fields as String columns in Unicode NFC without outer whitespace; no
+        row where the task names no file.
 
     Raises:
         PromptmillError: as `read_examples`, and where no input is left.
@@ -57,7 +59,8 @@ def read_unlabelled(task: TaskSpec) -> pl.DataFrame:
         return pl.DataFrame(schema=dict.fromkeys(fields, pl.String))
     where = f"task {task.name}: data.unlabelled"
     frame = _read(task, task.locate(task.data.unlabelled), where, fields)
-    frame = frame.filter(pl.all_horizontal(pl.all().str.strip_chars().fill_null("") != ""))
+    frame = frame.select(pl.Series(name, [normalised(value or "") for value in frame[name]], dtype=pl.String) for name in fields)
+    frame = frame.filter(pl.all_horizontal(pl.all() != ""))
     if frame.is_empty():
         raise PromptmillError(where, "every row has an empty field", "Fill them in.")
     return frame
@@ -225,4 +228,4 @@ def _as_strings(frame: pl.DataFrame, source: str) -> pl.DataFrame:
     for name, dtype in frame.schema.items():
         if dtype.is_nested() or dtype == pl.Binary:
             raise PromptmillError(f"{source}: {name}", f"the column holds {dtype}, not text", "Write each value as one text.")
-    return frame.cast(pl.String)
+    return frame.select(as_texts(column) for column in frame)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,100 @@ def test_what_no_row_can_be_answered_with_is_refused_at_once(
     (tmp_path / "in.parquet").write_bytes(b"PAR1 and no end")
     with pytest.raises(PromptmillError, match="cannot be read"):
         predict_table(shelf, "mood", tmp_path / "in.parquet", tmp_path / "out.csv")
+
+
+def answered(folder: Path, shelf: Shelf, rows: list[dict[str, Any]], target: str = "jsonl", part_rows: int = 2048) -> list[dict[str, Any]]:
+    """The columns of the input as they come out."""
+    given, path = folder / "in.jsonl", folder / f"out.{target}"
+    given.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    predict_table(shelf, "mood", given, path, part_rows=part_rows)
+    found = [json.loads(line) for line in path.read_text().splitlines()] if target == "jsonl" else read(path).rows(named=True)
+    return [{name: value for name, value in row.items() if name not in ("text", *ADDED)} for row in found]
+
+
+@pytest.mark.parametrize("part_rows", [2048, 1])
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ([{"a": 1}, {"b": 2}], [{"a": 1, "b": None}, {"a": None, "b": 2}]),
+        ([[1, 2], [2.5]], [[1, 2], [2.5]]),
+        ([1, 2.5], [1, 2.5]),
+        ([2**63, -1], [2**63, -1]),
+        ([True, 3], ["true", "3"]),
+        ([[1], ["b"]], ["[1]", '["b"]']),
+        ([{"a": 1}, {"a": [1]}], ['{"a": 1}', '{"a": [1]}']),
+        ([[1], "x"], ["[1]", "x"]),
+        ([{}, {}], ["{}", "{}"]),
+        ([{"a": [{}]}, None], ['{"a": [{}]}', None]),
+    ],
+)
+def test_no_value_of_a_column_becomes_another_one(
+    tmp_path: Path, shelf: Shelf, values: list[Any], found: list[Any], part_rows: int
+) -> None:
+    rows = [{"text": "a", "more": value} for value in values]
+    for target in ("jsonl", "parquet"):
+        assert [row["more"] for row in answered(tmp_path, shelf, rows, target, part_rows)] == found
+
+
+def test_large_whole_numbers_beside_fractions_keep_their_digits(tmp_path: Path, shelf: Shelf) -> None:
+    rows = [{"text": "a", "more": value} for value in (2**60 + 1, 0.5)]
+    assert [row["more"] for row in answered(tmp_path, shelf, rows)] == [str(2**60 + 1), "0.5"]
+
+
+def test_a_row_of_jsonl_is_read_without_what_its_neighbours_have(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": {"a": 1}}\n{"text": {"b": 2.0}, "n": 1}\n')
+    (chunk,) = read_chunks(tmp_path / "in.jsonl", 10)
+    assert chunk.rows == [{"text": {"a": 1}}, {"text": {"b": 2.0}, "n": 1}]
+
+
+def test_a_column_of_an_added_name_is_refused_wherever_it_begins(tmp_path: Path, shelf: Shelf) -> None:
+    with pytest.raises(PromptmillError, match="prediction: a column of this name is added"):
+        answered(tmp_path, shelf, [{"text": "a"}, {"text": "b"}, {"text": "c", "prediction": "mine"}], part_rows=2)
+
+
+def test_every_type_of_parquet_comes_out_or_is_refused_at_once(tmp_path: Path, shelf: Shelf) -> None:
+    frame = pl.DataFrame(
+        {
+            "text": ["a", "b"],
+            "array": pl.Series([[1, 2], [3, 4]], dtype=pl.Array(pl.Int64, 2)),
+            "nested": [{"days": [date(2024, 1, 1)], "took": timedelta(seconds=3)}, None],
+            "took": [timedelta(seconds=3), None],
+        }
+    )
+    frame.write_parquet(tmp_path / "in.parquet")
+    for target in ("csv", "jsonl", "parquet"):
+        predict_table(shelf, "mood", tmp_path / "in.parquet", tmp_path / f"out.{target}")
+    found = pl.read_csv(tmp_path / "out.csv")
+    assert found["array"].to_list() == ["[1, 2]", "[3, 4]"] and found["took"].to_list() == ["PT3S", None]
+    assert found["nested"].to_list() == ['{"days": ["2024-01-01"], "took": "PT3S"}', None]
+    assert pl.read_ndjson(tmp_path / "out.jsonl")["took"].to_list() == ["PT3S", None]
+    assert pl.read_parquet(tmp_path / "out.parquet").drop(ADDED).equals(frame)
+    for column in (pl.Series("raw", [b"\xff", b"x"]), pl.Series("raw", [[b"\xff"], []])):
+        frame.with_columns(column).write_parquet(tmp_path / "in.parquet")
+        for target in ("csv", "jsonl"):
+            with pytest.raises(PromptmillError, match='cannot hold the column "raw" of bytes'):
+                predict_table(shelf, "mood", tmp_path / "in.parquet", tmp_path / f"out.{target}")
+        assert predict_table(shelf, "mood", tmp_path / "in.parquet", tmp_path / "out.parquet").rows == 2
+
+
+def test_a_row_that_is_no_text_is_rejected_alone(tmp_path: Path, shelf: Shelf) -> None:
+    lines = ['{"text": "a"}', '{"text": "cut \\ud83d"}', '{"text": "a", "other": "\\uD83D"}', '{"text": "a", "n": ' + "1" * 5000 + "}"]
+    (tmp_path / "in.jsonl").write_text("\n".join([*lines, '{"text": "\\ud83d\\ude00"}']))
+    assert predict_table(shelf, "mood", tmp_path / "in.jsonl", tmp_path / "out.csv").rows == 2
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "out.csv.rejected.jsonl").read_text().splitlines()]
+    assert reasons == [*["is not Unicode text (half of a surrogate pair)"] * 2, "is not JSON (a number is too long)"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_answered(tmp_path: Path, shelf: Shelf) -> None:
+    given = write(tmp_path / "in.jsonl", ROWS)
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(PromptmillError, match=r"folder\.csv: is a folder"):
+        predict_table(shelf, "mood", given, tmp_path / "folder.csv")
+    (tmp_path / ".out.csv.parts").write_text("a file")
+    done: list[int] = []
+    with pytest.raises(PromptmillError, match=r"\.out\.csv\.parts: cannot be written \(File exists\)"):
+        predict_table(shelf, "mood", given, tmp_path / "out.csv", on_progress=lambda finished, _: done.append(finished))
+    assert not done
 
 
 @settings(deadline=None, max_examples=60)
