@@ -41,6 +41,24 @@ class Answer:
     score: float | None
 
 
+def room_for_input(backbone: Backbone, prompt: PromptState, shown: int, scorer: Classification | None, max_new_tokens: int) -> int:
+    """Tokens that an input may have, so that prompt and demonstrations, and what is scored or written behind, have positions too.
+
+    Args:
+        shown: tokens of demonstrations that stand in front of this input alone.
+        scorer: of a classifier's labels; None for what writes.
+    """
+    if not backbone.generates:  # an encoder's prefix takes none
+        return backbone.max_positions
+    left = backbone.max_positions - len(prompt.root)
+    if isinstance(backbone, EncoderDecoder):  # nor does that one's, and what is written has its own
+        return left
+    left -= prompt.keys.shape[1] + shown
+    if scorer:
+        return left - scorer.label_tokens
+    return left - min(max_new_tokens, left // 2)  # a text that may be longer ends earlier behind a long input
+
+
 @dataclass(frozen=True, eq=False)
 class ReadyPrompt:
     """A prompt restored on its frozen model.
@@ -156,17 +174,8 @@ class ReadyPrompt:
         return replace(example, input=shown + example.input) if shown else example
 
     def _room(self, shown: int) -> int:
-        """Tokens that an input may have, so that prompt and demonstrations, and what is scored or written behind, have positions too."""
-        positions = self.backbone.max_positions
-        if not self.backbone.generates:  # an encoder's prefix takes none
-            return positions
-        left = positions - len(self.state.root)
-        if isinstance(self.backbone, EncoderDecoder):  # nor does that one's, and what is written has its own
-            return left
-        left -= self.state.keys.shape[1] + shown
-        if isinstance(self.scorer, Classification):
-            return left - self.scorer.label_tokens
-        return left - min(self.max_new_tokens, left // 2)  # a text that may be longer ends earlier behind a long input
+        scorer = self.scorer if isinstance(self.scorer, Classification) else None
+        return room_for_input(self.backbone, self.state, shown, scorer, self.max_new_tokens)
 
     def _shown(self, rows: Sequence[Mapping[str, Any]], encoded: list[Encoded]) -> list[Encoded]:
         """The inputs with the demonstrations that each retrieves in front of it, behind what all share."""

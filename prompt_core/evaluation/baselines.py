@@ -21,6 +21,7 @@ from prompt_core.evaluation.contender import Contender, Kind
 from prompt_core.evaluation.taggers import entity_baselines
 from prompt_core.prediction import best_labels, generate_texts, label_scores
 from prompt_core.prompts import PromptState, lower
+from prompt_core.ready import room_for_input
 from prompt_core.task import TaskSpec
 from prompt_core.template import are_parted
 from prompt_core.tuning.build import answer, build_classifier
@@ -54,26 +55,29 @@ def baselines(
     encoding = TaskEncoding(task, backbone, soft=False)
     if task.tags:
         return entity_baselines(task, seen, rows, encoding, backbone, on_progress)
-    inputs = [encoding.encode(row) for row in rows]
     if not backbone.generates:
-        return _encoder_baselines(task, seen, inputs, encoding, backbone, on_progress)
+        return _encoder_baselines(task, seen, [encoding.encode(row) for row in rows], encoding, backbone, on_progress)
     labels = sorted(seen[task.data.target].unique()) if task.objective == "classify" else []
     contenders = []
     for name, (reading, root) in _untuned(task, seen, encoding, backbone).items():
         prompt = PromptState.of(backbone, root=root)
         if task.writes:
             assert max_new_tokens is not None  # recorded by the tuning of every task that writes
+            room = room_for_input(backbone, prompt, 0, None, max_new_tokens)
+            inputs = [reading.encode(row, room=room) for row in rows]
             texts = generate_texts(backbone, reading, prompt, inputs, max_new_tokens, _named(on_progress, name))
             contenders.append(Contender(name=name, kind="untuned", predictions=texts))
         else:
             tokens = task.tune.batch_tokens
             classifier = build_classifier(task, reading, backbone, labels)
+            room = room_for_input(backbone, prompt, 0, classifier, 0)
+            inputs = [reading.encode(row, room=room) for row in rows]
             scores = label_scores(backbone, classifier, prompt, inputs, len(labels), tokens, _named(on_progress, name))
             contenders.append(choosing(name, "untuned", scores, labels))
         if task.objective == "classify" and name == "zero_shot":
             rows_seen = chain(seen.iter_rows(named=True), read_unlabelled(task).iter_rows(named=True))
             behind = partial(classifier.scores_behind, lower(backbone, prompt))
-            bias = mean_log_chances(behind, [encoding.encode(row) for row in rows_seen], classifier.scoring_tokens, tokens)
+            bias = mean_log_chances(behind, [encoding.encode(row, room=room) for row in rows_seen], classifier.scoring_tokens, tokens)
             contenders.append(choosing("zero_shot_calibrated", "untuned", scores - bias.cpu(), labels))
     return contenders
 

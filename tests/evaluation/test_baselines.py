@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 from encoder_decoders import save_encoder_decoder
-from helpers import a_task, backbone_at, examples
+from helpers import a_task, backbone_at, examples, save_tiny
 
 from prompt_core.backbone import Backbone
 from prompt_core.data import Splits
@@ -96,6 +96,18 @@ def test_behind_solved_lines_a_model_writes_one_answer_and_no_further_lines(smol
     task = a_task("smollm2", template="Country: {{ text }}\nCapital:", **parts)
     found = {each.name: list(each.predictions) for each in baselines(task, known, asked.rows(named=True), smollm2, 16)}
     assert found["few_shot"] == asked["label"].to_list()
+
+
+@pytest.mark.parametrize("objective", ["classify", "generate"])
+def test_a_long_test_row_is_cut_to_the_positions_that_labels_or_an_answer_leave(tmp_path: Path, objective: str) -> None:
+    gpt2 = backbone_at(str(save_tiny("gpt2", tmp_path / "gpt2")))  # whose positions are a table
+    parts = {"objective": objective, "evaluate": {"few_shot": 0}, "tune": {"max_tokens": 4096}}
+    task = a_task(gpt2.identity.name, template="Say a or b. {{ text }}\nIt is", labels={"a": "the first of both", "b": "no"}, **parts)
+    rows = [{"text": "box " * 2000, "label": "a"}, {"text": "box", "label": "b"}]
+    longest = None if objective == "classify" else 20
+    found = baselines(task, SPLITS.train, rows, gpt2, longest)
+    alone = baselines(task, SPLITS.train, rows[1:], gpt2, longest)
+    assert [each.predictions[1] for each in found] == [each.predictions[0] for each in alone]
 
 
 def test_what_runs_today_is_a_contender_unless_it_is_the_same_prompt(llama: Backbone) -> None:
