@@ -17,7 +17,7 @@ from prompt_core import PromptmillError
     group_name="prompts",
     kinds={"pytorch", "scikitlearn"},
     owners=["team:promptmill"],
-    code_version="1",
+    code_version="2",
     io_manager_key="contenders",
     pool="gpu",
 )
@@ -51,7 +51,7 @@ def baselines(
     group_name="prompts",
     kinds={"pytorch", "scipy"},
     owners=["team:promptmill"],
-    code_version="2",
+    code_version="3",
     io_manager_key="evaluations",
     pool="gpu",
 )

@@ -17,7 +17,7 @@ from prompt_core.data.digest import frame_digest
     group_name="data",
     kinds={"polars"},
     owners=["team:promptmill"],
-    code_version="1",
+    code_version="2",
     io_manager_key="frames",
 )
 @plain_failures

@@ -21,7 +21,7 @@ from pipelines.resources import Checkpoints, RunLog, Store, TaskFolder
     group_name="prompts",
     kinds={"pytorch", "huggingface"},
     owners=["team:promptmill"],
-    code_version="2",
+    code_version="3",
     io_manager_key="prompts",
     pool="gpu",  # one at a time for each accelerator: see deploy/dagster.yaml
 )

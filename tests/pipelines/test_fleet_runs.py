@@ -111,7 +111,7 @@ def test_each_task_has_metadata_data_version_and_provenance_of_its_own(fleet: Fl
         tags = fleet.tags("tuned_prompt", key)
         assert tags["dagster/data_version"] == prompt.digest == fleet.metadata("tuned_prompt", key)["digest"]
         assert tags["dagster/input_data_version/splits"] == fleet.tags("splits", key)["dagster/data_version"]
-        assert tags["dagster/code_version"] == "2"
+        assert tags["dagster/code_version"] == "3"
     assert len({fleet.tags("tuned_prompt", key)["dagster/data_version"] for key in GOOD}) == len(GOOD)
 
 
