@@ -20,9 +20,6 @@ _OPEN, _CLOSE = "\ue000", "\ue001"
 _NEUTRAL = dict.fromkeys((0xE000, 0xE001, 0xE002, 0xE003), "\ufffd")  # those characters in a text, without moving what follows
 
 
-_holding: WeakKeyDictionary[Any, dict[str, frozenset[int]]] = WeakKeyDictionary()  # by tokenizer, what `_tokens_with` found
-
-
 class TaskEncoding:
     """The tokens of a task under one backbone's tokenizer and chat format. Among ids, -1 - j is soft token j.
 
@@ -339,6 +336,9 @@ class TaskEncoding:
         wrapped: list[int] = self._tokenizer("a").input_ids
         start = next(i for i in range(len(wrapped)) if wrapped[i : i + len(alone)] == alone)
         return wrapped[:start], wrapped[start + len(alone) :]
+
+
+_holding: WeakKeyDictionary[Any, dict[str, frozenset[int]]] = WeakKeyDictionary()  # by tokenizer: a look through a vocabulary is slow
 
 
 def _tokens_with(tokenizer: Any, ids: Sequence[int]) -> frozenset[int]:

@@ -19,6 +19,7 @@ from prompt_core.errors import PromptmillError
 from prompt_core.extraction.original import in_original
 from prompt_core.prediction import as_fields, encoding_of, read_input, restore, restore_classifier, restore_tagger
 from prompt_core.prompts import PromptState, lower
+from prompt_core.room import room_for_input
 from prompt_core.sampling import Sampling
 from prompt_core.text.index import Retriever
 from prompt_core.text.score import behind
@@ -39,24 +40,6 @@ class Answer:
 
     text: str
     score: float | None
-
-
-def room_for_input(backbone: Backbone, prompt: PromptState, shown: int, scorer: Classification | None, max_new_tokens: int) -> int:
-    """Tokens that an input may have, so that prompt and demonstrations, and what is scored or written behind, have positions too.
-
-    Args:
-        shown: tokens of demonstrations that stand in front of this input alone.
-        scorer: of a classifier's labels; None for what writes.
-    """
-    if not backbone.generates:  # an encoder's prefix takes none
-        return backbone.max_positions
-    left = backbone.max_positions - len(prompt.root)
-    if isinstance(backbone, EncoderDecoder):  # nor does that one's, and what is written has its own
-        return left
-    left -= prompt.keys.shape[1] + shown
-    if scorer:
-        return left - scorer.label_tokens
-    return left - min(max_new_tokens, left // 2)  # a text that may be longer ends earlier behind a long input
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,18 +153,16 @@ class ReadyPrompt:
 
     def _encoded(self, fields: Mapping[str, Any], shown: tuple[int, ...] = ()) -> Encoded:
         """An input, behind the demonstrations that stand in front of it alone."""
-        example = self.encoding.encode(fields, room=self._room(len(shown)))
+        room = room_for_input(self.backbone, self.state, self.scorer, self.max_new_tokens, len(shown))
+        example = self.encoding.encode(fields, room=room)
         return replace(example, input=shown + example.input) if shown else example
-
-    def _room(self, shown: int) -> int:
-        scorer = self.scorer if isinstance(self.scorer, Classification) else None
-        return room_for_input(self.backbone, self.state, shown, scorer, self.max_new_tokens)
 
     def _shown(self, rows: Sequence[Mapping[str, Any]], encoded: list[Encoded]) -> list[Encoded]:
         """The inputs with the demonstrations that each retrieves in front of it, behind what all share."""
         if self.retriever is None:
             return encoded
         root_tokens = self.state.keys.shape[1]  # read already: retrieval is for causal models
+        # Read anew, since what they show takes room from them.
         own = [behind(root_tokens, self.encoding, shown) for shown in self.retriever(rows)]
         return [self._encoded(fields, shown) for fields, shown in zip(rows, own, strict=True)]
 

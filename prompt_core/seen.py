@@ -12,7 +12,7 @@ from prompt_core.template import Template
 _ROUNDING = 1e-9
 
 
-def why_seen(prompt: TunedPrompt, task: TaskSpec, train: pl.DataFrame, validation: pl.DataFrame, *, chosen_by: bool = False) -> str:
+def why_seen(prompt: TunedPrompt, task: TaskSpec, train: pl.DataFrame, validation: pl.DataFrame, *, validation_too: bool = False) -> str:
     """Why test rows of the task may be among the rows that the prompt was tuned on; nothing where they cannot be.
 
     A row's side is decided by the hash of its text, so that data may grow. It changes with the shares and with the fields that are
@@ -21,7 +21,7 @@ def why_seen(prompt: TunedPrompt, task: TaskSpec, train: pl.DataFrame, validatio
     Args:
         task: the task as it is now.
         train, validation: its frames.
-        chosen_by: whether its validation rows must be unseen too, since they choose between this prompt and another.
+        validation_too: whether its validation rows must be unseen too, since they are to choose between this prompt and another.
 
     Raises:
         PromptmillError: this version of promptmill does not know the task that the prompt was tuned by.
@@ -29,16 +29,16 @@ def why_seen(prompt: TunedPrompt, task: TaskSpec, train: pl.DataFrame, validatio
     data, before, now = prompt.manifest.data, prompt.task.data, task.data
     if (data.train, data.validation) == (frame_digest(train), frame_digest(validation)):
         return ""
-    if not chosen_by and data.train == frame_digest(pl.concat([train, validation])):
+    if not validation_too and data.train == frame_digest(pl.concat([train, validation])):
         return ""
     if before.test_path or now.test_path:
         return "test rows are a file, and it was tuned on other rows than the task has now, which may be among them"
     read, reads = Template(prompt.task).fields, Template(task).fields
     if read != reads:
         return f"rows were divided by {', '.join(read)} then, and are by {', '.join(reads)} now"
-    unseen = before.test + (before.validation if chosen_by and data.validation_rows else 0.0)
-    held_out = now.test + (now.validation if chosen_by else 0.0)
+    unseen = before.test + (before.validation if validation_too and data.validation_rows else 0.0)
+    held_out = now.test + (now.validation if validation_too else 0.0)
     if held_out > unseen + _ROUNDING:
-        which = "data.test and data.validation take" if chosen_by else "data.test takes"
+        which = "data.test and data.validation take" if validation_too else "data.test takes"
         return f"{which} {held_out:g} of the rows now, {unseen:g} were held out then"
     return ""

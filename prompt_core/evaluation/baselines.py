@@ -21,7 +21,7 @@ from prompt_core.evaluation.contender import Contender, Kind
 from prompt_core.evaluation.taggers import entity_baselines
 from prompt_core.prediction import best_labels, generate_texts, label_scores
 from prompt_core.prompts import PromptState, lower
-from prompt_core.ready import room_for_input
+from prompt_core.room import room_for_input
 from prompt_core.task import TaskSpec
 from prompt_core.template import are_parted
 from prompt_core.tuning.build import answer, build_classifier
@@ -63,14 +63,14 @@ def baselines(
         prompt = PromptState.of(backbone, root=root)
         if task.writes:
             assert max_new_tokens is not None  # recorded by the tuning of every task that writes
-            room = room_for_input(backbone, prompt, 0, None, max_new_tokens)
+            room = room_for_input(backbone, prompt, new_tokens=max_new_tokens)
             inputs = [reading.encode(row, room=room) for row in rows]
             texts = generate_texts(backbone, reading, prompt, inputs, max_new_tokens, _named(on_progress, name))
             contenders.append(Contender(name=name, kind="untuned", predictions=texts))
         else:
             tokens = task.tune.batch_tokens
             classifier = build_classifier(task, reading, backbone, labels)
-            room = room_for_input(backbone, prompt, 0, classifier, 0)
+            room = room_for_input(backbone, prompt, classifier)
             inputs = [reading.encode(row, room=room) for row in rows]
             scores = label_scores(backbone, classifier, prompt, inputs, len(labels), tokens, _named(on_progress, name))
             contenders.append(choosing(name, "untuned", scores, labels))

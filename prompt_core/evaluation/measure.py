@@ -43,12 +43,12 @@ class About:
     """What is known of the tuned prompt besides its answers.
 
     Attributes:
-        production: digest of what else is in production, if anything is.
+        production_digest: of what else is in production, if anything is.
         rules: what else the gate requires, see `judge`.
     """
 
     digest: str
-    production: str | None = None
+    production_digest: str | None = None
     rules: tuple[Rule, ...] = ()
     distilled: Distilled | None = None
     leaked: Leaked | None = None
@@ -88,7 +88,7 @@ def evaluate_contenders(task: TaskSpec, rows: Rows, contenders: Sequence[Contend
     return Evaluation(
         task=task.name,
         prompt_digest=about.digest,
-        production_digest=about.production,
+        production_digest=about.production_digest,
         rows=len(rows.targets),
         gate_metric=task.gate_metric,
         min_gain=task.gate.min_gain,

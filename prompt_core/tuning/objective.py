@@ -27,7 +27,12 @@ class Objective(nn.Module, ABC):
 
     It comes in two halves, so that many prompts with objectives of their own share one pass: what stands behind the
     prompt, and the loss of its hidden states.
+
+    Attributes:
+        label_tokens: of the longest label that stands behind an input to be scored; 0 where none does.
     """
+
+    label_tokens = 0
 
     def weight(self, example: Encoded) -> int:
         """How much an example counts in a batch's mean: its terms in the sum that `loss` returns."""
@@ -131,10 +136,7 @@ class Classification(Objective):
     Attributes:
         label_bias: what `final_scores` subtracts from the labels' scores, float32 [labels]; None for nothing.
         calibration: given one, `settle` measures that bias on the training inputs and these.
-        label_tokens: of the longest label that stands behind an input; 0 where none does.
     """
-
-    label_tokens = 0
 
     def __init__(self, backbone: Backbone, smoothing: float) -> None:
         super().__init__()

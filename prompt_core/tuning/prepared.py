@@ -27,6 +27,7 @@ from prompt_core.extraction.spans import entity_labels
 from prompt_core.manifest import DataRecord, DistillRecord, EntityRecord, Manifest, TuningRecord
 from prompt_core.methods import TuneSpec
 from prompt_core.prompts import starting_prompt
+from prompt_core.room import room_for_input
 from prompt_core.task import TaskSpec
 from prompt_core.teacher import Teacher
 from prompt_core.trials import SearchRecord
@@ -132,11 +133,7 @@ class Prepared:
 
     def _encoded(self, unlabelled: pl.DataFrame) -> list[Encoded]:
         """Inputs of a classifier, cut so that prompt and labels have positions too: no example tells how long they may be."""
-        room = self._backbone.max_positions
-        if self._backbone.causal:
-            state = self.prompt.state()
-            behind = self._objective.label_tokens if isinstance(self._objective, Classification) else 0
-            room -= len(state.root) + state.keys.shape[1] + behind
+        room = room_for_input(self._backbone, self.prompt.state(), self._objective)
         return [self._encoding.encode(row, room=room) for row in unlabelled.iter_rows(named=True)]
 
     @property

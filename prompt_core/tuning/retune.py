@@ -144,7 +144,7 @@ def _why_cold(order: Order) -> str:
     if live.manifest.kind != task.prompt.kind:
         return f"the live prompt is of kind {live.manifest.kind}"
     try:
-        seen = why_seen(live, task, train, validation, chosen_by=True)
+        seen = why_seen(live, task, train, validation, validation_too=True)
     except PromptmillError as error:
         return f"the live prompt cannot be read ({error})"
     return f"the live prompt may have seen rows that are held out now: {seen}" if seen else ""
