@@ -130,6 +130,8 @@ def _outcomes(data: Set, model: str, seed: int, contenders: Sequence[str], setti
         content = _content(data, model, seed, len(train), _CHANGES.get(contender, {}), settings if contender in _TUNED else ())
         make = _OTHERS.get(contender) or (partial(_peer, _PEERS[contender]) if contender in _PEERS else _tuned)
         made = _kept(data, contender, content, train, partial(make, data, parse_task(content, data.name, Path()), train))
+        if contender == "untuned":
+            made |= _people(data, model)
         many = {name: {"outputs": outputs, "facts": {}} for name, outputs in made.items()} if contender == "untuned" else {contender: made}
         found |= many
     return {name: Outcome(**made) for name, made in found.items()}
@@ -157,18 +159,30 @@ def _content(data: Set, model: str, seed: int, examples: int, changes: dict[str,
 
 
 def _untuned(data: Set, task: TaskSpec, train: pl.DataFrame) -> dict[str, list[str]]:
-    """All baselines; where people wrote several instructions, each of them for zero-shot."""
-    backbone = load_backbone(task.backbone)
-    longest = task.evaluate.max_new_tokens
+    """All baselines."""
     with Progress(f"{data.name} untuned") as progress:
-        found = {
-            contender.name: list(contender.predictions)
-            for contender in baselines(task, train, data.rows, backbone, longest, progress.contender)
-        }
+        found = baselines(task, train, data.rows, load_backbone(task.backbone), task.evaluate.max_new_tokens, progress.contender)
+    return {contender.name: list(contender.predictions) for contender in found}
+
+
+def _people(data: Set, model: str) -> dict[str, list[str]]:
+    """Zero-shot with every other instruction that people wrote, which no draw changes: once for all seeds."""
+    if len(data.instructions) < 2:
+        return {}
+    nothing = data.draw(0).clear()
+    content = _content(data, model, 0, 0, {"evaluate": {"few_shot": 0}}, ())
+    found: dict[str, list[str]] = _kept(data, "instructions", content, nothing, partial(_by_people, data, content, nothing))
+    return found
+
+
+def _by_people(data: Set, content: dict[str, Any], nothing: pl.DataFrame) -> dict[str, list[str]]:
+    found = {}
+    with Progress(f"{data.name} instructions") as progress:
         for number, instruction in enumerate(data.instructions[1:], 1):
-            worded = task.model_copy(update={"template": ({"system": instruction}, {"user": "{{ source }}"})})
-            alone = worded.model_copy(update={"evaluate": task.evaluate.model_copy(update={"few_shot": 0})})
-            (zero_shot,) = baselines(alone, train, data.rows, backbone, longest, progress.contender)
+            template = [{"system": instruction}, {"user": "{{ source }}"}]
+            task = parse_task({**content, "template": template}, data.name, Path())
+            backbone, longest = load_backbone(task.backbone), task.evaluate.max_new_tokens
+            (zero_shot,) = baselines(task, nothing, data.rows, backbone, longest, progress.contender)
             found[f"instruction_{number}"] = list(zero_shot.predictions)
     return found
 

@@ -15,8 +15,9 @@ from typing import Any
 import click
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from quality_summary import holm
 from record import RESULTS, result_name
+
+from prompt_core.evaluation import holm
 
 _COLOURS = {"label_names": "#c9ccd1", "linear_probe": "#8a8f98", "setfit": "#d0782a", "deep": "#0b6e99", "auto": "#5b3f8c"}
 _IMAGES = Path(__file__).parents[1] / "docs" / "images"

@@ -11,17 +11,10 @@ import sys
 from collections.abc import Sequence
 
 import click
-import numpy as np
 from quality_sets import INDUCTION
 from record import RESULTS, result_name
 
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P values adjusted for their number, so that below alpha the chance of any false finding is below alpha (Holm 1979)."""
-    order = np.argsort(p_values, kind="stable")
-    factors = np.arange(len(p_values), 0, -1)
-    adjusted = np.minimum(1.0, np.maximum.accumulate(factors * np.asarray(p_values)[order]))
-    return [float(adjusted[place]) for place in np.argsort(order, kind="stable")]
+from prompt_core.evaluation import holm
 
 
 @click.command()

@@ -10,8 +10,6 @@ from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
-from hypothesis import strategies as st
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -27,19 +25,6 @@ def summary() -> ModuleType:
     finally:
         sys.path.remove(str(BENCHMARKS))
     return module
-
-
-def test_the_smallest_p_pays_for_all_and_the_order_stays(summary: ModuleType) -> None:
-    assert summary.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-def test_a_corrected_p_is_never_smaller_and_never_above_one(summary: ModuleType, p_values: list[float]) -> None:
-    corrected = summary.holm(p_values)
-    assert all(p <= adjusted <= 1 for p, adjusted in zip(p_values, corrected, strict=True))
-    assert sorted(range(len(p_values)), key=lambda i: (corrected[i], p_values[i])) == sorted(
-        range(len(p_values)), key=lambda i: p_values[i]
-    )
 
 
 def test_the_table_counts_the_sets(summary: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
