@@ -114,7 +114,7 @@ class Catalogue:
         """What `name` (in production), `name@alias` or `name@3` stands for; loads a version that no alias has.
 
         Raises:
-            PromptmillError: it is not served.
+            PromptmillError: it is not served, or cannot be loaded.
         """
         name, _, version = given.partition("@")
         live = self._live.get(f"{name}@{version or PRODUCTION}")
@@ -122,7 +122,10 @@ class Catalogue:
             return live
         if name not in self._summaries:
             raise PromptmillError(f'model "{given}"', "is not served", nearest(name, self._summaries))
-        return self._shelf.find(given)
+        shelved = self._taken(*self._store.find(given))
+        if shelved is None:
+            raise PromptmillError(f'model "{given}"', "could not be loaded a moment ago", "It is tried again; the first try said why.")
+        return shelved
 
     def untuned(self, shelved: Shelved) -> ReadyPrompt:
         """The prompt's frozen model without it."""
