@@ -23,7 +23,8 @@ from prompt_core.evaluation import Evaluation, corpus_bleu
 from prompt_core.evaluation.distilled import distilled_contenders, latency
 from prompt_core.evaluation.evaluate import evaluate
 from prompt_core.evaluation.metrics import facts_kept
-from prompt_core.task import TaskSpec, parse_task
+from prompt_core.task import TaskSpec
+from prompt_core.task_file import parse_task
 from prompt_core.tuning import Step, tune
 
 POLICY = Path(__file__).parents[1] / "examples" / "distillation"

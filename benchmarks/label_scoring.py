@@ -20,8 +20,8 @@ from torch import Tensor
 
 from prompt_core.data.packing import pack
 from prompt_core.encoded import Encoded
-from prompt_core.encoding import soft_ids
 from prompt_core.prompts import PromptState, lower
+from prompt_core.tokens import soft_ids
 from prompt_core.tuning.objective import LabelWords
 
 PROMPT = 100

@@ -36,7 +36,8 @@ from prompt_core.backbone import load_backbone
 from prompt_core.evaluation.baselines import baselines
 from prompt_core.methods import TuneSpec
 from prompt_core.progress import Progress
-from prompt_core.task import TaskSpec, parse_task
+from prompt_core.task import TaskSpec
+from prompt_core.task_file import parse_task
 from prompt_core.text.prompt import TextPrompt
 from prompt_core.tuning import tune
 

@@ -11,7 +11,7 @@ import torch
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.manifest import DataRecord, Manifest, TuningRecord
-from prompt_core.task import parse_task
+from prompt_core.task_file import parse_task
 
 WORDS = """
 the parcel came late and wet please tell me where it is now or send my money back today thank you very much indeed

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
 from prompt_core import TaskSpec
-from prompt_core.task import parse_task
+from prompt_core.task_file import parse_task
 
 _SECTIONS = ("prompt", "tune", "text")
 _BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from prompt_core import PromptmillError
-from prompt_core.task import parse_task
+from prompt_core.task_file import parse_task
 
 if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code location
     from prompt_core.tuning import Order, Retuned

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from prompt_core.errors import PromptmillError
     from prompt_core.evaluation.evaluate import evaluate
     from prompt_core.store import PromptStore
-    from prompt_core.task import TaskSpec, load_task
+    from prompt_core.task import TaskSpec
+    from prompt_core.task_file import load_task
     from prompt_core.tuning.tune import tune, tune_fleet, tune_multitask
 
 __version__ = "0.1.0"
@@ -22,7 +23,7 @@ _HOME = {
     "TaskSpec": "task",
     "TunedPrompt": "artifact",
     "evaluate": "evaluation.evaluate",
-    "load_task": "task",
+    "load_task": "task_file",
     "tune": "tuning",
     "tune_fleet": "tuning",
     "tune_multitask": "tuning",

@@ -18,7 +18,8 @@ from prompt_core.errors import PromptmillError
 from prompt_core.extraction.tags import num_tags
 from prompt_core.manifest import BackboneIdentity, Manifest
 from prompt_core.plain_json import parse_json
-from prompt_core.task import TaskSpec, parse_task
+from prompt_core.task import TaskSpec
+from prompt_core.task_file import parse_task
 from prompt_core.tensors import StoredTensors
 from prompt_core.text.prompt import Demonstration
 

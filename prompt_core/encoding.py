@@ -6,14 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.encoded import Encoded, Located
 from prompt_core.errors import PromptmillError
 from prompt_core.extraction.targets import check_extraction
 from prompt_core.task import TaskSpec
-from prompt_core.template import BETWEEN, Template, plain, soft_mark, split_soft
+from prompt_core.template import BETWEEN, Template, plain
+from prompt_core.tokens import Tokens
 
 # Private-use characters stand for a field's value where the chat template is rendered only to find its parts.
 _OPEN, _CLOSE = "\ue000", "\ue001"
@@ -21,7 +21,7 @@ _NEUTRAL = dict.fromkeys((0xE000, 0xE001, 0xE002, 0xE003), "\ufffd")  # those ch
 
 
 class TaskEncoding:
-    """The tokens of a task under one backbone's tokenizer and chat format. Among ids, -1 - j is soft token j.
+    """The tokens of a task under one backbone's tokenizer and chat format. Soft tokens are among the ids, see `tokens`.
 
     Args:
         task: its template, and `tune.max_tokens` as the longest root + input + target.
@@ -48,7 +48,7 @@ class TaskEncoding:
         self._template = Template(task, soft)
         self.soft_tokens = self._template.soft_tokens if soft else 0
         self._cut = task.tune.truncate
-        self._tokenizer = backbone.tokenizer
+        self._tokenizer, self._tokens = backbone.tokenizer, Tokens(backbone.tokenizer)
         self._to_decoder = isinstance(backbone, EncoderDecoder)
         _check_objective(task, backbone)
         if self._template.is_chat and (self._to_decoder or not getattr(self._tokenizer, "chat_template", None)):
@@ -61,11 +61,11 @@ class TaskEncoding:
         head, _, rest = marked.partition(_OPEN)
         self.root_text = head.rstrip(" ")  # a space belongs to the word after it, in most vocabularies
         self._suffix = rest.rpartition(_CLOSE)[2]
-        self._leading, self._trailing = self._special_tokens()
+        self._leading, self._trailing = ([], []) if self._template.is_chat else self._tokens.around()  # a chat format writes its own
         # An encoder's special tokens stand around each example; its root, if any, becomes the prefix's starting text.
         self._first, self._before = (self._leading, []) if backbone.generates else ([], self._leading)
         self._behind = [] if backbone.causal else self._trailing
-        self.root: tuple[int, ...] = (*self._first, *self._front_ids(self.root_text))
+        self.root: tuple[int, ...] = (*self._first, *self._tokens.in_front(self.root_text))
         if inside and not backbone.generates:
             self._before, self.root = [*self._before, *self.root], ()
         self._positions = backbone.max_positions
@@ -121,11 +121,11 @@ class TaskEncoding:
         end = self.encode_target(target) if target is not None else []
         allowed = self._limit - len(self.root) - len(end)
         most = allowed if room is None else min(room, allowed)
-        ids = self._ids(text)
+        ids = self._tokens.of(text)
         around = len(self._before) + len(self._behind)
         truncated = len(ids) + around > most
         if truncated:
-            suffix = self._ids(self._suffix) if self._suffix and text.endswith(self._suffix) else []
+            suffix = self._tokens.of(self._suffix) if self._suffix and text.endswith(self._suffix) else []
             keep = most - around - len(suffix)
             if keep < 1 + self.soft_tokens:
                 if most < allowed:
@@ -133,7 +133,7 @@ class TaskEncoding:
                     raise PromptmillError(self._where, what, "Shorten the prompt or its labels.")
                 what = f"a target has {len(end)} tokens, more than fit" if end else "what stands around the fields leaves them no room"
                 raise PromptmillError(self._where, what, f"Raise tune.max_tokens ({self._limit}).")
-            front = self._ids(text.removesuffix(self._suffix))
+            front = self._tokens.of(text.removesuffix(self._suffix))
             ids = [front[i] for i in _kept(front, keep, self._cut)] + suffix
         return Encoded((*self._before, *ids, *self._behind), tuple(end), truncated)
 
@@ -152,10 +152,10 @@ class TaskEncoding:
             raise PromptmillError(self._where, f'does not show "{name}" once and as it is', f"Write {{{{ {name} }}}}, without filters.")
         start = len(before) - len(self.root_text)
         text = (before + field + after)[len(self.root_text) :]
-        tokens, room = self._placed(text), self._limit - len(self.root) - len(self._before) - len(self._behind)
+        tokens, room = self._tokens.placed(text), self._limit - len(self.root) - len(self._before) - len(self._behind)
         if truncated := len(tokens) > room:
             tail = self._suffix if text.endswith(self._suffix) else ""
-            front, suffix = self._placed(text.removesuffix(tail)), [(token, len(text), len(text)) for token in self._ids(tail)]
+            front, suffix = self._tokens.placed(text.removesuffix(tail)), [(token, len(text), len(text)) for token in self._tokens.of(tail)]
             keep = room - len(suffix)
             if keep < 1 + self.soft_tokens:
                 raise PromptmillError(self._where, "leaves no room for the text", f"Raise tune.max_tokens ({self._limit}).")
@@ -196,7 +196,7 @@ class TaskEncoding:
             text = self._chat([*shared, *turns, *(m for m in query if m[0] != "system")])
         else:
             text = (context + BETWEEN if context else "") + self._template.render_solved(demonstrations, self._marked)
-        ids = (*self._first, *self._front_ids(text.partition(_OPEN)[0].rstrip(" ")))
+        ids = (*self._first, *self._tokens.in_front(text.partition(_OPEN)[0].rstrip(" ")))
         return tuple(token for token in ids if token >= 0)  # as text, for which soft tokens say nothing
 
     def _check_room(self, ids: tuple[int, ...], what: str, fix: str) -> tuple[int, ...]:
@@ -219,7 +219,7 @@ class TaskEncoding:
         """Token ids of a text and what is asked for about it, in the chat format or as plain lines, and how the answer begins."""
         message = f"{plain(text)}\n{request}"
         asked = self._chat([("user", message)]) if self._template.is_chat else message + "\n"
-        return (*self._first, *self._ids(asked + begun))
+        return (*self._first, *self._tokens.of(asked + begun))
 
     def cut_root(self, root: Sequence[int], tokens: int) -> tuple[int, ...]:
         """A long root cut to a number of tokens: its first ones, and at the end what leads over to an input in the plain root too."""
@@ -232,25 +232,25 @@ class TaskEncoding:
     def encode_target(self, target: str) -> list[int]:
         """Token ids of a text to generate, with what ends it."""
         if self.stop:
-            return self._front_ids(self._template.gap + target + self.stop)  # as in front of the next line
+            return self._tokens.in_front(self._template.gap + target + self.stop)  # as in front of the next line
         return [*self.encode_answer(target), *self.end_of_turn]
 
     def encode_answer(self, text: str) -> list[int]:
         """Token ids of a text that is generated, without its end. A decoder's stands alone, as the tokenizer would have it."""
-        return [*self._leading, *self._ids(text)] if self._to_decoder else self._ids(self._template.gap + text)
+        return [*self._leading, *self._tokens.of(text)] if self._to_decoder else self._tokens.of(self._template.gap + text)
 
     def encode_bare(self, text: str) -> list[int]:
         """Token ids of a text without anything around it."""
-        return self._ids(plain(text))
+        return self._tokens.of(plain(text))
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a text that stands alone, with the tokenizer's special tokens around it."""
-        return [*self._leading, *self._ids(text), *self._trailing]
+        return [*self._leading, *self._tokens.of(text), *self._trailing]
 
     @property
     def tokens_behind(self) -> int:
         """How many tokens the template has behind its last field."""
-        return len(self._ids(self._suffix))
+        return len(self._tokens.of(self._suffix))
 
     @property
     def special_texts(self) -> list[str]:
@@ -265,7 +265,7 @@ class TaskEncoding:
     @cached_property
     def ends(self) -> tuple[tuple[int, ...], ...]:
         """The runs of tokens at which a text ends: `end_of_turn`, and `stop` as it stands alone and, last, between lines."""
-        stops = (tuple(self._ids(self.stop)), tuple(self._front_ids(self.stop))) if self.stop else ()
+        stops = (tuple(self._tokens.of(self.stop)), tuple(self._tokens.in_front(self.stop))) if self.stop else ()
         return tuple(dict.fromkeys((self.end_of_turn, *stops)))
 
     @cached_property
@@ -274,7 +274,7 @@ class TaskEncoding:
         for a full stop and a blank line."""
         if self.stop is None:
             return frozenset()
-        return _tokens_with(self._tokenizer, self._ids(self.stop)) - {run[0] for run in self.ends if len(run) == 1}
+        return self._tokens.spelled_with(self._tokens.of(self.stop)) - {run[0] for run in self.ends if len(run) == 1}
 
     @cached_property
     def end_of_turn(self) -> tuple[int, ...]:
@@ -283,7 +283,7 @@ class TaskEncoding:
             rendered: str = self._tokenizer.apply_chat_template(
                 [{"role": "user", "content": "-"}, {"role": "assistant", "content": _OPEN}], tokenize=False
             )
-            ids = self._ids(rendered.rpartition(_OPEN)[2])
+            ids = self._tokens.of(rendered.rpartition(_OPEN)[2])
             special = [i for i in ids if i in set(self._tokenizer.all_special_ids)]
             if special:
                 return (special[0],)
@@ -300,54 +300,6 @@ class TaskEncoding:
             [{"role": role, "content": text} for role, text in messages], tokenize=False, add_generation_prompt=True
         )
         return rendered
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for part in split_soft(text):
-            ids += self._tokenizer(part, add_special_tokens=False).input_ids if isinstance(part, str) else soft_ids(part[1], part[0])
-        return ids
-
-    def _front_ids(self, text: str) -> list[int]:
-        """Token ids of a text that goes on. Line breaks at its end are other tokens where a letter follows, in many vocabularies."""
-        letter = self._ids("a")
-        ids = self._ids(text + "a") if text.endswith("\n") else []
-        return ids[: -len(letter)] if ids and ids[-len(letter) :] == letter else self._ids(text)
-
-    def _placed(self, text: str) -> list[tuple[int, int, int]]:
-        """Token ids as of `_ids`, each with the characters [start, end) of `text` that it stands for."""
-        tokens: list[tuple[int, int, int]] = []
-        at = 0
-        for part in split_soft(text):
-            if isinstance(part, str):
-                found = self._tokenizer(part, add_special_tokens=False, return_offsets_mapping=True)
-                pairs = zip(found.input_ids, found.offset_mapping, strict=True)
-                tokens += [(token, at + start, at + end) for token, (start, end) in pairs]
-                at += len(part)
-            else:
-                tokens += [(token, at, at) for token in soft_ids(part[1], part[0])]
-                at += len(soft_mark(part[1], part[0]))
-        return tokens
-
-    def _special_tokens(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer puts in front of and behind a text; a chat template writes its own."""
-        if self._template.is_chat:
-            return [], []
-        alone: list[int] = self._ids("a")
-        wrapped: list[int] = self._tokenizer("a").input_ids
-        start = next(i for i in range(len(wrapped)) if wrapped[i : i + len(alone)] == alone)
-        return wrapped[:start], wrapped[start + len(alone) :]
-
-
-_holding: WeakKeyDictionary[Any, dict[str, frozenset[int]]] = WeakKeyDictionary()  # by tokenizer: a look through a vocabulary is slow
-
-
-def _tokens_with(tokenizer: Any, ids: Sequence[int]) -> frozenset[int]:
-    """The tokens of a vocabulary in whose spelling that of some ids stands."""
-    spelled = "".join(tokenizer.convert_ids_to_tokens(list(ids)))
-    found = _holding.setdefault(tokenizer, {})
-    if spelled not in found:
-        found[spelled] = frozenset(number for token, number in tokenizer.get_vocab().items() if spelled in token)
-    return found[spelled]
 
 
 def _check_objective(task: TaskSpec, backbone: Backbone) -> None:
@@ -377,8 +329,3 @@ def _place(text: str, start: int, end: int) -> tuple[int, int] | None:
     while start < end and text[end - 1].isspace():
         end -= 1
     return (start, end) if start < end else None
-
-
-def soft_ids(count: int, first: int = 0) -> range:
-    """Ids of the soft tokens `first` to `first + count - 1`."""
-    return range(-1 - first, -1 - first - count, -1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.encoded import Encoded, Located
-from prompt_core.encoding import TaskEncoding, soft_ids
+from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.field_text import as_text
 from prompt_core.generation import generate
@@ -20,6 +20,7 @@ from prompt_core.prompts import PromptState, lower
 from prompt_core.text.index import Retriever
 from prompt_core.text.prompt import Demonstration
 from prompt_core.text.score import classifier_of, root_of
+from prompt_core.tokens import soft_ids
 from prompt_core.tuning.build import build_classifier
 from prompt_core.tuning.heads import LinearHead
 from prompt_core.tuning.objective import Classification, LabelAnchors

@@ -18,7 +18,8 @@ from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.backbone.locate import locate
 from prompt_core.data.clean import example_id
 from prompt_core.prompts import Prompt, Tree, hidden_states
-from prompt_core.task import BackboneSpec, TaskSpec, parse_task
+from prompt_core.task import BackboneSpec, TaskSpec
+from prompt_core.task_file import parse_task
 
 _WIDTHS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256}
 # Weights far larger than usual: attention is then sharp, and a wrong mask cannot hide behind rounding.

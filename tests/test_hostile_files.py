@@ -22,7 +22,7 @@ from test_artifact import a_manifest, sign
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.errors import PromptmillError
-from prompt_core.task import load_task, parse_task
+from prompt_core.task_file import load_task, parse_task
 
 pytestmark = pytest.mark.hardness
 REPOSITORY = Path(__file__).parents[1]

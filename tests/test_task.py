@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompt_core.errors import PromptmillError
-from prompt_core.task import TaskSpec, load_task, parse_task
+from prompt_core.task import TaskSpec
+from prompt_core.task_file import load_task, parse_task
 
 GOOD: dict[str, Any] = {
     "name": "returns",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prompt_core.errors import PromptmillError
-from prompt_core.task import parse_task
+from prompt_core.task_file import parse_task
 from prompt_core.template import Template, plain, split_soft
 
 CHAT = [{"system": "Answer as {{ tone }}."}, {"user": "{{ message }}\n{{ facts }}"}]

@@ -9,11 +9,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from prompt_core.encoding import soft_ids
 from prompt_core.export.base import Base
 from prompt_core.export.opened import Opened, opened
 from prompt_core.export.package import RECIPES, Published, package, refused, write_json
 from prompt_core.prompts import PromptState
+from prompt_core.tokens import soft_ids
 
 PeftType = Literal["prompt_tuning", "prefix_tuning", "cartridge"]
 WEIGHTS = "adapter_model.safetensors"

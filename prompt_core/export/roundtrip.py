@@ -14,7 +14,7 @@ import jinja2
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.deploy import Form, Stack, formats_for
-from prompt_core.encoding import TaskEncoding, soft_ids
+from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.evaluation.metrics import score
 from prompt_core.evaluation.record import RoundTrip
@@ -24,6 +24,7 @@ from prompt_core.export.package import RECIPES, Published
 from prompt_core.prediction import encoding_of, generate_texts, restore
 from prompt_core.task import TaskSpec
 from prompt_core.template import split_soft
+from prompt_core.tokens import soft_ids
 
 _ROWS = 4
 _TOKENS = 24  # of each text that is compared

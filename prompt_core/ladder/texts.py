@@ -14,7 +14,8 @@ from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.deploy import kinds_for
 from prompt_core.errors import PromptmillError
-from prompt_core.task import TaskSpec, parse_task
+from prompt_core.task import TaskSpec
+from prompt_core.task_file import parse_task
 from prompt_core.text.search import OnRound, Round
 from prompt_core.text.tune import tune_text
 from prompt_core.tuning.fingerprint import fingerprint

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from prompt_core.backbone import Backbone
-from prompt_core.encoding import soft_ids
 from prompt_core.prompts.prompt import Prompt, PromptState
+from prompt_core.tokens import soft_ids
 
 
 class SoftPrompt(Prompt):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prompt_core.backbone import Backbone
-from prompt_core.encoding import TaskEncoding, soft_ids
+from prompt_core.encoding import TaskEncoding
 from prompt_core.prompts import PromptState, Tree, hidden_states
 from prompt_core.task import TaskSpec
 from prompt_core.text.budget import Budget
@@ -25,6 +25,7 @@ from prompt_core.text.index import unit_vectors
 from prompt_core.text.journal import Journal
 from prompt_core.text.judge import Judge
 from prompt_core.text.race import Values
+from prompt_core.tokens import soft_ids
 from prompt_core.tuning.build import descriptions
 
 

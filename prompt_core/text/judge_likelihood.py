@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prompt_core.backbone import Backbone
 from prompt_core.encoded import Encoded
-from prompt_core.encoding import TaskEncoding, soft_ids
+from prompt_core.encoding import TaskEncoding
 from prompt_core.prompts import Tree, hidden_states
 from prompt_core.task import TaskSpec
 from prompt_core.text.budget import Budget
@@ -26,6 +26,7 @@ from prompt_core.text.judge import Judge
 from prompt_core.text.prompt import Demonstration, TextPrompt
 from prompt_core.text.race import Values
 from prompt_core.text.score import Question, behind, open_root, score_prompts
+from prompt_core.tokens import soft_ids
 
 
 class LikelihoodJudge(Judge):

@@ -14,7 +14,8 @@ from prompt_core.backbone import Backbone
 from prompt_core.encoded import Encoded
 from prompt_core.manifest import TuningRecord
 from prompt_core.space import Setting
-from prompt_core.task import TaskSpec, parse_task
+from prompt_core.task import TaskSpec
+from prompt_core.task_file import parse_task
 from prompt_core.tuning.folds import not_held_out
 from prompt_core.tuning.member import Member, Part, twin
 from prompt_core.tuning.prepared import Prepared

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from prompt_core.backbone import Backbone, ForestPass, load_backbone
 from prompt_core.errors import PromptmillError
-from prompt_core.task import BackboneSpec, TaskSpec, parse_task
+from prompt_core.task import BackboneSpec, TaskSpec
+from prompt_core.task_file import parse_task
 
 TEXTS = random_ids(9, 4, vocabulary=250)
 

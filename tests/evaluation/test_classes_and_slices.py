@@ -17,7 +17,7 @@ from prompt_core.evaluation.cases import cases
 from prompt_core.evaluation.classes import classified
 from prompt_core.evaluation.record import Cost
 from prompt_core.evaluation.slices import slices
-from prompt_core.task import parse_task
+from prompt_core.task_file import parse_task
 
 labels = st.sampled_from(["late", "lost", "refund"])
 pairs = st.lists(st.tuples(labels, labels), min_size=1, max_size=40)

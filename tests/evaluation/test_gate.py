@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from prompt_core.errors import PromptmillError
 from prompt_core.evaluation import About, Contender, Evaluation, Rows, Wanted, evaluate_contenders
-from prompt_core.task import TaskSpec, parse_task
+from prompt_core.task import TaskSpec
+from prompt_core.task_file import parse_task
 
 LABELS = ["late", "lost", "refund", "damaged"]
 TARGETS = [LABELS[i % 4] for i in range(100)]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from prompt_core.evaluation import About, Contender, Rows, evaluate_contenders
 from prompt_core.evaluation.plots import LARGEST_URI, _confusion_counts, _most_confused, confusion, intervals, loss_curve
-from prompt_core.task import parse_task
+from prompt_core.task_file import parse_task
 
 
 def size_of(uri: str) -> tuple[int, int]:

@@ -14,7 +14,8 @@ from scipy.stats import false_discovery_control, ttest_rel
 from prompt_core.evaluation import About, Contender, Evaluation, Rows, corrected, evaluate_contenders, gate_p_value, holm, power_sentence
 from prompt_core.evaluation.paired import mcnemar
 from prompt_core.evaluation.power import smallest_gain, smallest_mean_gain
-from prompt_core.task import TaskSpec, parse_task
+from prompt_core.task import TaskSpec
+from prompt_core.task_file import parse_task
 
 p_values = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 

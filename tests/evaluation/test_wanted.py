@@ -22,7 +22,7 @@ from prompt_core.evaluation import Wanted, bootstrap_interval, facts_kept, poole
 from prompt_core.evaluation.evaluate import evaluate
 from prompt_core.evaluation.wanted import wanted_of
 from prompt_core.extraction.schema import RecordForm
-from prompt_core.task import parse_task
+from prompt_core.task_file import parse_task
 from prompt_core.tuning import tune
 
 words = st.lists(st.sampled_from(["your", "parcel", "is", "late", "today", "."]), min_size=1, max_size=8).map(" ".join)

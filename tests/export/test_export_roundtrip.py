@@ -17,7 +17,7 @@ from prompt_core.errors import PromptmillError
 from prompt_core.evaluation.evaluate import evaluate
 from prompt_core.export.export import FORMATS
 from prompt_core.export.roundtrip import form_of, round_trips
-from prompt_core.task import parse_task
+from prompt_core.task_file import parse_task
 from prompt_core.text.prompt import TextPrompt
 from prompt_core.tuning.propose import space_of
 from prompt_core.tuning.tune import tune

@@ -14,7 +14,8 @@ from helpers import a_task
 
 from prompt_core.data import clean, prepare, read_examples
 from prompt_core.errors import PromptmillError
-from prompt_core.task import TaskSpec, parse_task
+from prompt_core.task import TaskSpec
+from prompt_core.task_file import parse_task
 
 ORDER = {"type": "object", "required": ["order"], "properties": {"order": {"type": "string"}, "city": {"type": "string"}}}
 

@@ -28,7 +28,8 @@ from prompt_core.ladder.record import LadderRecord
 from prompt_core.ladder.texts import Texts, as_text_task
 from prompt_core.prediction import restore
 from prompt_core.prompts import lower
-from prompt_core.task import TaskSpec, parse_task
+from prompt_core.task import TaskSpec
+from prompt_core.task_file import parse_task
 from prompt_core.text.prompt import Demonstration, TextPrompt
 from prompt_core.text.score import Question, score_prompts
 from prompt_core.text.search import Round

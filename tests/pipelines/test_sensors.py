@@ -14,7 +14,7 @@ from pipelines.sensors import build_sensors
 from pipelines.settings import Settings
 from prompt_core import PromptmillError
 from prompt_core.data import data_files, fingerprint
-from prompt_core.task import load_task
+from prompt_core.task_file import load_task
 
 
 def tick(settings: Settings, instance: dg.DagsterInstance, name: str, cursor: str | None = None) -> dg.SensorResult | dg.SkipReason:

@@ -1,0 +1,85 @@
+"""Reading a task file: one page of YAML. What is wrong with it is said in one line that names the field and the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from prompt_core.criteria import EvaluateSpec
+from prompt_core.errors import PromptmillError, nearest
+from prompt_core.extraction.schema import read_schema
+from prompt_core.methods import ExtractSpec
+from prompt_core.plain_yaml import read_yaml, shown
+from prompt_core.task import TaskSpec
+
+
+def load_task(path: str | Path) -> TaskSpec:
+    """Read a task file.
+
+    Raises:
+        PromptmillError: the file is missing, is not YAML, or has an unknown, missing or unfit field; the message names
+            file, field, value and the way out.
+    """
+    path = Path(path)
+    try:
+        content = read_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise PromptmillError(str(path), "there is no such task file", nearest(path.name, beside)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptmillError(str(path), f"cannot be read ({error})", "A task file is UTF-8 text.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date like 2026-13-45 is a ValueError of its own
+        raise PromptmillError(str(path), f"is not YAML ({' '.join(str(error).split())[:500]})", "See the example in README.md.") from None
+    if not isinstance(content, dict):
+        raise PromptmillError(str(path), f"holds {type(content).__name__}, not fields", "Start with `name: ...`.")
+    return parse_task(content, str(path), path.parent)
+
+
+def parse_task(content: dict[str, Any], where: str, folder: Path) -> TaskSpec:
+    """A task from the fields of a file; `where` names it in errors, `folder` is what relative paths start from.
+
+    Raises:
+        PromptmillError: as `load_task`.
+    """
+    try:
+        task = TaskSpec.model_validate(content, context={"folder": folder})
+    except ValidationError as error:
+        raise _explained(error, where) from None
+    for name in ("extract", "evaluate"):
+        part: ExtractSpec | EvaluateSpec = getattr(task, name)
+        if isinstance(path := part.json_schema, str):
+            schema = read_schema(Path(task.locate(path)), f"{where}: {name}.schema")
+            task = task.model_copy(update={name: part.model_copy(update={"json_schema": schema})})
+    return task
+
+
+def _explained(error: ValidationError, where: str) -> PromptmillError:
+    """The first finding of a validation as one line that names the field and the way out."""
+    finding = error.errors()[0]
+    location = [" ".join(str(part).split())[:100] for part in finding["loc"]]
+    if finding["type"] == "string_type" and location[-1] == "str":
+        location.pop()  # where a text is one of several types, pydantic adds which one it tried
+    field = ".".join(location) or "the file"
+    if finding["type"] == "extra_forbidden":
+        model: type[BaseModel] = TaskSpec
+        for part in location[:-1]:
+            model = (_model_in(model.model_fields[part].annotation) if part in model.model_fields else None) or model
+        known = [field.alias or name for name, field in model.model_fields.items()]
+        return PromptmillError(f"{where}: {field}", "unknown field", nearest(location[-1], known))
+    if finding["type"] == "missing":
+        return PromptmillError(f"{where}: {field}", "is missing", "Add it; `promptmill schema` describes every field.")
+    if isinstance(own := finding.get("ctx", {}).get("error"), PromptmillError):
+        return PromptmillError(f"{where}: {own.where}", own.what, own.fix)
+    message = " ".join(finding["msg"].removeprefix("Value error, ").split())[:500]
+    found = "" if finding["type"] == "value_error" else f" (found {shown(finding['input'])})"
+    return PromptmillError(f"{where}: {field}", message + found, "`promptmill schema` describes every field.")
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The first part of a task file that a type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)

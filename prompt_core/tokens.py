@@ -1,0 +1,71 @@
+"""A tokenizer that reads soft tokens too: among ids, -1 - j is soft token j."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from prompt_core.template import soft_mark, split_soft
+
+
+def soft_ids(count: int, first: int = 0) -> range:
+    """Ids of the soft tokens `first` to `first + count - 1`."""
+    return range(-1 - first, -1 - first - count, -1)
+
+
+class Tokens:
+    """Texts as token ids, in which the marks of soft tokens stand for their ids.
+
+    Args:
+        tokenizer: of transformers; `placed` needs a fast one.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def of(self, text: str) -> list[int]:
+        """Token ids of a text without anything around it."""
+        ids: list[int] = []
+        for part in split_soft(text):
+            ids += self._tokenizer(part, add_special_tokens=False).input_ids if isinstance(part, str) else soft_ids(part[1], part[0])
+        return ids
+
+    def in_front(self, text: str) -> list[int]:
+        """Token ids of a text that goes on. Line breaks at its end are other tokens where a letter follows, in many vocabularies."""
+        letter = self.of("a")
+        ids = self.of(text + "a") if text.endswith("\n") else []
+        return ids[: -len(letter)] if ids and ids[-len(letter) :] == letter else self.of(text)
+
+    def placed(self, text: str) -> list[tuple[int, int, int]]:
+        """Token ids as by `of`, each with the characters [start, end) of the text that it stands for."""
+        tokens: list[tuple[int, int, int]] = []
+        at = 0
+        for part in split_soft(text):
+            if isinstance(part, str):
+                found = self._tokenizer(part, add_special_tokens=False, return_offsets_mapping=True)
+                pairs = zip(found.input_ids, found.offset_mapping, strict=True)
+                tokens += [(token, at + start, at + end) for token, (start, end) in pairs]
+                at += len(part)
+            else:
+                tokens += [(token, at, at) for token in soft_ids(part[1], part[0])]
+                at += len(soft_mark(part[1], part[0]))
+        return tokens
+
+    def around(self) -> tuple[list[int], list[int]]:
+        """The special tokens that the tokenizer puts in front of and behind a text."""
+        alone: list[int] = self.of("a")
+        wrapped: list[int] = self._tokenizer("a").input_ids
+        start = next(i for i in range(len(wrapped)) if wrapped[i : i + len(alone)] == alone)
+        return wrapped[:start], wrapped[start + len(alone) :]
+
+    def spelled_with(self, ids: Sequence[int]) -> frozenset[int]:
+        """The tokens of the vocabulary in whose spelling that of some ids stands."""
+        spelled = "".join(self._tokenizer.convert_ids_to_tokens(list(ids)))
+        found = _spelled_with.setdefault(self._tokenizer, {})
+        if spelled not in found:
+            found[spelled] = frozenset(number for token, number in self._tokenizer.get_vocab().items() if spelled in token)
+        return found[spelled]
+
+
+_spelled_with: WeakKeyDictionary[Any, dict[str, frozenset[int]]] = WeakKeyDictionary()  # by tokenizer: a look through a vocabulary is slow
