@@ -15,7 +15,6 @@ from record import SHARED_DATA
 
 from prompt_core.evaluation import corpus_bleu, score
 from prompt_core.evaluation.metrics import facts_kept
-from prompt_core.evaluation.wanted import Wanted
 
 INDUCTION = (
     "active_to_passive",
@@ -135,14 +134,13 @@ def _e2e(examples: int, test_rows: int | None) -> Set:
         "template": [{"system": "Describe the restaurant in one sentence with all facts"}, {"user": "{{ source }}"}],
         "evaluate": {"metrics": ["chrf", "facts_kept"], "must_contain": "facts", "few_shot": 4, "max_new_tokens": 72},
     }
-    # Of a source's references the one that states most of its facts, since what leaves facts out teaches to leave facts out; of
-    # several the one most like the others: what 200 people say in 200 ways, 200 examples do not teach.
+    # Of a source's references the one that states most of its facts: what leaves facts out teaches to leave facts out.
     stated = pl.Series("stated", facts_kept(train["target"].to_list(), train["facts"].to_list()))
-    ranked = train.with_columns(stated, _alike(train)).sort("stated", "alike", descending=True, maintain_order=True)
-    chosen = ranked.unique("source", keep="first", maintain_order=True)
+    fullest = train.with_columns(stated).sort("stated", descending=True, maintain_order=True)
+    fullest = fullest.unique("source", keep="first", maintain_order=True)
 
     def draw(seed: int) -> pl.DataFrame:
-        return chosen.select(train.columns).sort("_id").sample(examples, seed=seed, shuffle=True)
+        return fullest.drop("stated").sort("_id").sample(examples, seed=seed, shuffle=True)
 
     def scores(outputs: Sequence[str]) -> np.ndarray:
         return facts_kept(outputs, [row["facts"] for row in rows])
@@ -198,15 +196,6 @@ def _with_facts(frame: pl.DataFrame) -> pl.DataFrame:
         for source in frame["source"]
     ]
     return frame.with_columns(pl.Series("facts", facts))
-
-
-def _alike(frame: pl.DataFrame) -> pl.Series:
-    """BLEU of each row's target against the other targets of its source."""
-    of = frame.select("source", "_id", "target").rows_by_key("source")
-    rows = frame.select("source", "_id", "target").rows()
-    others = [[text for number, text in of[source] if number != own] or [""] for source, own, _ in rows]
-    texts = frame["target"].to_list()
-    return pl.Series("alike", score("bleu", texts, texts, Wanted(references=others)))
 
 
 def _words(text: str) -> list[str]:
