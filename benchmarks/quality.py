@@ -132,9 +132,9 @@ def _outcomes(data: Set, model: str, seed: int, contenders: Sequence[str], setti
         make = _OTHERS.get(contender) or (partial(_peer, _PEERS[contender]) if contender in _PEERS else _tuned)
         made = _kept(data, contender, content, train, partial(make, data, parse_task(content, data.name, Path()), train))
         if contender == "untuned":
-            made |= _people(data, model)
-        many = {name: {"outputs": outputs, "facts": {}} for name, outputs in made.items()} if contender == "untuned" else {contender: made}
-        found |= many
+            found |= {name: {"outputs": outputs, "facts": {}} for name, outputs in (made | _people(data, model)).items()}
+        else:
+            found[contender] = made
     return {name: Outcome(**made) for name, made in found.items()}
 
 
