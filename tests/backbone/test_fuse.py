@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from helpers import save_tiny, wordless_tokenizer
-from prefix_attention import PromptForest
+from prefix_attention import PromptForest, cpu
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -150,8 +150,9 @@ def test_attaching_again_follows_changed_weights(tmp_path: Path) -> None:
     assert error(states_and_gradient(base)[0], states_and_gradient(plain)[0]) < 1e-5
 
 
-def test_it_keeps_less_for_the_backward_pass(tmp_path: Path) -> None:
+def test_it_keeps_less_for_the_backward_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_tiny("llama", tmp_path, wordless_tokenizer())
+    monkeypatch.setattr(cpu, "_WEIGHTS", 0)  # attention's weights are the same on both sides, but wider on some processors
 
     def kept(base: Any) -> int:
         weights = {parameter.data_ptr() for parameter in base.parameters()}
@@ -168,7 +169,7 @@ def test_it_keeps_less_for_the_backward_pass(tmp_path: Path) -> None:
         return sum(sizes.values())
 
     mine, plain = kept(fused(folder, torch.bfloat16)), kept(attached(folder, torch.bfloat16))
-    assert mine < 0.8 * plain  # what attention keeps is the same on both sides
+    assert mine < 0.8 * plain
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(tmp_path: Path) -> None:
