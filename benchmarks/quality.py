@@ -177,6 +177,7 @@ def _people(data: Set, model: str) -> dict[str, list[str]]:
 
 
 def _by_people(data: Set, content: dict[str, Any], nothing: pl.DataFrame) -> dict[str, list[str]]:
+    """`instruction_1` and so on, in the place of the template's own, which is the first; `nothing`: no training rows are needed."""
     found = {}
     with Progress(f"{data.name} instructions") as progress:
         for number, instruction in enumerate(data.instructions[1:], 1):

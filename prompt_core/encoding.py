@@ -21,7 +21,7 @@ _NEUTRAL = dict.fromkeys((0xE000, 0xE001, 0xE002, 0xE003), "\ufffd")  # those ch
 
 
 class TaskEncoding:
-    """The tokens of a task under one backbone's tokenizer and chat format. Soft tokens are among the ids, see `tokens`.
+    """The tokens of a task under one backbone's tokenizer and chat format. Soft tokens are among the ids, see `prompt_core.tokens`.
 
     Args:
         task: its template, and `tune.max_tokens` as the longest root + input + target.

@@ -45,10 +45,16 @@ def test_holms_adjusted_values_reject_what_his_procedure_rejects(p, alpha):
     ]
 
 
+def test_the_smallest_p_pays_for_all_and_the_order_stays():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
 @settings(max_examples=60, deadline=None)
 @given(p_values)
 def test_holm_lies_between_no_correction_and_bonferronis(p):
-    for own, adjusted in zip(p, holm(p), strict=True):
+    corrected = holm(p)
+    assert sorted(range(len(p)), key=lambda i: (corrected[i], p[i])) == sorted(range(len(p)), key=lambda i: p[i])
+    for own, adjusted in zip(p, corrected, strict=True):
         assert own <= adjusted <= min(1.0, len(p) * own) + 1e-15
     benjamini = false_discovery_control(p)
     assert all(adjusted >= least - 1e-12 for adjusted, least in zip(holm(p), benjamini, strict=True))
