@@ -14,8 +14,9 @@ import polars as pl
 import prompt_core
 from prompt_core.batch.parts import Parts
 from prompt_core.batch.reading import Chunk, check_source, check_target, count_rows, file_digest, read_chunks
+from prompt_core.data.columns import nearest_column
 from prompt_core.encoded import Encoded
-from prompt_core.errors import PromptmillError, nearest
+from prompt_core.errors import PromptmillError
 from prompt_core.mixed import answer
 from prompt_core.ready import Answer
 from prompt_core.shelf import Shelf, Shelved
@@ -124,14 +125,14 @@ class _Job:
     def check_columns(self, frame: pl.DataFrame, source: Path) -> None:
         """Refuse a table that no row of can be answered."""
         if self._column and self._column not in frame.columns:
-            raise PromptmillError(str(source), f'there is no column "{self._column}"', nearest(self._column, frame.columns))
+            raise PromptmillError(str(source), f'there is no column "{self._column}"', nearest_column(self._column, frame.columns))
         if self._name is None or self._column or not frame.columns:
             return
         fields = self.found(self._name).ready.encoding.fields
         missing = [name for name in fields if name not in frame.columns]
         if missing:
             what = f'there is no column "{missing[0]}", a field of the template of {self._name}'
-            raise PromptmillError(str(source), what, nearest(missing[0], frame.columns))
+            raise PromptmillError(str(source), what, nearest_column(missing[0], frame.columns))
 
     def key(self, chunk: Chunk, content: str) -> str:
         """What a part is made of, 32 hexadecimal digits: the input, which rows of it, and what its prompts are."""

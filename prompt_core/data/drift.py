@@ -13,7 +13,8 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from prompt_core.errors import PromptmillError, nearest
+from prompt_core.data.columns import nearest_column
+from prompt_core.errors import PromptmillError
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
 
@@ -153,7 +154,7 @@ def _texts(frame: pl.DataFrame, task: TaskSpec, where: str) -> list[str]:
     fields = Template(task).fields
     for name in fields:
         if name not in frame.columns:
-            raise PromptmillError(where, f'has no column "{name}", a field of the template', nearest(name, frame.columns))
+            raise PromptmillError(where, f'has no column "{name}", a field of the template', nearest_column(name, frame.columns))
     return ["\n".join("" if value is None else str(value) for value in row) for row in frame.select(fields).iter_rows()]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import glob
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import polars as pl
 
+from prompt_core.data.columns import nearest_column, other_separator
 from prompt_core.errors import PromptmillError, nearest
 from prompt_core.field_text import as_texts, normalised
 from prompt_core.task import TaskSpec
@@ -192,7 +192,7 @@ def _explain_csv(path: Path) -> None:
             for row in rows:
                 header = row if header is None else header
                 if len(row) > len(header):
-                    fix = _other_separator(header) or fix
+                    fix = other_separator(header) or fix
                     raise PromptmillError(f"{path}: line {line}", f"has {len(row)} fields, the header {len(header)}", fix)
                 line = rows.line_num + 1
         except csv.Error as error:
@@ -214,14 +214,8 @@ def _explain_json(path: Path) -> None:
 
 
 def _unknown_column(task: TaskSpec, field: str, column: str, source: str, known: list[str]) -> PromptmillError:
-    fix = _other_separator(known) or nearest(column, known)
+    fix = nearest_column(column, known)
     return PromptmillError(f"task {task.name}: {field}", f'column "{column}" is not in {source} (columns: {", ".join(known)})', fix)
-
-
-def _other_separator(columns: Sequence[str]) -> str:
-    """What to do about a header that other marks than commas seem to divide; nothing where none does."""
-    mark = next((mark for mark in ";\t|" if mark in columns[0]), None) if len(columns) == 1 else None
-    return f"Its columns look separated by {mark!r}; Promptmill reads commas." if mark else ""
 
 
 def _with_json(frame: pl.DataFrame, column: str) -> pl.DataFrame:

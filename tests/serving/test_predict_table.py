@@ -121,6 +121,7 @@ def test_an_empty_table_keeps_its_columns(tmp_path: Path, shelf: Shelf, kind: st
     ("content", "name", "column", "finding"),
     [
         ("txet\na\n", "mood", None, r'there is no column "text", a field of the template of mood. Did you mean "txet"\?'),
+        ("text;use\na, b;x\n", "mood", None, "Its columns look separated by ';'; Promptmill reads commas"),
         ("text,prediction\na,b\n", "mood", None, "prediction: a column of this name is added. Rename"),
         ("text\na\n", "mood", "use", 'there is no column "use"'),
         ("text\na\n", "moood", None, 'there is no prompt "moood". Did you mean "mood"'),
