@@ -12,8 +12,11 @@ from helpers import a_task, random_prefix
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.manifest import DataRecord, Manifest, TuningRecord
+from prompt_core.methods import PromptSpec, TuneSpec
 from prompt_core.ready import ReadyPrompt
 from prompt_core.store import PromptStore
+from prompt_core.text.index import embedding_model
+from prompt_core.text.prompt import Demonstration, Retrieval, TextPrompt
 
 PASSED: dict[str, Any] = {"verdict": {"passed": True}}
 
@@ -57,6 +60,19 @@ def a_prompt(
         device="cpu",
     )
     return TunedPrompt(manifest, {key: tensor.contiguous() for key, tensor in tensors.items()}, backbone.origin)
+
+
+def a_retrieving_prompt(backbone: Backbone, name: str, pool: Sequence[tuple[str, str]], count: int = 2) -> TunedPrompt:
+    """A text prompt that shows each input the nearest of its pool of texts and labels."""
+    prompt = a_prompt(backbone, name)
+    task = prompt.task.model_copy(update={"prompt": PromptSpec(kind="text"), "tune": TuneSpec(max_tokens=96)})
+    text = TextPrompt(
+        template="{{ text }}\nIt is",
+        demonstrations=tuple(Demonstration(fields={"text": text}, answer=label) for text, label in pool),
+        retrieval=Retrieval(count=count, balanced=False, model=embedding_model(backbone)),
+    )
+    changed = {"kind": "text", "text": text, "tuning": None, "parameters": 0, "task": task.without_places(backbone.identity.name)}
+    return TunedPrompt(prompt.manifest.model_copy(update=changed), {}, backbone.origin)
 
 
 def publish(store: PromptStore, prompt: TunedPrompt) -> int:

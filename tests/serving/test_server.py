@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from helpers import backbone_at, save_tiny
 from running import running
-from served_prompts import PASSED, a_prompt, a_served_store, publish, ready_on
+from served_prompts import PASSED, a_prompt, a_retrieving_prompt, a_served_store, publish, ready_on
 
 from prompt_core.backbone import Backbone
 from prompt_core.cli import main
@@ -69,6 +69,25 @@ def test_requests_for_many_prompts_at_once_each_get_their_own_answer(
     shared = [float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("promptmill_pass_inputs_sum")]
     passes = [float(line.split()[-1]) for line in metrics.splitlines() if line.startswith("promptmill_pass_inputs_count")]
     assert sum(shared) > sum(passes)  # some were answered together
+
+
+def test_each_input_gets_its_own_demonstrations_beside_other_prompts(tmp_path: Path, llama: Backbone) -> None:
+    store = PromptStore(tmp_path / "store")
+    pool = [(f"Parcel {i} is {how}", label) for i in range(3) for how, label in (("wet", "bad"), ("here", "good"), ("lost", "bad"))]
+    prompts = {"near": a_retrieving_prompt(llama, "near", pool), "mood": a_prompt(llama, "mood")}
+    for prompt in prompts.values():
+        publish(store, prompt)
+    shown = {text: prompts["near"].retrieve([{"text": text}], llama)[0] for text in TEXTS}
+    assert len({tuple(each.fields["text"] for each in own) for own in shown.values()}) > 1
+    expected = {(name, text): prompts[name].answer([text], llama)[0] for name in prompts for text in TEXTS}
+    asked = list(expected) * 3
+    random.Random(0).shuffle(asked)
+    with running(store) as client, ThreadPoolExecutor(12) as threads:
+        found = list(threads.map(lambda pair: ask(client, *pair), asked))
+    for pair, response in zip(asked, found, strict=True):
+        (prediction,) = response.json()["predictions"]
+        assert prediction["prediction"] == expected[pair].text
+        assert prediction["score"] == pytest.approx(expected[pair].score, abs=1e-4)
 
 
 def test_several_inputs_are_answered_in_order(client: httpx2.Client, expected: dict[tuple[str, str], str]) -> None:
