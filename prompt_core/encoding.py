@@ -201,8 +201,8 @@ class TaskEncoding:
 
     def _check_room(self, ids: tuple[int, ...], what: str, fix: str) -> tuple[int, ...]:
         if len(ids) + self._limit > self._positions:
-            found = f"{what} take {len(ids)} tokens of {self._positions}, too many before tune.max_tokens"
-            raise PromptmillError(self._where, found, fix)
+            found = f"{what} take {len(ids)} of the model's {self._positions} tokens, an input up to {self._limit} (tune.max_tokens)"
+            raise PromptmillError(self._where, found, f"{fix[:-1]}, or lower tune.max_tokens.")
         return ids
 
     def long_root(self, context: str, demonstrations: Sequence[tuple[Mapping[str, Any], str]]) -> tuple[int, ...]:
@@ -212,7 +212,7 @@ class TaskEncoding:
             PromptmillError: it leaves no room for an input.
         """
         return self._check_room(
-            self._long_ids(plain(context), demonstrations), "context and demonstrations", "Shorten distill.context or take fewer."
+            self._long_ids(plain(context), demonstrations), "context and demonstrations", "Shorten distill.context, take fewer."
         )
 
     def request(self, text: str, request: str, begun: str) -> tuple[int, ...]:
