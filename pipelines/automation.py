@@ -28,7 +28,7 @@ publish_what_passed = (dg.AutomationCondition.eager() & dg.AutomationCondition.a
 report_everything = dg.AutomationCondition.eager().with_label("report what was evaluated, passed or not")
 
 
-def retune_schedules(folder: Path, on: bool) -> list[dg.ScheduleDefinition]:
+def retune_schedules(folder: Path, timezone: str, on: bool) -> list[dg.ScheduleDefinition]:
     """A schedule for each distinct cron line among the task files. Its tick launches what says so then; tasks side by side are one fleet.
 
     A schedule rather than `AutomationCondition.on_cron`, which waits for new data after the tick: a task is looked at at its
@@ -36,13 +36,14 @@ def retune_schedules(folder: Path, on: bool) -> list[dg.ScheduleDefinition]:
 
     Args:
         folder: of the task files.
+        timezone: in which their cron lines tell the hour.
         on: whether they run as soon as they are deployed.
     """
     keys: dict[str, list[str]] = defaultdict(list)
     for file in find_task_files(folder):
         if file.schedule is not None:
             keys[_one_spelling(file.schedule)].append(file.key)
-    return [_schedule(cron, tasks, folder, on) for cron, tasks in keys.items()]
+    return [_schedule(cron, tasks, folder, timezone, on) for cron, tasks in keys.items()]
 
 
 def runs_for(keys: Sequence[str], registered: Sequence[str], occasion: str) -> list[dg.RunRequest]:
@@ -64,12 +65,13 @@ def runs_for(keys: Sequence[str], registered: Sequence[str], occasion: str) -> l
     return requests
 
 
-def _schedule(cron: str, tasks: Sequence[str], folder: Path, on: bool) -> dg.ScheduleDefinition:
+def _schedule(cron: str, tasks: Sequence[str], folder: Path, timezone: str, on: bool) -> dg.ScheduleDefinition:
     shown = ", ".join(tasks[:20]) + (f" and {len(tasks) - 20} more" if len(tasks) > 20 else "")
 
     @dg.schedule(
         name=f"retune_at_{cron.translate(_SPOKEN)}",
         cron_schedule=cron,
+        execution_timezone=timezone,
         job=retune,
         description=f'Retunes every task whose file says `schedule: "{cron}"`: {shown}.',
         default_status=dg.DefaultScheduleStatus.RUNNING if on else dg.DefaultScheduleStatus.STOPPED,

@@ -48,7 +48,7 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
         assets=[examples, splits, baselines, tuned_prompt, evaluation, published_prompt, report],
         asset_checks=build_checks(),
         jobs=[retune],
-        schedules=retune_schedules(settings.tasks_dir, settings.automation),
+        schedules=retune_schedules(settings.tasks_dir, settings.timezone, settings.automation),
         sensors=[
             *build_sensors(settings.tasks_dir, settings.store_url, settings.automation),
             dg.AutomationConditionSensorDefinition("publish_what_passed", target=dg.AssetSelection.all(), default_status=status),

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,6 +22,7 @@ class Settings(BaseModel):
         store_url: where prompts are published, see `prompt_core.PromptStore`.
         storage_dir: where the values of assets are kept between steps.
         automation: whether schedules and sensors run as soon as they are deployed; else people switch them on in the UI.
+        timezone: IANA name of the zone in which the cron lines of task files tell the hour.
         torchrun: arguments of `torchrun`, where a prompt is tuned by several processes.
         alerts: whether failed gates and runs are told to a webhook, whose address stays in the environment.
     """
@@ -31,6 +33,7 @@ class Settings(BaseModel):
     store_url: str
     storage_dir: Path
     automation: bool = False
+    timezone: str = "UTC"
     torchrun: str = ""
     alerts: bool = False
 
@@ -44,8 +47,10 @@ class Settings(BaseModel):
 
         PROMPTMILL_AUTOMATION is `on` in production; `off`, which it is where nothing is said, leaves what launches runs to people.
 
+        PROMPTMILL_TIMEZONE is UTC where nothing is said.
+
         Raises:
-            PromptmillError: the folder of task files does not exist, or PROMPTMILL_AUTOMATION is another word.
+            PromptmillError: the folder of task files does not exist, PROMPTMILL_AUTOMATION is another word, or there is no such time zone.
         """
         state = REPOSITORY / ".promptmill"
         home = Path(environment.get("DAGSTER_HOME") or state)
@@ -55,7 +60,14 @@ class Settings(BaseModel):
         automation = environment.get("PROMPTMILL_AUTOMATION") or "off"
         if automation not in ("on", "off"):
             raise PromptmillError("PROMPTMILL_AUTOMATION", f'"{automation}" is neither on nor off', "Set one of them.")
+        timezone = environment.get("PROMPTMILL_TIMEZONE") or "UTC"
+        try:
+            ZoneInfo(timezone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):  # not there; no name of one; a folder of such
+            fix = "Name one as IANA does, such as Europe/Berlin."
+            raise PromptmillError("PROMPTMILL_TIMEZONE", f'"{timezone}" is no time zone', fix) from None
         return cls(
+            timezone=timezone,
             automation=automation == "on",
             tasks_dir=tasks_dir,
             store_url=environment.get("PROMPTMILL_STORE") or str(state / "store"),

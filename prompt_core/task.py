@@ -102,7 +102,7 @@ class TaskSpec(Part):
     deploy: tuple[Stack, ...] = Field(
         default=(), description="where the prompt must run: kinds that cannot run there are not tuned, and the gate tries its export"
     )
-    schedule: Annotated[str, Field(description="cron line of the periodic retuning")] | None = None
+    schedule: Annotated[str, Field(description="cron line of the periodic retuning; UTC, or as PROMPTMILL_TIMEZONE says")] | None = None
     _folder: Path = PrivateAttr(default_factory=Path)
 
     def model_post_init(self, context: Any) -> None:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
+from dagster._utils.schedules import schedule_execution_time_iterator
 from deployment import a_deployment, write_task
 
 from pipelines.automation import runs_for
 from pipelines.definitions import build_defs
 from pipelines.partitions import find_task_files, register
+from pipelines.settings import Settings
 
 MONDAY = datetime(2026, 3, 2, 3, 0, tzinfo=UTC)
 
@@ -53,6 +55,19 @@ def test_each_cron_line_is_a_schedule_that_runs_the_tasks_which_have_it(tmp_path
         "retune_at_0_3_any_any_1": [("a to b", "a 2026-03-02T03:00:00+00:00")],
         "retune_at_any_per_30_6_to_8_any_any_1_and_4": [("c", "c 2026-03-02T03:00:00+00:00")],
     }
+
+
+def test_cron_lines_tell_the_hour_in_the_deployments_time_zone(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    write_task(settings, "a")
+    environment = {"PROMPTMILL_TASKS": str(settings.tasks_dir), "DAGSTER_HOME": str(tmp_path)}
+    days = ["03-09", "03-16", "03-23", "03-30", "04-06"]
+    berlin = ["+01:00", "+01:00", "+01:00", "+02:00", "+02:00"]  # summer time begins on 29 March
+    for said, offsets in (({}, ["+00:00"] * 5), ({"PROMPTMILL_TIMEZONE": "Europe/Berlin"}, berlin)):
+        (schedule,) = build_defs(Settings.from_environment(environment | said)).schedules
+        following = schedule_execution_time_iterator(MONDAY.timestamp() + 1, schedule.cron_schedule, schedule.execution_timezone)
+        ticks = [next(following).isoformat() for _ in days]
+        assert ticks == [f"2026-{day}T03:00:00{offset}" for day, offset in zip(days, offsets, strict=True)]
 
 
 def test_a_tick_also_runs_a_task_whose_file_came_after_the_code_location_was_loaded(tmp_path: Path) -> None:
