@@ -15,6 +15,7 @@ from pipelines.checks import build_checks
 from pipelines.io_managers import ContenderFiles, EvaluationFiles, FrameFiles, PromptFolders, SplitsFolders, Texts
 from pipelines.ledger import Ledger
 from pipelines.pipes import Processes
+from pipelines.prune import prune_job
 from pipelines.resources import Checkpoints, RunLog, Store, TaskFolder
 from pipelines.sensors import build_sensors
 from pipelines.settings import Settings
@@ -47,7 +48,7 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
     return dg.Definitions(
         assets=[examples, splits, baselines, tuned_prompt, evaluation, published_prompt, report],
         asset_checks=build_checks(),
-        jobs=[retune],
+        jobs=[retune, prune_job(settings.storage_dir)],
         schedules=retune_schedules(settings.tasks_dir, settings.timezone, settings.automation),
         sensors=[
             *build_sensors(settings.tasks_dir, settings.store_url, settings.automation),

@@ -9,11 +9,13 @@ A run that dies leaves the pointer where it was, and equal values share one obje
 
 import functools
 import hashlib
+import os
 import shutil
 import tempfile
 import uuid
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -90,18 +92,24 @@ class ContentAddressed(dg.ConfigurableIOManager):
 
     def remember(self, asset: str, made_of: str, value: Any) -> None:
         """Keep a value under what it was made of."""
-        digest = self.digest(value)
-        path = self.place(dg.AssetKey(asset), digest)
-        if not self._is_intact(path):
-            self._commit(value, path)
-        _replace(self._note(asset, made_of), digest)
+        self._keep_under(self._note(asset, made_of), dg.AssetKey(asset), value)
 
     def _keep(self, context: dg.OutputContext, key: str, value: Any) -> None:
+        self._keep_under(self._pointer(context.asset_key, key), context.asset_key, value)
+
+    def _keep_under(self, note: Path, asset: dg.AssetKey, value: Any) -> None:
+        """Write the value where it is not there yet, then the note that names it; also while `pipelines.prune` goes through the folder."""
         digest = self.digest(value)
-        path = self.place(context.asset_key, digest)
-        if not self._is_intact(path):
+        path = self.place(asset, digest)
+        if self._is_intact(path):
+            _touch(path)
+        else:
             self._commit(value, path)
-        _replace(self._pointer(context.asset_key, key), digest)
+        for former in digests_in([note]):
+            _touch(self.place(asset, former))  # a run may be reading it: it is old from here on
+        _replace(note, digest)
+        if not path.exists():  # pruned before the note was there
+            self._commit(value, path)
 
     def _latest(self, asset: dg.AssetKey, key: str) -> tuple[Any, str]:
         try:
@@ -246,6 +254,31 @@ def contenders_digest(contenders: Sequence[Contender]) -> str:
 def evaluation_digest(evaluation: Evaluation) -> str:
     """SHA-256 (64 hex characters) over everything that was measured, but not by a clock."""
     return hashlib.sha256(evaluation.model_dump_json(exclude={"seconds"}).encode()).hexdigest()
+
+
+def digests_noted(root: Path, asset: str, *, remembered: bool = True) -> set[str]:
+    """The digests of an asset's values that some partition has now, or that are `remembered` for their inputs."""
+    folders = [root / "partitions" / asset, *([root / "remembered" / asset] if remembered else [])]
+    return digests_in(note for folder in folders for note in folder.glob("*.digest"))
+
+
+def digests_in(notes: Iterable[Path]) -> set[str]:
+    """What notes name; one that is gone names nothing."""
+    found = set()
+    for note in notes:
+        with suppress(FileNotFoundError):
+            found.add(note.read_text(encoding="ascii"))
+    return found
+
+
+def named_after(path: Path) -> str:
+    """The digest of the object at a path."""
+    return path.name.partition(".")[0]
+
+
+def _touch(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        os.utime(path)
 
 
 def _damaged(path: Path, error: Exception) -> PromptmillError:
