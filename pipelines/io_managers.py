@@ -4,7 +4,8 @@
     partitions/<asset>/<partition>      the digest of the partition's latest value, replaced in one move
     remembered/<asset>/<inputs>         the digest of what was made of the same inputs before, so that it is not made again
 
-A run that dies leaves the pointer where it was, and equal values share one object.
+A run that dies leaves the pointer where it was, and equal values share one object. What neither names any more goes with time,
+see `pipelines.prune`.
 """
 
 import functools
