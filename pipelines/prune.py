@@ -1,7 +1,8 @@
 """The job `prune_values`: what assets were before, and no task needs any more, is removed from the disk.
 
 New data leave a new object beside the old ones each time, see `pipelines.io_managers`; a tuning that was killed and whose inputs
-changed before it was started again leaves its checkpoint. The store of published prompts is another place: `promptmill gc`.
+changed before it was started again leaves its checkpoint, and every search for words its journal, with what an endpoint was paid
+for. The store of published prompts is another place: `promptmill gc`.
 """
 
 import os
@@ -17,7 +18,7 @@ from pydantic import Field
 
 from pipelines.io_managers import digests_in, digests_noted, named_after
 
-_DAY = 86_400.0
+_DAY = 86_400.0  # seconds; nobody writes one value for so long
 _ASIDE = ".old-"  # what a prune has taken away and not removed yet
 _HALF_WRITTEN = (_ASIDE, ".new-")
 
@@ -28,7 +29,7 @@ class Pruned:
 
     Attributes:
         objects: values of assets.
-        others: notes of what was made of inputs, checkpoints, lists of who failed in a run, what killed processes left.
+        others: notes of what was made of inputs, checkpoints and journals, lists of who failed in a run, half-written values.
         bytes: of all of them.
     """
 

@@ -67,8 +67,8 @@ class Settings(BaseModel):
             fix = "Name one as IANA does, such as Europe/Berlin."
             raise PromptmillError("PROMPTMILL_TIMEZONE", f'"{timezone}" is no time zone', fix) from None
         return cls(
-            timezone=timezone,
             automation=automation == "on",
+            timezone=timezone,
             tasks_dir=tasks_dir,
             store_url=environment.get("PROMPTMILL_STORE") or str(state / "store"),
             storage_dir=Path(environment.get("PROMPTMILL_STORAGE") or home / "assets").resolve(),

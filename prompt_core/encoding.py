@@ -179,7 +179,7 @@ class TaskEncoding:
         return self._check_room(
             self._long_ids("", demonstrations),
             f"{len(demonstrations)} demonstrations",
-            "Lower evaluate.few_shot, prompt.demonstrations or text.demonstrations.",
+            "Lower evaluate.few_shot, prompt.demonstrations or text.demonstrations",
         )
 
     def _long_ids(self, context: str, demonstrations: Sequence[tuple[Mapping[str, Any], str]]) -> tuple[int, ...]:
@@ -202,7 +202,7 @@ class TaskEncoding:
     def _check_room(self, ids: tuple[int, ...], what: str, fix: str) -> tuple[int, ...]:
         if len(ids) + self._limit > self._positions:
             found = f"{what} take {len(ids)} of the model's {self._positions} tokens, an input up to {self._limit} (tune.max_tokens)"
-            raise PromptmillError(self._where, found, f"{fix[:-1]}, or lower tune.max_tokens.")
+            raise PromptmillError(self._where, found, f"{fix}, or lower tune.max_tokens.")
         return ids
 
     def long_root(self, context: str, demonstrations: Sequence[tuple[Mapping[str, Any], str]]) -> tuple[int, ...]:
@@ -212,7 +212,7 @@ class TaskEncoding:
             PromptmillError: it leaves no room for an input.
         """
         return self._check_room(
-            self._long_ids(plain(context), demonstrations), "context and demonstrations", "Shorten distill.context, take fewer."
+            self._long_ids(plain(context), demonstrations), "context and demonstrations", "Shorten distill.context, take fewer"
         )
 
     def request(self, text: str, request: str, begun: str) -> tuple[int, ...]:

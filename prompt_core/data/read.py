@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import json
 from pathlib import Path
@@ -11,7 +10,8 @@ from urllib.request import url2pathname
 
 import polars as pl
 
-from prompt_core.data.columns import nearest_column, other_separator
+from prompt_core.data.columns import nearest_column
+from prompt_core.data.malformed import check_bytes, explain_line
 from prompt_core.errors import PromptmillError, nearest
 from prompt_core.field_text import as_texts, normalised
 from prompt_core.task import TaskSpec
@@ -74,14 +74,14 @@ def _read(task: TaskSpec, source: str, where: str, needed: dict[str, str]) -> pl
     if suffix not in SUFFIXES:
         raise PromptmillError(where, f'"{source}" ends in "{suffix}"', f"Promptmill reads {', '.join(SUFFIXES)}; save it as one of these.")
     if local is not None:
-        _check_bytes(local, is_text=suffix != ".parquet")
+        check_bytes(local, is_text=suffix != ".parquet")
     # An existing file may have [ or * in its name; what names no file is left to polars, which expands patterns.
     pattern = source if local is None else glob.escape(str(local))
     try:
         frame, known = _scan(pattern, suffix, list(needed))
     except (pl.exceptions.PolarsError, OSError) as error:
         if local is not None:
-            _explain_line(local, suffix)
+            explain_line(local, suffix)
         reason = str(error).strip().split("\n")[0]
         raise PromptmillError(where, f'"{source}" cannot be read ({reason})', "Check the file, its address and access.") from None
     for column, field in needed.items():
@@ -152,65 +152,6 @@ def _local_file(source: str, where: str) -> Path | None:
     beside = sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in SUFFIXES)
     fix = nearest(path.name, beside[:_NAMES_SHOWN]) or f"No data file is in {path.parent}; correct the path."
     raise PromptmillError(where, f'there is no file "{path}"', fix)
-
-
-def _check_bytes(path: Path, is_text: bool) -> None:
-    """Refuse an empty file, and a text file with bytes that are not UTF-8: polars does not say where they are."""
-    try:
-        with path.open("rb") as file:
-            if not file.peek(1):
-                raise PromptmillError(str(path), "the file is empty", "Put the examples in.")
-            offset = 0
-            for number, line in enumerate(file if is_text else (), 1):
-                try:
-                    line.decode()
-                except UnicodeDecodeError as error:
-                    raise PromptmillError(
-                        f"{path}: line {number}",
-                        f"byte {offset + error.start} (0x{line[error.start]:02x}) is not UTF-8",
-                        "Save the file as UTF-8; from Windows-1252: `iconv -f WINDOWS-1252 -t UTF-8 old > new`.",
-                    ) from None
-                offset += len(line)
-    except OSError as error:
-        raise PromptmillError(str(path), f"cannot be read ({error.strerror})", "Check the access rights.") from None
-
-
-def _explain_line(path: Path, suffix: str) -> None:
-    """Raise the error of the first malformed line, where one can be found."""
-    if suffix == ".csv":
-        _explain_csv(path)
-    elif suffix != ".parquet":
-        _explain_json(path)
-
-
-def _explain_csv(path: Path) -> None:
-    fix = 'Put a text with commas or line breaks in double quotes, and write a double quote inside as "".'
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, strict=True)
-        line, header = 1, None
-        try:
-            for row in rows:
-                header = row if header is None else header
-                if len(row) > len(header):
-                    fix = other_separator(header) or fix
-                    raise PromptmillError(f"{path}: line {line}", f"has {len(row)} fields, the header {len(header)}", fix)
-                line = rows.line_num + 1
-        except csv.Error as error:
-            raise PromptmillError(f"{path}: line {line}", f"is not CSV ({error})", fix) from None
-
-
-def _explain_json(path: Path) -> None:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line) if line.strip() else {}
-            except json.JSONDecodeError as error:
-                found = f"is not JSON ({error.msg} at character {error.pos})"
-            else:
-                if isinstance(row, dict):
-                    continue
-                found = f"holds a JSON {type(row).__name__}, not an object"
-            raise PromptmillError(f"{path}: line {number}", found, 'Write one object per line, like {"text": "...", "label": "..."}.')
 
 
 def _unknown_column(task: TaskSpec, field: str, column: str, source: str, known: list[str]) -> PromptmillError:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
+from prompt_core.data.malformed import check_bytes, explain_line
 from prompt_core.errors import PromptmillError
 
 _READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
@@ -31,4 +32,6 @@ def read_table(path: str | Path) -> pl.DataFrame:
     except FileNotFoundError:
         raise PromptmillError(str(path), "there is no such file", "Check the path.") from None
     except (pl.exceptions.PolarsError, OSError) as error:
+        check_bytes(path, is_text=path.suffix != ".parquet")
+        explain_line(path, path.suffix)
         raise PromptmillError(str(path), f"cannot be read ({str(error).splitlines()[0]})", "Check the file.") from None

@@ -122,7 +122,7 @@ def test_an_unknown_target_or_must_contain_names_its_field(tmp_path: Path) -> No
         read_examples(a_task(tmp_path, path="a.parquet", objective="generate", evaluate={"must_contain": "facts"}))
 
 
-@pytest.mark.parametrize("text", ["a", "a, b", 'a, "b" and c'])
+@pytest.mark.parametrize("text", ["a", "a, b", 'a, "b" and c', '"a, b"'])
 def test_a_file_with_another_separator_says_so(tmp_path: Path, text: str) -> None:
     assert "look separated by ';'; Promptmill reads commas" in error_of(tmp_path, "a.csv", f"text;label\n{text};x\n")
 
