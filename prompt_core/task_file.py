@@ -29,6 +29,8 @@ def load_task(path: str | Path) -> TaskSpec:
     except FileNotFoundError:
         beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise PromptmillError(str(path), "there is no such task file", nearest(path.name, beside)) from None
+    except IsADirectoryError:
+        raise PromptmillError(str(path), "is a folder, not a task file", "Name a task file, such as tasks/my_task.yaml.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise PromptmillError(str(path), f"cannot be read ({error})", "A task file is UTF-8 text.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date like 2026-13-45 is a ValueError of its own

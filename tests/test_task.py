@@ -92,7 +92,7 @@ def test_a_file_that_holds_no_fields_is_refused(tmp_path: Path, content: bytes, 
 
 
 def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
-    assert refused(tmp_path).startswith(f"{tmp_path}: cannot be read (")
+    assert refused(tmp_path) == f"{tmp_path}: is a folder, not a task file. Name a task file, such as tasks/my_task.yaml."
 
 
 @pytest.mark.parametrize(
