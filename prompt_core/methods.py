@@ -124,6 +124,12 @@ class TuneSpec(Part):
         "label's tokens (causal models); pairs: squared error of each pair's cosine, supervised_contrastive: of each text against the "
         "others of its batch (encoders; a head is fitted at the end)",
     )
+    contrast: float = Field(
+        default=1.0,
+        ge=0.0,
+        le=1000.0,
+        description="in label_set of an encoder: weight of the loss pairs, which is added to the cross-entropy; 0: the cross-entropy alone",
+    )
     head: Literal["means", "logistic"] | None = Field(
         default=None, description="after pairs and supervised_contrastive: the class means (default), or a logistic regression"
     )

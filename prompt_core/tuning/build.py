@@ -16,7 +16,7 @@ from prompt_core.errors import PromptmillError
 from prompt_core.parts import all_texts
 from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec
-from prompt_core.tuning.contrastive import Contrastive, pairs_loss, supervised_contrastive_loss
+from prompt_core.tuning.contrastive import ContrastedAnchors, Contrastive, pairs_loss, supervised_contrastive_loss
 from prompt_core.tuning.distillation import Distillation
 from prompt_core.tuning.objective import Classification, Generation, LabelAnchors, LabelWords, Objective, Transduction, embed_texts
 from prompt_core.tuning.tags import TokenTags
@@ -55,7 +55,10 @@ def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, 
         compare = pairs_loss if spec.loss == "pairs" else partial(supervised_contrastive_loss, scale=spec.anchor_scale)
         head, tokens = spec.head or "means", spec.batch_tokens
         return Contrastive(backbone, len(labels), compare, head=head, scale=spec.anchor_scale, c=spec.head_c, batch_tokens=tokens)
-    return build_classifier(task, encoding, backbone, labels)
+    classifier = build_classifier(task, encoding, backbone, labels)
+    if spec.contrast and isinstance(classifier, LabelAnchors):
+        return ContrastedAnchors(backbone, classifier.anchors, spec.anchor_scale, spec.contrast, smoothing)
+    return classifier
 
 
 @torch.no_grad()

@@ -105,9 +105,7 @@ class Contrastive(PooledClassification, Joint):
         return self.joint_loss(self.outputs(states, examples), examples)
 
     def joint_loss(self, outputs: Tensor, examples: Sequence[Encoded]) -> Tensor:
-        targets = _targets(examples, outputs.device)
-        blocks = zip(torch.split(outputs, _COMPARED), torch.split(targets, _COMPARED), strict=True)
-        return torch.stack([self._compare(rows, own) * len(own) for rows, own in blocks]).sum()
+        return _compared(self._compare, outputs, _targets(examples, outputs.device))
 
     @torch.no_grad()
     def settle(self, prompt: PromptState, examples: Sequence[Encoded]) -> None:
@@ -129,6 +127,26 @@ class Contrastive(PooledClassification, Joint):
         return {name.removeprefix("head."): tensor for name, tensor in super().tensors().items()}
 
 
+class ContrastedAnchors(LabelAnchors, Joint):
+    """Label anchors whose training also compares the texts of a batch with each other.
+
+    The loss is the cross-entropy over the labels plus `weight` times `pairs_loss`, as Gunel et al. 2021 (arXiv:2011.01403)
+    add a contrastive loss where examples are few. In evaluation mode it is the cross-entropy alone.
+    """
+
+    def __init__(self, backbone: Backbone, anchors: Tensor, scale: float, weight: float, smoothing: float = 0.0) -> None:
+        super().__init__(backbone, anchors, scale, smoothing)
+        self._weight = weight
+
+    def loss(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
+        return self.joint_loss(self.outputs(states, examples), examples)
+
+    def joint_loss(self, outputs: Tensor, examples: Sequence[Encoded]) -> Tensor:
+        targets = _targets(examples, outputs.device)
+        missed = self.cross_entropy(self.scores_of(outputs), targets)
+        return missed + self._weight * _compared(pairs_loss, outputs, targets) if self.training else missed
+
+
 def check_pairs(task: TaskSpec, train: Sequence[Encoded], validation: Sequence[Encoded]) -> None:
     """Refuse examples that a contrastive loss has nothing to compare in.
 
@@ -142,6 +160,12 @@ def check_pairs(task: TaskSpec, train: Sequence[Encoded], validation: Sequence[E
         if examples and max(Counter(example.target[0] for example in examples).values()) < 2:
             what = f"{loss} compares examples of one label, but no two {side} examples have one"
             raise PromptmillError(where, what, "Add examples, set data.validation to 0 or use label_set.")
+
+
+def _compared(compare: Comparison, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean loss of a batch times its number of examples, in blocks where it is large."""
+    blocks = zip(torch.split(outputs, _COMPARED), torch.split(targets, _COMPARED), strict=True)
+    return torch.stack([compare(rows, own) * len(own) for rows, own in blocks]).sum()
 
 
 def _targets(examples: Sequence[Encoded], device: torch.device) -> Tensor:

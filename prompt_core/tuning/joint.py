@@ -37,14 +37,19 @@ class Cached:
     Attributes:
         loss: `Joint.joint_loss` of the batch.
         gradients: of that loss in the outputs, [examples, H]; empty where none were asked for.
+        own: what the objective trains beside the prompt, each with that loss's gradient in it.
     """
 
     loss: float
     gradients: Tensor
+    own: Sequence[tuple[Tensor, Tensor]] = ()
 
     def stand_in(self, outputs: Tensor, numbers: Sequence[int]) -> Tensor:
         """A scalar over some of the batch's examples whose gradient is that of the whole batch's loss."""
-        return (outputs * self.gradients[list(numbers)]).sum()
+        value = (outputs * self.gradients[list(numbers)]).sum()
+        if 0 in numbers:  # in one pass of one process
+            value = value + sum((parameter * gradient).sum() for parameter, gradient in self.own)
+        return value
 
 
 def is_divided(objective: Objective, examples: Sequence[Encoded], budget: int) -> bool:
@@ -72,5 +77,6 @@ def look_ahead(
         return Cached(float(objective.joint_loss(outputs, examples)), outputs[:0])
     with torch.enable_grad():
         loss = objective.joint_loss(outputs.requires_grad_(), examples)
-        (gradients,) = torch.autograd.grad(loss, outputs)
-    return Cached(float(loss.detach()), gradients)
+        trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+        gradients, *own = torch.autograd.grad(loss, [outputs, *trained])
+    return Cached(float(loss.detach()), gradients, list(zip(trained, own, strict=True)))

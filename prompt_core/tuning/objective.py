@@ -149,9 +149,11 @@ class Classification(Objective):
         """One score per example and label, float32 [examples, labels]; the highest is the prediction."""
 
     def loss(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
-        targets = torch.tensor([e.target[0] for e in examples], device=states.device)
-        smoothing = self._smoothing if self.training else 0.0
-        return F.cross_entropy(self.scores(states, examples), targets, reduction="sum", label_smoothing=smoothing)
+        return self.cross_entropy(self.scores(states, examples), torch.tensor([e.target[0] for e in examples], device=states.device))
+
+    def cross_entropy(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Summed over the examples; smoothed in training mode."""
+        return F.cross_entropy(scores, targets, reduction="sum", label_smoothing=self._smoothing if self.training else 0.0)
 
     def scores_behind(self, prompt: PromptState, examples: Sequence[Encoded]) -> Tensor:
         """Final scores of examples behind one prompt, float32 [examples, labels]; after `settle` those of the artifact."""
@@ -200,7 +202,11 @@ class LabelAnchors(PooledClassification):
         self.anchors = nn.Parameter(F.normalize(anchors.detach().float(), dim=-1))
 
     def scores(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
-        return self._scale * self.outputs(states, examples) @ F.normalize(self.anchors, dim=-1).T
+        return self.scores_of(self.outputs(states, examples))
+
+    def scores_of(self, embeddings: Tensor) -> Tensor:
+        """Scores of embeddings of unit length [n, H], float32 [n, labels]."""
+        return self._scale * embeddings @ F.normalize(self.anchors, dim=-1).T
 
 
 class LabelWords(Classification):

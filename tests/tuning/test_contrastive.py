@@ -35,11 +35,11 @@ from prompt_core.methods import TuneSpec
 from prompt_core.prediction import label_scores, restore, restore_classifier
 from prompt_core.prompts import DeepPrefix
 from prompt_core.tuning import Step, tune, tune_fleet
-from prompt_core.tuning.contrastive import Comparison, Contrastive, pairs_loss, supervised_contrastive_loss
+from prompt_core.tuning.contrastive import Comparison, ContrastedAnchors, Contrastive, pairs_loss, supervised_contrastive_loss
 from prompt_core.tuning.gradient import _Passes, optimise
 from prompt_core.tuning.heads import fit_logistic, fit_means
 from prompt_core.tuning.member import Member, Part
-from prompt_core.tuning.objective import embed_texts
+from prompt_core.tuning.objective import Objective, embed_texts
 
 KHOSLA: Comparison = partial(supervised_contrastive_loss, scale=10.0)
 THINGS = ("box", "bag", "van", "lid", "map", "pen")
@@ -56,12 +56,17 @@ def an_objective(backbone: Backbone, compare: Comparison = pairs_loss, labels: i
     return Contrastive(backbone, labels, compare, head=head, scale=10.0, c=10.0, batch_tokens=64)
 
 
+def some_anchors(backbone: Backbone, weight: float) -> ContrastedAnchors:
+    anchors = torch.randn(3, backbone.hidden_size, generator=torch.Generator().manual_seed(1))
+    return ContrastedAnchors(backbone, anchors, scale=10.0, weight=weight, smoothing=0.1)
+
+
 def gradients(
-    backbone: Backbone, compare: Comparison, batch: list[Encoded], budget: int, backward: bool = True
+    backbone: Backbone, objective: Objective, batch: list[Encoded], budget: int, backward: bool = True
 ) -> tuple[float, list[Tensor]]:
-    part = Part(DeepPrefix(backbone, *random_prefix(backbone, 4)), an_objective(backbone, compare), batch, [])
+    part = Part(DeepPrefix(backbone, *random_prefix(backbone, 4)), objective, batch, [])
     loss = _Passes(backbone, budget, False).losses([(part, batch)], backward=backward)[part]
-    return loss, [parameter.grad for parameter in part.prompt.parameters() if parameter.grad is not None]
+    return loss, [p.grad for module in (part.prompt, objective) for p in module.parameters() if p.grad is not None]
 
 
 def dense_pairs(embeddings: Tensor, targets: Sequence[int]) -> Tensor:
@@ -92,7 +97,7 @@ def khosla(embeddings: Tensor, targets: Sequence[int], temperature: float) -> Te
 def test_loss_and_gradients_are_those_of_the_dense_computation(bert: Backbone, bert_folder: Path, loss: str, budget: int) -> None:
     targets = [0, 1, 0, 2, 2, 0, 1]
     batch = batch_of(targets)
-    found, grads = gradients(bert, pairs_loss if loss == "pairs" else KHOSLA, batch, budget)
+    found, grads = gradients(bert, an_objective(bert, pairs_loss if loss == "pairs" else KHOSLA), batch, budget)
     model = plain_model(bert_folder, causal=False).double()
     keys, values = (part.double().requires_grad_() for part in random_prefix(bert, 4))
     pooled = torch.stack([encoder_behind_cache(model, keys, values, torch.tensor(e.input)).mean(0) for e in batch])
@@ -104,16 +109,32 @@ def test_loss_and_gradients_are_those_of_the_dense_computation(bert: Backbone, b
         assert_equal_to_rounding(grad / tensor.grad.abs().max(), tensor.grad / tensor.grad.abs().max())
 
 
-@given(targets=st.lists(st.integers(0, 2), min_size=2, max_size=12), budget=st.integers(1, 80), khoslas=st.booleans())
+@given(
+    targets=st.lists(st.integers(0, 2), min_size=2, max_size=12),
+    budget=st.integers(1, 80),
+    loss=st.sampled_from(["pairs", "khosla", "both"]),
+)
 @settings(max_examples=25, deadline=None)
-def test_any_division_into_passes_gives_the_loss_and_gradients_of_one(
-    bert: Backbone, targets: list[int], budget: int, khoslas: bool
-) -> None:
-    compare, batch = KHOSLA if khoslas else pairs_loss, batch_of(targets)
-    whole, divided = (gradients(bert, compare, batch, size) for size in (8192, budget))
+def test_any_division_into_passes_gives_the_loss_and_gradients_of_one(bert: Backbone, targets: list[int], budget: int, loss: str) -> None:
+    batch = batch_of(targets)
+    make = {"pairs": an_objective, "khosla": partial(an_objective, compare=KHOSLA), "both": partial(some_anchors, weight=2.0)}[loss]
+    whole, divided = (gradients(bert, make(bert), batch, size) for size in (8192, budget))
     assert divided[0] == pytest.approx(whole[0], rel=1e-5, abs=1e-6)
-    assert gradients(bert, compare, batch, budget, backward=False) == (pytest.approx(whole[0], rel=1e-5, abs=1e-6), [])
+    assert gradients(bert, make(bert), batch, budget, backward=False) == (pytest.approx(whole[0], rel=1e-5, abs=1e-6), [])
+    assert len(divided[1]) == len(whole[1]) == (3 if loss == "both" else 2)  # keys, values and the anchors
     assert_equal_to_rounding([g.flatten() for g in divided[1]], [g.flatten() for g in whole[1]])
+
+
+@pytest.mark.parametrize("budget", [8192, 16])
+def test_contrast_adds_the_pairs_to_the_cross_entropy_of_training_alone(bert: Backbone, budget: int) -> None:
+    batch = batch_of([0, 1, 0, 2, 2, 0, 1])
+    (entropy, of_entropy), (pairs, of_pairs) = (gradients(bert, o, batch, budget) for o in (some_anchors(bert, 0.0), an_objective(bert)))
+    loss, found = gradients(bert, some_anchors(bert, 3.0), batch, budget)
+    assert loss == pytest.approx(entropy + 3 * pairs, rel=1e-5)
+    assert_equal_to_rounding(found[:2], [ours + 3 * theirs for ours, theirs in zip(of_entropy, of_pairs, strict=False)])
+    assert_equal_to_rounding(found[2], of_entropy[2])  # pairs say nothing of anchors
+    looking, plain = some_anchors(bert, 3.0).eval(), some_anchors(bert, 0.0).eval()
+    assert gradients(bert, looking, batch, budget, backward=False) == gradients(bert, plain, batch, budget, backward=False)
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40))
