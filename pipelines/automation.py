@@ -11,6 +11,11 @@ from pipelines.partitions import find_task_files, neighbours, register
 # Cron signs in a name: letters, digits and _ are all that Dagster takes.
 _SPOKEN = str.maketrans({" ": "_", "*": "any", "/": "_per_", "-": "_to_", ",": "_and_", "#": "_nth_", "?": "_some_", "@": "_"})
 
+# What Dagster knows of a run over several partitions: the first and the last of them.
+_RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+
+_ENDED = {dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
+
 # The whole chain, so that one run says why a prompt was or was not published.
 retune = dg.define_asset_job(
     "retune",
@@ -60,9 +65,28 @@ def runs_for(keys: Sequence[str], registered: Sequence[str], occasion: str) -> l
         if len(group) == 1:
             requests.append(dg.RunRequest(run_key, partition_key=group[0]))
             continue
-        bounds = {"dagster/asset_partition_range_start": group[0], "dagster/asset_partition_range_end": group[-1]}
-        requests.append(dg.RunRequest(run_key, tags=bounds))
+        requests.append(dg.RunRequest(run_key, tags=dict(zip(_RANGE, (group[0], group[-1]), strict=True))))
     return requests
+
+
+def awaited(instance: dg.DagsterInstance, registered: Sequence[str]) -> set[str]:
+    """The keys in the ranges of runs that have not ended or wait to be retried, whoever launched them.
+
+    While one of these keys is gone, a run fails for all of its tasks, or takes others that stand in its range by then.
+
+    Args:
+        registered: all partitions in their order.
+    """
+    unfinished = dg.RunsFilter(statuses=[status for status in dg.DagsterRunStatus if status not in _ENDED])
+    failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], tags={"dagster/will_retry": "true"})
+    retried = [run for run in instance.get_runs(failed) if run.is_complete_and_waiting_to_retry]
+    place = {key: number for number, key in enumerate(registered)}
+    keys: set[str] = set()
+    for run in (*instance.get_runs(unfinished), *retried):
+        first, last = (place.get(run.tags.get(bound, "")) for bound in _RANGE)
+        if first is not None and last is not None:
+            keys.update(registered[first : last + 1])
+    return keys
 
 
 def _schedule(cron: str, tasks: Sequence[str], folder: Path, timezone: str, on: bool) -> dg.ScheduleDefinition:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from pipelines.automation import retune, runs_for
+from pipelines.automation import awaited, retune, runs_for
 from pipelines.partitions import TASKS, TaskFile, find_task_files
 from prompt_core import PromptmillError, PromptStore, TaskSpec
 from prompt_core.data import Fingerprint, data_files, fingerprint
@@ -32,14 +32,19 @@ def _task_files(folder: Path) -> dg.SensorDefinition:
         name="task_files",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Adds a partition for every task file that appeared; retires that of one that is gone, whose published versions stay.",
+        description="Adds a partition for every task file that appeared; retires that of one that is gone, as soon as no run waits for it. "
+        "Its published versions stay.",
     )
     def follow(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
-        known = set(context.instance.get_dynamic_partitions(str(TASKS.name)))
+        registered = context.instance.get_dynamic_partitions(str(TASKS.name))
         there = [file.key for file in find_task_files(folder)]
-        if known and not there:
-            return dg.SkipReason(f"No task file in {folder}, which had {len(known)}: is it mounted? All partitions stay.")
-        new, gone = [key for key in there if key not in known], sorted(known - set(there))
+        if registered and not there:
+            return dg.SkipReason(f"No task file in {folder}, which had {len(registered)}: is it mounted? All partitions stay.")
+        new, absent = [key for key in there if key not in registered], set(registered) - set(there)
+        held = absent & awaited(context.instance, registered) if absent else set[str]()
+        if held:
+            context.log.info(f"{', '.join(sorted(held))}: retired when the runs that have them end")
+        gone = sorted(absent - held)
         if not new and not gone:
             return dg.SkipReason(f"{len(there)} task files, as before.")
         requests = ([TASKS.build_add_request(new)] if new else []) + ([TASKS.build_delete_request(gone)] if gone else [])
@@ -139,6 +144,7 @@ def _changed(
     # With the number of the look: data that come back to what they were are as new, and no run key is given twice.
     occasion = f"{what} {look} " + " ".join(now[key].content[:12] for key in due)[:100]
     cursor = json.dumps({"look": look, "files": {key: found.model_dump() for key, found in now.items()}})
+    registered = context.instance.get_dynamic_partitions(str(TASKS.name))  # without those that were retired meanwhile
     return dg.SensorResult(run_requests=runs_for(due, registered, occasion), cursor=cursor)
 
 

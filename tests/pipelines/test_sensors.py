@@ -7,8 +7,10 @@ import dagster as dg
 import fsspec
 import polars as pl
 import pytest
-from deployment import THINGS, a_deployment, run_retune, write_task
+from deployment import THINGS, a_deployment, failure_of, run_retune, write_task
 
+from pipelines.automation import runs_for
+from pipelines.definitions import build_defs
 from pipelines.partitions import find_task_files, register
 from pipelines.sensors import build_sensors
 from pipelines.settings import Settings
@@ -48,6 +50,44 @@ def test_a_file_that_appears_becomes_a_partition_and_one_that_vanishes_retires_i
         tick(settings, instance, "task_files")
         assert instance.get_dynamic_partitions("tasks") == ["b"]
         assert isinstance(tick(settings, instance, "task_files"), dg.SkipReason)
+
+
+@pytest.mark.parametrize("retired", ["a", "b", "d"])
+def test_a_task_that_is_retired_while_a_run_waits_fails_alone_in_it(tmp_path: Path, retired: str) -> None:
+    settings = a_deployment(tmp_path)
+    paths = {key: write_task(settings, key) for key in "abcd"}
+    selection = [dg.AssetKey("examples"), dg.AssetKey("splits")]
+    job = build_defs(settings).resolve_job_def("retune")
+    with dg.DagsterInstance.ephemeral() as instance:
+        keys = register(instance, find_task_files(settings.tasks_dir))
+        (request,) = runs_for(keys, keys, "test")
+        waiting = instance.create_run_for_job(job, tags=request.tags)
+        paths[retired].unlink()
+        assert isinstance(tick(settings, instance, "task_files"), dg.SkipReason)
+        assert instance.get_dynamic_partitions("tasks") == keys
+        result = job.execute_in_process(instance=instance, tags=request.tags, asset_selection=selection, raise_on_error=False)
+        assert failure_of(result).startswith(f"1 of 4 tasks failed, the others are done.\n{retired}: ")
+        assert instance.get_materialized_partitions(dg.AssetKey("splits")) == set("abcd") - {retired}
+        instance.report_run_canceled(waiting)
+        tick(settings, instance, "task_files")
+        assert instance.get_dynamic_partitions("tasks") == [key for key in keys if key != retired]
+
+
+def test_a_partition_stays_while_a_run_over_it_is_to_be_tried_again(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    paths = {key: write_task(settings, key) for key in "abc"}
+    with dg.DagsterInstance.ephemeral() as instance:
+        keys = register(instance, find_task_files(settings.tasks_dir))
+        (request,) = runs_for(["a", "b"], keys, "test")
+        tags = {**request.tags, "dagster/will_retry": "true"}
+        lost = instance.create_run_for_job(build_defs(settings).resolve_job_def("retune"), tags=tags, status=dg.DagsterRunStatus.FAILURE)
+        for key in "bc":
+            paths[key].unlink()
+        tick(settings, instance, "task_files")
+        assert instance.get_dynamic_partitions("tasks") == ["a", "b"]
+        instance.add_run_tags(lost.run_id, {"dagster/auto_retry_run_id": "another"})
+        tick(settings, instance, "task_files")
+        assert instance.get_dynamic_partitions("tasks") == ["a"]
 
 
 def test_a_task_that_never_ran_is_tuned_once_and_again_when_its_data_changed(tmp_path: Path) -> None:
