@@ -57,9 +57,11 @@ def find_task_files(folder: Path) -> list[TaskFile]:
     for path in sorted((*folder.glob("*.yaml"), *folder.glob("*.yml"))):
         try:
             state = path.stat()
+            file = _described(path, state.st_mtime_ns, state.st_size)
         except FileNotFoundError:  # since the folder was listed
             continue
-        file = _described(path, state.st_mtime_ns, state.st_size)
+        except OSError:  # which may pass, and is looked at again
+            file = TaskFile(path.stem, path)
         key = next(key for key in (file.key, path.stem, path.name) if key not in found)
         found[key] = file if key == file.key else TaskFile(key, path)
     return list(found.values())
@@ -87,10 +89,14 @@ def neighbours(keys: Sequence[str], registered: Sequence[str]) -> list[list[str]
 
 @lru_cache(maxsize=10_000)
 def _described(path: Path, mtime_ns: int, size: int) -> TaskFile:
-    """A file as it is, read once for each state of it: a step of many tasks looks for the file of each."""
+    """A file as it is, read once for each state of it: a step of many tasks looks for the file of each.
+
+    Raises:
+        OSError: it cannot be read now.
+    """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+    except UnicodeDecodeError:
         return TaskFile(path.stem, path)
     name, schedule = (_field(text, field) for field in ("name", "schedule"))
     return TaskFile(

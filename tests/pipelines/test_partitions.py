@@ -54,3 +54,16 @@ def test_a_schedule_that_is_no_cron_line_breaks_its_task_only(tmp_path: Path) ->
     assert file.schedule is None
     with pytest.raises(PromptmillError, match='schedule: "every monday" is not a cron line'):
         file.load()
+
+
+def test_a_file_that_could_not_be_read_for_a_moment_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = a_deployment(tmp_path)
+    write_task(settings, "returns").rename(settings.tasks_dir / "x.yaml")
+
+    def stale(path: Path, encoding: str) -> str:
+        raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as moment:
+        moment.setattr(Path, "read_text", stale)
+        assert [(file.key, file.schedule) for file in find_task_files(settings.tasks_dir)] == [("x", None)]
+    assert [(file.key, file.schedule) for file in find_task_files(settings.tasks_dir)] == [("returns", "0 3 * * 1")]
