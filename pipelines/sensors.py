@@ -1,9 +1,11 @@
 """Sensors: task files that appear or vanish, data that changed, and inputs that drifted."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import dagster as dg
 
@@ -13,6 +15,13 @@ from prompt_core import PromptmillError, PromptStore, TaskSpec
 from prompt_core.data import Fingerprint, data_files, fingerprint
 from prompt_core.data.drift import drift
 from prompt_core.data.table import read_table
+
+T = TypeVar("T")
+
+# Dagster ends a tick after 60 seconds, and what it found is lost.
+_LOOK_SECONDS = 40
+_LOOKS_AT_ONCE = 8
+_GONE_REMEMBERED = 1000
 
 
 def build_sensors(folder: Path, store_url: str, on: bool) -> list[dg.SensorDefinition]:
@@ -87,6 +96,7 @@ def _drifted_inputs(folder: Path, store_url: str, status: dg.DefaultSensorStatus
     )
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         store = PromptStore(store_url)
+        tables: list[str] = []
 
         def is_reason(key: str, task: TaskSpec, before: Fingerprint | None) -> bool | None:
             live = store.live(key)
@@ -96,10 +106,16 @@ def _drifted_inputs(folder: Path, store_url: str, status: dg.DefaultSensorStatus
                 return False
             address = task.locate(str(task.drift.inputs))
             found = drift(live.manifest.data.profile, read_table(address), task, address)
-            context.log.info(f"{key}: {found.rows} inputs\n{found.table()}")
+            tables.append(f"{key}: {found.rows} inputs\n{found.table()}")
             return found.drifted
 
-        return _changed(context, folder, "inputs", lambda task: {"drift.inputs": task.drift.inputs} if task.drift.inputs else {}, is_reason)
+        def inputs(task: TaskSpec) -> dict[str, str] | None:
+            return {"drift.inputs": task.drift.inputs} if task.drift.inputs else None
+
+        result = _changed(context, folder, "inputs", inputs, is_reason)
+        for table in tuple(tables):  # here, since a look that outlasts the tick finds its log closed
+            context.log.info(table)
+        return result
 
     return look
 
@@ -108,49 +124,82 @@ def _changed(
     context: dg.SensorEvaluationContext,
     folder: Path,
     what: str,
-    files: Callable[[TaskSpec], dict[str, str]],
+    files: Callable[[TaskSpec], dict[str, str] | None],
     is_reason: Callable[[str, TaskSpec, Fingerprint | None], bool | None],
 ) -> dg.SensorResult:
     """Runs for the tasks whose files hold something else than the cursor says, where that is a reason to run.
 
+    A tick that ends before it has looked at all tasks says in the cursor where the next one goes on.
+
     Args:
-        files: addresses of the files of a task by field.
-        is_reason: asked with partition, task and the fingerprint that it had before; None where it cannot say yet and is to be asked
-            again.
+        files: addresses of the files of a task by field; None where there is nothing to look at.
+        is_reason: asked with partition, task and the fingerprint that it had before, in threads; None where it cannot say yet and is
+            to be asked again.
     """
     kept = json.loads(context.cursor or "{}")
-    look = kept.get("look", 0) + 1
+    number = kept.get("look", 0) + 1
     seen = {key: Fingerprint(**found) for key, found in kept.get("files", {}).items()}
     registered = context.instance.get_dynamic_partitions(str(TASKS.name))
-    # What cannot be looked at now, a file on a share that is not mounted, say, is compared with what was seen last.
-    now = {key: found for key, found in seen.items() if key in set(registered)}
+    task_files = {file.key: file for file in find_task_files(folder)}
+
+    def look(key: str) -> tuple[Fingerprint, bool] | None:
+        """What a task's files hold, and whether it is a reason; None where there is nothing to look at or it cannot be said yet."""
+        file, before = task_files[key], seen.get(key)
+        task = _loaded(file, *_state(file))
+        if (named := files(task)) is None:
+            return None
+        found = fingerprint(task, named, before)
+        changed = before is None or found.content != before.content
+        reason = is_reason(key, task, before) if changed else False
+        return None if reason is None else (found, reason)
+
+    keys = [key for key in registered if key in task_files]
+    first = keys.index(kept["next"]) if kept.get("next") in keys else 0
+    looks = _in_time(look, keys[first:] + keys[:first])
+    registered = context.instance.get_dynamic_partitions(str(TASKS.name))  # some may have been retired meanwhile
+    now = _remembered(seen, registered)
     due: list[str] = []
-    for key, file in _existing(folder, registered):
-        try:
-            task = _loaded(file, *_state(file))
-            if not (named := files(task)):
-                now.pop(key, None)
-                continue
-            found, before = fingerprint(task, named, seen.get(key)), seen.get(key)
-            changed = before is None or found.content != before.content
-            reason = is_reason(key, task, before) if changed else False
-            if reason is None:
-                continue
-            now[key] = found
+    for key, looked in looks.items():
+        if key not in registered or looked.cancelled():
+            continue
+        if not looked.done():
+            context.log.warning(f"{key}: its files could not be looked at within {_LOOK_SECONDS} seconds")
+        elif (error := looked.exception()) is not None:  # of any kind: one task keeps no other from being looked at
+            context.log.warning(f"{key}: {_line(error)}")
+        elif (result := looked.result()) is not None:
+            now[key], reason = result
             if reason:
                 due.append(key)
-        except (PromptmillError, OSError) as error:
-            context.log.warning(f"{key}: {error}")
+    left = [key for key, looked in looks.items() if looked.cancelled()]
+    if left:
+        context.log.info(f"{len(left)} of {len(looks)} tasks are left for the next tick")
     # With the number of the look: data that come back to what they were are as new, and no run key is given twice.
-    occasion = f"{what} {look} " + " ".join(now[key].content[:12] for key in due)[:100]
-    cursor = json.dumps({"look": look, "files": {key: found.model_dump() for key, found in now.items()}})
-    registered = context.instance.get_dynamic_partitions(str(TASKS.name))  # without those that were retired meanwhile
-    return dg.SensorResult(run_requests=runs_for(due, registered, occasion), cursor=cursor)
+    occasion = f"{what} {number} " + " ".join(now[key].content[:12] for key in due)[:100]
+    cursor = {"look": number, "files": {key: found.model_dump() for key, found in now.items()}, "next": left[0] if left else None}
+    return dg.SensorResult(run_requests=runs_for(due, registered, occasion), cursor=json.dumps(cursor))
 
 
-def _existing(folder: Path, registered: list[str]) -> Iterator[tuple[str, TaskFile]]:
-    files = {file.key: file for file in find_task_files(folder)}
-    yield from ((key, files[key]) for key in registered if key in files)
+def _remembered(seen: Mapping[str, Fingerprint], registered: Sequence[str]) -> dict[str, Fingerprint]:
+    """What was seen last: of tasks that cannot be looked at now, a file on a share that is not mounted, say, and of some that are gone,
+    should they come back. Those that are gone for longest stand first and are forgotten first."""
+    gone = [key for key in seen if key not in registered]
+    return {key: seen[key] for key in (*gone[-_GONE_REMEMBERED:], *registered) if key in seen}
+
+
+def _in_time(look: Callable[[str], T], keys: Sequence[str]) -> dict[str, Future[T]]:
+    """The looks at tasks that end in time, in the order of keys: several at once, and those that were not begun by then cancelled.
+
+    One that was begun goes on by itself, and nobody waits for it.
+    """
+    pool = ThreadPoolExecutor(_LOOKS_AT_ONCE)
+    looks = {key: pool.submit(look, key) for key in keys}
+    wait(looks.values(), timeout=_LOOK_SECONDS)
+    pool.shutdown(wait=False, cancel_futures=True)
+    return looks
+
+
+def _line(error: BaseException) -> str:
+    return str(error) if isinstance(error, PromptmillError) else f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def _state(file: TaskFile) -> tuple[int, int]:

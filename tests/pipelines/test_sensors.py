@@ -8,34 +8,14 @@ import fsspec
 import polars as pl
 import pytest
 from deployment import THINGS, a_deployment, failure_of, run_retune, write_task
+from ticks import launched, tick
 
 from pipelines.automation import runs_for
 from pipelines.definitions import build_defs
 from pipelines.partitions import find_task_files, register
-from pipelines.sensors import build_sensors
-from pipelines.settings import Settings
 from prompt_core import PromptmillError
 from prompt_core.data import data_files, fingerprint
 from prompt_core.task_file import load_task
-
-
-def tick(settings: Settings, instance: dg.DagsterInstance, name: str, cursor: str | None = None) -> dg.SensorResult | dg.SkipReason:
-    """One evaluation of a sensor; partitions are added and retired as the daemon would."""
-    sensor = next(sensor for sensor in build_sensors(settings.tasks_dir, settings.store_url, on=False) if sensor.name == name)
-    with dg.build_sensor_context(instance, cursor=cursor) as context:
-        found = sensor(context)
-    for request in found.dynamic_partitions_requests or () if isinstance(found, dg.SensorResult) else ():
-        if isinstance(request, dg.AddDynamicPartitionsRequest):
-            instance.add_dynamic_partitions("tasks", request.partition_keys)
-        else:
-            for key in request.partition_keys:
-                instance.delete_dynamic_partition("tasks", key)
-    return found
-
-
-def launched(found: dg.SensorResult | dg.SkipReason) -> list[str | None]:
-    assert isinstance(found, dg.SensorResult)
-    return [request.partition_key for request in found.run_requests or ()]
 
 
 def test_a_file_that_appears_becomes_a_partition_and_one_that_vanishes_retires_its_own(tmp_path: Path) -> None:
