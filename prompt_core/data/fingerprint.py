@@ -1,4 +1,4 @@
-"""Whether a task's data changed since somebody looked: by content, at the price of a look at the file's state where nothing did."""
+"""Whether a task's files changed since somebody looked: by content, at the price of a look at a file's state where nothing did."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class Fingerprint(BaseModel):
     """What the files of a task held.
 
     Attributes:
-        state: digest of what their file system says of them (size, times, ETag): equal states, equal content.
+        state: digest of what their file system says of them (size, times, ETag): equal states, equal content. Empty where it says too
+            little to tell.
         content: SHA-256 of their bytes, 64 hexadecimal digits.
     """
 
@@ -37,15 +38,17 @@ def fingerprint(task: TaskSpec, named: Mapping[str, str], known: Fingerprint | N
 
     Args:
         named: addresses, relative ones to the task file, by the field that names them.
-        known: an earlier one; where the files' state is still the same, they are not read again.
+        known: an earlier one; where the files' state is told and still the same, they are not read again.
 
     Raises:
         PromptmillError: a file is missing or its file system cannot be reached.
     """
     files = [(field, file) for field, name in named.items() for file in _files(task, field, name)]
     try:
-        state = hashlib.sha256("\n".join(f"{field} {path} {system.ukey(path)}" for field, (system, path) in files).encode()).hexdigest()
-        if known is not None and known.state == state:
+        states = [(field, path, _state(system, path)) for field, (system, path) in files]
+        told = "\n".join(" ".join(parts) for parts in states)
+        state = hashlib.sha256(told.encode()).hexdigest() if all(state for _, _, state in states) else ""
+        if known is not None and state and known.state == state:
             return known
         content = hashlib.sha256()
         for field, (system, path) in files:
@@ -71,3 +74,12 @@ def _files(task: TaskSpec, field: str, named: str) -> list[tuple[Any, str]]:
     if not paths:
         raise PromptmillError(where, f'there is no file "{named}"', "Check the path.")
     return [(system, path) for path in paths]
+
+
+def _state(system: Any, path: str) -> str:
+    """What changes with a file, as its file system says; empty where that says nothing of the kind."""
+    if "https" not in system.protocol:
+        return str(system.ukey(path))
+    info = system.info(path)  # fsspec takes what is at a web address for unchanging: its `ukey` is the address
+    told = [str(info[name]) for name in ("ETag", "Last-Modified") if name in info]
+    return " ".join([*told, str(info.get("size"))]) if told else ""

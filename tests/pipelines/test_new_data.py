@@ -1,6 +1,7 @@
 """The sensor `new_data`: what it remembers, what it looks at, and that no task keeps it from the others."""
 
 import json
+import os
 from pathlib import Path
 
 import dagster as dg
@@ -11,6 +12,8 @@ from web_server import web_server
 
 from pipelines import sensors
 from pipelines.partitions import find_task_files, register
+from prompt_core.data import data_files, fingerprint
+from prompt_core.task_file import load_task
 
 
 def test_data_that_changed_while_their_task_was_retired_are_tuned_on_when_it_comes_back(tmp_path: Path) -> None:
@@ -72,14 +75,14 @@ def test_a_tick_that_runs_out_of_time_keeps_what_it_saw_and_the_next_goes_on_fro
 ) -> None:
     pytest.importorskip("aiohttp")
     monkeypatch.setattr(sensors, "_LOOK_SECONDS", 1)  # of a look at one task: 0.45 at least
-    settings, tasks = a_deployment(tmp_path / "d"), [f"t{number:02}" for number in range(24)]
+    settings, tasks = a_deployment(tmp_path / "d"), [f"t{number:02}" for number in range(18)]
     with web_server(tmp_path / "served", seconds=0.15) as address, dg.DagsterInstance.ephemeral() as instance:
         (tmp_path / "served" / "rows.csv").write_text("text,label\na,b\n")
         for task in tasks:
             write_task(settings, task, data={"path": f"{address}/rows.csv", "target": "label"})
         register(instance, find_task_files(settings.tasks_dir))
         cursor, found, ticks = None, list[str](), 0
-        while ticks < 20:
+        while ticks < 50:
             result = tick(settings, instance, "new_data", cursor)
             assert isinstance(result, dg.SensorResult)
             cursor = result.cursor
@@ -89,6 +92,33 @@ def test_a_tick_that_runs_out_of_time_keeps_what_it_saw_and_the_next_goes_on_fro
                 break
     assert sorted(found) == tasks
     assert ticks > 1
+
+
+@pytest.mark.parametrize("withheld", [(), ("Last-Modified",)])
+def test_data_that_changed_at_a_web_address_are_tuned_on(tmp_path: Path, withheld: tuple[str, ...]) -> None:
+    pytest.importorskip("aiohttp")
+    settings, data = a_deployment(tmp_path / "d"), tmp_path / "served" / "rows.csv"
+    with web_server(tmp_path / "served", withheld=withheld) as address, dg.DagsterInstance.ephemeral() as instance:
+        data.write_text("text,label\na,b\n")
+        write_task(settings, "a", data={"path": f"{address}/rows.csv", "target": "label"})
+        register(instance, find_task_files(settings.tasks_dir))
+        first = tick(settings, instance, "new_data")
+        assert launched(first) == ["a"]
+        same = tick(settings, instance, "new_data", first.cursor)
+        assert launched(same) == []
+        data.write_text("text,label\na,c\n")
+        os.utime(data, (2e9, 2e9))
+        assert launched(tick(settings, instance, "new_data", same.cursor)) == ["a"]
+
+
+def test_a_web_address_that_tells_when_it_changed_is_not_read_again(tmp_path: Path) -> None:
+    pytest.importorskip("aiohttp")
+    with web_server(tmp_path / "served") as address:
+        (tmp_path / "served" / "rows.csv").write_text("text,label\na,b\n")
+        settings = a_deployment(tmp_path / "d")
+        task = load_task(write_task(settings, "a", data={"path": f"{address}/rows.csv", "target": "label"}))
+        first = fingerprint(task, data_files(task))
+        assert fingerprint(task, data_files(task), first) is first
 
 
 def tasks_of(request: dg.RunRequest, tasks: list[str]) -> list[str]:

@@ -27,12 +27,16 @@ class _Serve(SimpleHTTPRequestHandler):
         pass
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 64  # with the usual 5, one of several clients at once waits a second to be let in
+
+
 @contextmanager
 def web_server(folder: Path, seconds: float = 0.0, withheld: tuple[str, ...] = ()) -> Iterator[str]:
     """The address of a folder, served after so many seconds for each request, without the headers that are withheld."""
     folder.mkdir(exist_ok=True)
     handler = partial(_Serve, seconds=seconds, withheld=withheld, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
