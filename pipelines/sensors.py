@@ -70,7 +70,7 @@ def _new_data(folder: Path, status: dg.DefaultSensorStatus) -> dg.SensorDefiniti
         job=retune,
         minimum_interval_seconds=300,
         default_status=status,
-        description="Retunes a task when its data files hold something else than when it was looked at last, and one that never ran.",
+        description="Retunes a task when its files hold something else than when they were looked at last, and one that never ran.",
     )
     def look(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         ran = context.instance.get_materialized_partitions(dg.AssetKey("examples"))

@@ -104,10 +104,13 @@ class TaskSpec(Part):
     )
     schedule: Annotated[str, Field(description="cron line of the periodic retuning; UTC, or as PROMPTMILL_TIMEZONE says")] | None = None
     _folder: Path = PrivateAttr(default_factory=Path)
+    _schema_files: dict[str, str] = PrivateAttr(default_factory=dict)
 
     def model_post_init(self, context: Any) -> None:
-        """Keep where the task file lies; validated with `context={"folder": ...}`."""
+        """Keep where the task file lies, validated with `context={"folder": ...}`, and which files its schemas are read from."""
         self._folder = (context or {}).get("folder", Path())
+        schemas = {"extract.schema": self.extract.json_schema, "evaluate.schema": self.evaluate.json_schema}
+        self._schema_files = {field: schema for field, schema in schemas.items() if isinstance(schema, str)}
 
     @field_validator("backbone", mode="before")
     @classmethod
@@ -296,6 +299,11 @@ class TaskSpec(Part):
     def folder(self) -> Path:
         """The task file's folder, from which relative paths start."""
         return self._folder
+
+    @property
+    def schema_files(self) -> dict[str, str]:
+        """The files that its schemas were read from, as the task file names them, by field."""
+        return self._schema_files
 
     def without_places(self, backbone: str) -> dict[str, Any]:
         """The task as plain data, without what says where and when it ran; `backbone` is the model's public name."""

@@ -28,9 +28,12 @@ class Fingerprint(BaseModel):
 
 
 def data_files(task: TaskSpec) -> dict[str, str]:
-    """The addresses of a task's data by the field that names them."""
-    fields = ("path", "test_path", "unlabelled")
-    return {f"data.{field}": named for field in fields if (named := getattr(task.data, field))}
+    """The addresses of all that a task's prompt is tuned on and judged by, by the field that names them."""
+    named = {f"data.{field}": getattr(task.data, field) for field in ("path", "test_path", "unlabelled")}
+    named["distill.context"] = task.distill.context if task.distill else None
+    if task.prompt.start_from:
+        named["prompt.start_from"] = f"{task.prompt.start_from}/digest"  # over its other files
+    return {field: address for field, address in (named | task.schema_files).items() if address}
 
 
 def fingerprint(task: TaskSpec, named: Mapping[str, str], known: Fingerprint | None = None) -> Fingerprint:

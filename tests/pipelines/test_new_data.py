@@ -121,6 +121,42 @@ def test_a_web_address_that_tells_when_it_changed_is_not_read_again(tmp_path: Pa
         assert fingerprint(task, data_files(task), first) is first
 
 
+def test_a_task_of_its_own_questions_runs_once_by_itself_and_again_when_its_context_changed(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    distill, policy = {"questions": 8, "context": "policy.md"}, settings.tasks_dir / "policy.md"
+    write_task(settings, "a", backbone="smollm2", objective="distill", labels={}, template="{{ question }}", distill=distill, data={})
+    policy.write_text("Returns are free.")
+    with dg.DagsterInstance.ephemeral() as instance:
+        register(instance, find_task_files(settings.tasks_dir))
+        first = tick(settings, instance, "new_data")
+        assert launched(first) == ["a"]
+        same = tick(settings, instance, "new_data", first.cursor)
+        assert launched(same) == []
+        policy.write_text("Returns are not free.")
+        assert launched(tick(settings, instance, "new_data", same.cursor)) == ["a"]
+
+
+def test_schemas_and_the_prompt_that_a_task_starts_from_are_looked_at_too(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    (settings.tasks_dir / "record.json").write_text('{"type": "object"}')
+    path = write_task(
+        settings,
+        "a",
+        backbone="smollm2",
+        objective="extract",
+        labels={},
+        extract={"schema": "record.json"},
+        prompt={"kind": "deep", "start": "prompt", "start_from": "earlier"},
+        data={"path": "messages.csv", "target": "label", "unlabelled": "more.csv"},
+    )
+    assert data_files(load_task(path)) == {
+        "data.path": "messages.csv",
+        "data.unlabelled": "more.csv",
+        "prompt.start_from": "earlier/digest",
+        "extract.schema": "record.json",
+    }
+
+
 def tasks_of(request: dg.RunRequest, tasks: list[str]) -> list[str]:
     first, last = (request.tags.get(f"dagster/asset_partition_range_{end}", request.partition_key) for end in ("start", "end"))
     return [task for task in tasks if str(first) <= task <= str(last)]
