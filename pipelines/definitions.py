@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from pipelines.alerts import ALERTS, webhook
+from pipelines.alerts import alert_failures, webhook
 from pipelines.assets.evaluation import baselines, evaluation
 from pipelines.assets.examples import examples, splits
 from pipelines.assets.exports import published_prompt, report
@@ -53,7 +53,7 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
         sensors=[
             *build_sensors(settings.tasks_dir, settings.store_url, settings.automation),
             dg.AutomationConditionSensorDefinition("publish_what_passed", target=dg.AssetSelection.all(), default_status=status),
-            *(ALERTS if settings.alerts else ()),
+            *([alert_failures] if settings.alerts else []),
         ],
         resources={**resources, **({"webhook": webhook()} if settings.alerts else {}), **(resource_overrides or {})},
         # The steps of a task follow one another: a process for each would only load the frozen model again.

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -11,12 +11,12 @@ PLANTED = "planted-key-5f1c"  # part of its address, which is a secret
 
 
 class Receiver(ThreadingHTTPServer):
-    """A webhook on a loopback port: keeps what it is told, and answers with `status`."""
+    """A webhook on a loopback port: keeps what it takes, which is what it answers 200 to."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Keep)
         self.told: list[dict[str, Any]] = []
-        self.status = 200
+        self.answer: Callable[[dict[str, Any]], int] = lambda message: 200
 
     @property
     def url(self) -> str:
@@ -27,8 +27,11 @@ class _Keep(BaseHTTPRequestHandler):
     server: Receiver
 
     def do_POST(self) -> None:
-        self.server.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(self.server.status)
+        message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        status = self.server.answer(message)
+        if status == 200:
+            self.server.told.append(message)
+        self.send_response(status)
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
