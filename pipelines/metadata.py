@@ -192,12 +192,13 @@ def distilled_metadata(evaluation: Evaluation, task: TaskSpec, splits: Splits, p
     }
 
 
-def publication_metadata(store: PromptStore, prompt: "TunedPrompt", version: int) -> Metadata:
-    """What a consumer asks for, and what it gets."""
+def publication_metadata(store: PromptStore, prompt: "TunedPrompt", version: int, went_live: bool) -> Metadata:
+    """What a consumer asks for, and what it gets; whether that is by this run, or was so before."""
     code = f'from prompt_core import PromptStore\nprompt = PromptStore("{store.url}").get("{prompt.name}")\nprompt.predict([...])'
     return {
         "version": version,
         "alias": "production",
+        "went live": went_live,
         "digest": prompt.digest,
         "published": store.record(prompt.name, version).published,
         "store": dg.MetadataValue.path(store.url),

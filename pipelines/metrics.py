@@ -1,11 +1,13 @@
 """Counters for Prometheus, read from Dagster's own history: `python -m pipelines.metrics --host 127.0.0.1 --port 9464`.
 
 Runs are processes that come and go, and some are killed; what they did stands in the event log. So one process reads that, and
-no run has to report anything. It counts the whole history when it starts, so that counters do not go back.
+no run has to report anything. It counts the whole history when it starts, so that counters do not go back. Which versions are live
+stands beside them, from the store.
 """
 
 import argparse
 import signal
+import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterable
@@ -13,10 +15,13 @@ from collections.abc import Iterable
 import dagster as dg
 from dagster import DagsterEventType as Event
 from prometheus_client import start_http_server
-from prometheus_client.core import REGISTRY, CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import REGISTRY, CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from pipelines.history import Cursor, metadata_of
+from pipelines.live_versions import LiveVersions
+from pipelines.settings import Settings
+from prompt_core import PromptmillError, PromptStore
 
 _ENDED = {Event.RUN_SUCCESS: "success", Event.RUN_FAILURE: "failure", Event.RUN_CANCELED: "canceled"}
 _EVALUATION, _TUNED, _PUBLISHED = (dg.AssetKey(name) for name in ("evaluation", "tuned_prompt", "published_prompt"))
@@ -32,15 +37,13 @@ class History(Collector):
         self._seconds = _Numbers("promptmill_tuning_seconds", "Seconds of tuning.", "task")
         self._tokens = _Numbers("promptmill_tuning_tokens", "Tokens of examples trained on.", "task")
         self._publications = _Numbers("promptmill_publications", "Prompts that went live.", "task")
-        self._versions = _Numbers("promptmill_live_version", "The version that is live.", "task")
 
     def collect(self) -> Iterable[Metric]:
         """Read on and give all numbers: called by every scrape."""
         with self._lock:
             self._read()
             for counter in (self._runs, self._verdicts, self._seconds, self._tokens, self._publications):
-                yield counter.filled(CounterMetricFamily)
-            yield self._versions.filled(GaugeMetricFamily)
+                yield counter.filled()
 
     def _read(self) -> None:
         for event, status in _ENDED.items():
@@ -54,8 +57,8 @@ class History(Collector):
             self._seconds.add(float(found.get("seconds", 0)) / shared, record.partition_key or "")
             self._tokens.add(float(found.get("trained tokens", 0)), record.partition_key or "")
         for record in self._cursor.new(self._instance.fetch_materializations, _PUBLISHED):
-            self._publications.add(1, record.partition_key or "")
-            self._versions.set(float(metadata_of(record).get("version", 0)), record.partition_key or "")
+            if metadata_of(record).get("went live", True):  # what earlier commits wrote does not say
+                self._publications.add(1, record.partition_key or "")
 
 
 class _Numbers:
@@ -68,11 +71,8 @@ class _Numbers:
     def add(self, value: float, *labels: str) -> None:
         self._values[labels] += value
 
-    def set(self, value: float, *labels: str) -> None:
-        self._values[labels] = value
-
-    def filled(self, family: type[CounterMetricFamily] | type[GaugeMetricFamily]) -> Metric:
-        metric = family(self._name, self._help, labels=self._labels)
+    def filled(self) -> Metric:
+        metric = CounterMetricFamily(self._name, self._help, labels=self._labels)
         for labels, value in sorted(self._values.items()):
             metric.add_metric(labels, value)
         return metric
@@ -80,19 +80,26 @@ class _Numbers:
 
 def main() -> None:
     """Serve `/metrics` until the process is told to stop."""
-    parser = argparse.ArgumentParser(description="Serve Promptmill's counters to Prometheus, from the history in DAGSTER_HOME.")
+    parser = argparse.ArgumentParser(
+        description="Serve Promptmill's counters to Prometheus, from the history in DAGSTER_HOME and PROMPTMILL_STORE."
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9464)
     given = parser.parse_args()
     stopped = threading.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda *_: stopped.set())
+    store = PromptStore(Settings.from_environment().store_url)
     with dg.DagsterInstance.get() as instance:
         REGISTRY.register(History(instance))
+        REGISTRY.register(LiveVersions(store))
         server, _ = start_http_server(given.port, given.host)
         stopped.wait()
         server.shutdown()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PromptmillError as error:
+        sys.exit(f"Error: {error}")

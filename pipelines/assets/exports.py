@@ -52,7 +52,8 @@ def published_prompt(context: dg.AssetExecutionContext, store: Store, tuned_prom
         who, compared = f"dagster run {context.run.run_id}", measured.production_digest
         published.promote(prompt.name, version, alias=PRODUCTION, who=who, why=why, instead_of=compared)
         value = json.dumps({"name": prompt.name, "version": version, "digest": prompt.digest})
-        return Made(value, prompt.digest, publication_metadata(published, prompt, version))
+        went_live = any(move.who == who for move in published.history(prompt.name, PRODUCTION))
+        return Made(value, prompt.digest, publication_metadata(published, prompt, version, went_live))
 
     return each_task(context, make, tuned_prompt, evaluation)
 

@@ -16,7 +16,7 @@ def registry(instance: dg.DagsterInstance) -> CollectorRegistry:
     return registry
 
 
-def test_runs_verdicts_seconds_tokens_and_versions_are_counted_once() -> None:
+def test_runs_verdicts_seconds_tokens_and_publications_are_counted_once() -> None:
     @dg.job
     def retune() -> None:
         pass
@@ -25,16 +25,15 @@ def test_runs_verdicts_seconds_tokens_and_versions_are_counted_once() -> None:
         counted = registry(instance)
         assert counted.get_sample_value("promptmill_runs_total", {"job": "retune", "status": "success"}) is None
         retune.execute_in_process(instance=instance)
-        for verdict, version in (("passed", 1), ("failed", 1), ("passed", 2)):
+        for verdict, went_live in (("passed", True), ("failed", False), ("passed", True), ("passed", False)):
             materialized(instance, "tuned_prompt", **{"seconds": 2.5, "trained tokens": 100})
             materialized(instance, "evaluation", verdict=f"{verdict} (accuracy)")
             if verdict == "passed":
-                materialized(instance, "published_prompt", version=version)
+                materialized(instance, "published_prompt", **{"went live": went_live})
         for metrics in (counted, counted, registry(instance)):  # a second scrape, and a new process
             assert metrics.get_sample_value("promptmill_runs_total", {"job": "retune", "status": "success"}) == 1
-            assert metrics.get_sample_value("promptmill_gate_verdicts_total", {"task": "reply", "verdict": "passed"}) == 2
+            assert metrics.get_sample_value("promptmill_gate_verdicts_total", {"task": "reply", "verdict": "passed"}) == 3
             assert metrics.get_sample_value("promptmill_gate_verdicts_total", {"task": "reply", "verdict": "failed"}) == 1
-            assert metrics.get_sample_value("promptmill_tuning_seconds_total", {"task": "reply"}) == 7.5
-            assert metrics.get_sample_value("promptmill_tuning_tokens_total", {"task": "reply"}) == 300
+            assert metrics.get_sample_value("promptmill_tuning_seconds_total", {"task": "reply"}) == 10
+            assert metrics.get_sample_value("promptmill_tuning_tokens_total", {"task": "reply"}) == 400
             assert metrics.get_sample_value("promptmill_publications_total", {"task": "reply"}) == 2
-            assert metrics.get_sample_value("promptmill_live_version", {"task": "reply"}) == 2

@@ -92,6 +92,8 @@ def test_a_rerun_finds_the_same_digest_and_publishes_no_new_version(published: P
     assert metadata["tuning"].value.startswith("taken again: task, rows, model and versions are what they were")
     assert again.output_for_node("tuned_prompt").digest == published.result.output_for_node("tuned_prompt").digest
     assert published.store.list()[0].versions == (1,)
+    assert published.metadata("published_prompt")["went live"] is True
+    assert again.asset_materializations_for_node("published_prompt")[0].metadata["went live"].value is False
 
 
 def test_a_failed_gate_leaves_the_alias_where_it_was(published: Published) -> None:
