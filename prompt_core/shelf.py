@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from threading import Lock
 
@@ -13,7 +13,7 @@ from prompt_core.prediction import backbone_of
 from prompt_core.ready import ReadyPrompt
 from prompt_core.store import PromptStore
 
-_MOST = 256  # versions that are kept
+_MOST = 256  # versions that are kept beside the pinned ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,7 @@ class Shelf:
     def __init__(self, store: PromptStore, make: Callable[[TunedPrompt], ReadyPrompt] | None = None) -> None:
         self.store, self._make = store, make or Models().ready
         self._kept: dict[tuple[str, int], Shelved] = {}
+        self._pinned: frozenset[tuple[str, int]] = frozenset()
         self._lock = Lock()
 
     def find(self, given: str) -> Shelved:
@@ -58,6 +59,10 @@ class Shelf:
             PromptmillError: there is no such prompt, version or alias, or its frozen model cannot be loaded.
         """
         return self.take(*self.store.find(given))
+
+    def pin(self, versions: Iterable[tuple[str, int]]) -> None:
+        """Keep these versions however many others are taken; those that were pinned before no longer."""
+        self._pinned = frozenset(versions)
 
     def take(self, name: str, version: int) -> Shelved:
         """A version by its number.
@@ -71,8 +76,8 @@ class Shelf:
                 tuned = self.store.get(name, version)
                 found = Shelved(name, version, tuned.digest, tuned, self._make(tuned))
             self._kept[name, version] = found  # the last one used stands last
-            while len(self._kept) > _MOST:
-                del self._kept[next(iter(self._kept))]
+            for key in [key for key in self._kept if key not in self._pinned][:-_MOST]:
+                del self._kept[key]
             return found
 
 

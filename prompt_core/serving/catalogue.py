@@ -78,8 +78,10 @@ class Catalogue:
                 raise PromptmillError(f"store {self._store.url}", f'there is no prompt "{name}"', nearest(name, known))
         if not known:
             raise PromptmillError(f"store {self._store.url}", "holds no prompt", "Publish one: `promptmill evaluate --publish`.")
+        served = self._names or tuple(known)
+        self._shelf.pin((name, version) for name in served for version in known[name].aliases.values())
         summaries, live, failures, unloaded = {}, {}, dict[str, Exception](), 0
-        for name in self._names or known:
+        for name in served:
             aliases = {}
             for alias, version in known[name].aliases.items():
                 address = f"{name}@{alias}"

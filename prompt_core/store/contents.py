@@ -102,9 +102,9 @@ class Contents:
     def sizes(self) -> dict[str, dict[str, int]]:
         """Every folder that is there, whether a version needs it or not: its files with their sizes in bytes."""
         folders: dict[str, dict[str, int]] = {}
-        for path, size in self._files.find(self._folder).items():
+        for path, listed in self._files.find(self._folder).items():
             folder, _, file = path.removeprefix(f"{self._folder}/").partition("/")
-            folders.setdefault(folder, {})[file] = size
+            folders.setdefault(folder, {})[file] = listed["size"] or 0
         return folders
 
     def age(self, folder: str, paths: Mapping[str, int]) -> float:

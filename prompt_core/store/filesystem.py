@@ -7,9 +7,10 @@ that create the same path at the same time exactly one succeeds, and whoever rea
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +26,7 @@ _LARGEST_RECORD = 16 * 2**20  # bytes of a JSON file
 _MARK, _FORMAT = "store.json", b'{"format": "promptmill-store/1"}\n'
 _HALF_WRITTEN = ".new"
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+Listed = dict[str, Any]  # what a file system says of a file: its `size` in bytes, when it was written, a tag of its content
 
 
 class Files:
@@ -83,16 +85,15 @@ class Files:
         self._check_size(path, len(content))
         return content
 
-    def read_records(self, paths: Sequence[str]) -> dict[str, bytes]:
-        """The content of many JSON files of one folder; those that are gone are left out.
+    def read_records(self, listed: Mapping[str, Listed]) -> dict[str, bytes]:
+        """The content of many JSON files that were listed; those that are gone are left out.
 
         Raises:
             PromptmillError: one is larger than such a file may be.
         """
-        sizes = self.find(paths[0].rpartition("/")[0]) if paths else {}
-        for path in paths:
-            self._check_size(path, sizes.get(path, 0))
-        return self.read_all(paths)
+        for path, said in listed.items():
+            self._check_size(path, said["size"] or 0)
+        return self.read_all(list(listed))
 
     def read_all(self, paths: Sequence[str]) -> dict[str, bytes]:
         """The content of many files, at the same time where the file system can; files that are gone are left out."""
@@ -101,23 +102,22 @@ class Files:
 
     def names(self, folder: str) -> list[str]:
         """The names of what lies directly in a folder; none where there is no such folder."""
-        with self._one_line("read"):
-            try:
-                found = self._fs.ls(self._full(folder), detail=False, refresh=True)
-            except FileNotFoundError:
-                return []
-        names = {path.rstrip("/").rsplit("/", 1)[-1] for path in found if path.rstrip("/") != self._full(folder)}
-        return sorted(names)
+        return sorted(path.rsplit("/", 1)[-1] for path in self._listing(folder))
 
-    def find(self, folder: str) -> dict[str, int]:
-        """All files below a folder with their sizes in bytes."""
+    def find(self, folder: str) -> dict[str, Listed]:
+        """All files below a folder."""
         with self._one_line("read"):
             try:
                 found = self._fs.find(self._full(folder), detail=True)
             except FileNotFoundError:
                 return {}
-        start = len(self._full("")) + 1
-        return {path[start:]: int(info["size"] or 0) for path, info in found.items()}
+        return self._by_path(found.values())
+
+    def find_in_each(self, folder: str, name: str) -> dict[str, Listed]:
+        """The files that lie directly in any `<folder>/*/<name>`."""
+        # One request lists a thousand files of whatever folders; one for each folder would be thousands.
+        wanted = re.compile(rf"{folder}/[^/]+/{name}/[^/]+")
+        return {path: said for path, said in self.find(folder).items() if wanted.fullmatch(path)}
 
     def age(self, path: str) -> float:
         """Seconds since a file was written; 0 for one that is gone."""
@@ -150,6 +150,18 @@ class Files:
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}".rstrip("/")
+
+    def _listing(self, folder: str) -> dict[str, Listed]:
+        with self._one_line("read"):
+            try:
+                found = self._by_path(self._fs.ls(self._full(folder), detail=True, refresh=True))
+            except FileNotFoundError:
+                return {}
+        return {path: said for path, said in found.items() if path != folder}
+
+    def _by_path(self, found: Iterable[Listed]) -> dict[str, Listed]:
+        start = len(self._full("")) + 1
+        return {said["name"].rstrip("/")[start:]: said for said in found}
 
     def _beginning(self, path: str, size: int) -> bytes:
         try:
@@ -218,6 +230,11 @@ class LocalFiles(Files):
 
     def half_written(self) -> list[str]:
         return [f"{_HALF_WRITTEN}/{name}" for name in self.names(_HALF_WRITTEN)]
+
+    def find_in_each(self, folder: str, name: str) -> dict[str, Listed]:
+        # Here it is a walk through everything else that takes long.
+        places = [place for place, said in self._listing(folder).items() if said["type"] != "file"]
+        return {path: said for place in places for path, said in self._listing(f"{place}/{name}").items()}
 
     def remove(self, path: str) -> None:
         place = Path(self._full(path))

@@ -70,7 +70,8 @@ class Log:
             PromptmillError: one is missing, or was changed.
         """
         numbers = self._numbers()
-        contents = self._files.read_records([self._path(number) for number in numbers])
+        listed = self._files.find(self._folder)
+        contents = self._files.read_records({path: listed[path] for number in numbers if (path := self._path(number)) in listed})
         entries: list[Entry] = []
         before: str | None = None
         for number in range(1, max(numbers, default=0) + 1):

@@ -20,6 +20,7 @@ from prompt_core.errors import PromptmillError, nearest
 from prompt_core.store.contents import Contents, Publishable
 from prompt_core.store.filesystem import open_files
 from prompt_core.store.garbage import Garbage, collect, find_garbage
+from prompt_core.store.heads import Heads
 from prompt_core.store.log import Log
 from prompt_core.store.moves import PRODUCTION, check_alias, check_name, check_reason, promoted, rolled_back
 from prompt_core.store.records import (
@@ -58,6 +59,7 @@ class PromptStore:
     def __init__(self, url: str | Path) -> None:
         self._files = open_files(url)
         self.url = self._files.url
+        self._heads = Heads(self._files)
 
     def publish(
         self,
@@ -225,14 +227,13 @@ class PromptStore:
 
     def list(self) -> _Summaries:
         """All prompts by name."""
-        states = {name: self._log(name).state() for name in self._names()}
         return [
             PromptSummary(
                 name=name,
                 versions=tuple(sorted(state.versions)),
                 aliases={alias: trail[-1] for alias, trail in sorted(state.aliases.items())},
             )
-            for name, state in states.items()
+            for name, state in self._heads.states().items()
             if state.versions
         ]
 
