@@ -1,6 +1,7 @@
 """The files of deploy/: Dagster takes its settings, containers are the Procfile, and a run's pod is what the values ask for."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ import dagster as dg
 import pytest
 import yaml
 from dagster._config import process_config, resolve_to_config_type
-from dagster._core.instance.config import PoolGranularity, dagster_instance_config_schema
+from dagster._core.instance.config import PoolGranularity, dagster_instance_config, dagster_instance_config_schema
 from dagster._core.workspace.config_schema import process_workspace_config
+
+from pipelines.settings import Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PRODUCTION = DEPLOY / "production"
-VALUES = {"PGPORT": "5432", "PROMPTMILL_SERVER_PORT": "4000", "CONSUMER_SERVER_PORT": "4001"}
+VALUES = {"PGPORT": "5432", "PROMPTMILL_SERVER_PORT": "4000", "CONSUMER_SERVER_PORT": "4001", "PROMPTMILL_STORE": "s3://our-bucket/prompts"}
 
 
 def read(path: Path) -> Any:
@@ -32,6 +35,18 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in DEPLOY.rglob("*.yaml"))
     for name in re.findall(r"env: (\w+)", text):
         monkeypatch.setenv(name, VALUES.get(name, "value"))
+
+
+@pytest.fixture
+def without_the_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The DAGSTER_HOME of a daemon that launches pods, made by the command in the file, and its environment."""
+    text = (DEPLOY / "scale" / "kubernetes.yaml").read_text(encoding="utf-8")
+    for name in yaml.safe_load(text)["run_launcher"]["config"].get("env_vars", []):
+        monkeypatch.setenv(name.split("=")[0], VALUES.get(name, str(tmp_path)))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    (command,) = re.findall(r"^# +(cat .*)$", text, re.MULTILINE)
+    subprocess.run(["bash", "-c", command], check=True, cwd=DEPLOY.parent)
+    return tmp_path
 
 
 @pytest.mark.parametrize("scale", [None, "celery", "ray", "kubernetes"])
@@ -71,6 +86,37 @@ def test_the_run_launchers_of_more_machines_take_their_settings(scale: str) -> N
     module = pytest.importorskip(content["module"], reason=f"not here: pip install 'promptmill[{scale}]'")
     result = process_config(resolve_to_config_type(getattr(module, content["class"]).config_type()), content["config"])
     assert result.success, result.errors
+
+
+def test_the_helm_chart_gives_dagster_a_pool_in_the_queue_and_time_to_wait_for_a_gpu(tmp_path: Path) -> None:
+    values = read(PRODUCTION / "kubernetes-values.yaml")
+    concurrency, monitoring = values["concurrency"], values["dagsterDaemon"]["runMonitoring"]
+    assert concurrency["enabled"]
+    coordinator = values["dagsterDaemon"]["runCoordinator"]
+    queued = coordinator.get("config", {}).get("queuedRunCoordinator", {})
+    content = {  # as the chart's templates write it
+        "run_coordinator": {
+            "module": "dagster.core.run_coordinator",
+            "class": coordinator["type"],
+            "config": {_snake(key): value for key, value in queued.items()},
+        },
+        "run_monitoring": {_snake(key): value for key, value in monitoring.items()},
+        "concurrency": {part: {_snake(key): value for key, value in concurrency[part].items()} for part in ("runs", "pools")},
+    }
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(content))
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        settings = instance.get_concurrency_config()
+        assert (settings.pool_config.pool_granularity, settings.pool_config.default_pool_limit) == (PoolGranularity.RUN, 1)
+        assert settings.run_queue_config and settings.run_queue_config.max_concurrent_runs == 8
+        assert instance.run_monitoring_start_timeout_seconds >= instance.run_monitoring_max_runtime_seconds > 0
+
+
+def test_the_chart_is_that_of_the_dagster_in_the_image() -> None:
+    told = [PRODUCTION / "kubernetes-values.yaml", DEPLOY.parent / "docs" / "operations.md"]
+    named = [version for path in told for version in re.findall(r"helm upgrade .* --version (\S+)", path.read_text(encoding="utf-8"))]
+    assert len(named) == 2
+    (installed,) = re.findall(r"^dagster==(\S+)", (DEPLOY.parent / "constraints.txt").read_text(), re.MULTILINE)
+    assert set(named) == {installed}
 
 
 def test_every_line_of_the_procfile_is_a_container_and_every_container_a_line() -> None:
@@ -141,6 +187,45 @@ def test_a_runs_pod_has_the_gpu_the_volumes_the_secrets_and_no_rights() -> None:
     assert claims["state"]["claim_name"] == "promptmill-state"
     assert pod["tolerations"][0]["key"] == "nvidia.com/gpu" and pod["restart_policy"] == "Never"
     assert job["spec"]["backoff_limit"] == 0 and job["spec"]["ttl_seconds_after_finished"] == 86400
+
+
+def test_without_the_chart_a_pod_is_told_what_dagster_reads_and_has_time_to_wait_for_a_gpu(without_the_chart: Path) -> None:
+    settings, _ = dagster_instance_config(str(without_the_chart))
+    assert settings["run_monitoring"]["start_timeout_seconds"] >= settings["run_monitoring"]["max_runtime_seconds"]
+    read_by_dagster = set(re.findall(r"env: (\w+)", (without_the_chart / "dagster.yaml").read_text()))
+    assert read_by_dagster - set(settings["run_launcher"]["config"]["env_vars"]) == {"PGPASSWORD"}  # a secret
+
+
+def test_without_the_chart_a_runs_pod_has_the_stores_the_volumes_and_the_secrets(without_the_chart: Path) -> None:
+    pytest.importorskip("dagster_k8s", reason="not here: pip install 'promptmill[kubernetes]'")
+    from dagster_k8s import K8sRunLauncher, construct_dagster_k8s_job
+    from dagster_k8s.container_context import K8sContainerContext
+
+    settings, _ = dagster_instance_config(str(without_the_chart))
+    cluster = {
+        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+    }
+    (without_the_chart / "cluster").write_text(yaml.safe_dump({**cluster, "users": [{"name": "u", "user": {}}], "current-context": "c"}))
+    outside = {"load_incluster_config": False, "kubeconfig_file": str(without_the_chart / "cluster")}
+    config = process_config(resolve_to_config_type(K8sRunLauncher.config_type()), {**settings["run_launcher"]["config"], **outside})
+    launcher = K8sRunLauncher.from_config_value(None, config.value)
+    context = K8sContainerContext.create_for_run(dg.DagsterRun(job_name="retune"), launcher, include_run_tags=True)
+    job_config = context.get_k8s_job_config(None, launcher)
+    job = construct_dagster_k8s_job(job_config, ["dagster", "api", "execute_run", "{}"], "run", context.run_k8s_config).to_dict()
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    told = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert [source["secret_ref"]["name"] for source in container["env_from"]] == ["promptmill-postgres", "promptmill-store"]
+    assert Settings.from_environment(told).store_url == "s3://our-bucket/prompts"
+    mounts = {mount["mount_path"]: mount["name"] for mount in container["volume_mounts"]}
+    assert f"{told['DAGSTER_HOME']}/dagster.yaml" in mounts and "/srv/promptmill/tasks" in mounts
+    assert mounts["/var/lib/promptmill"] == "state" and set(mounts.values()) == {volume["name"] for volume in pod["volumes"]}
+    assert pod["tolerations"][0]["key"] == "nvidia.com/gpu" and pod["security_context"]["fs_group"] == 10001
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"[A-Z]", lambda letter: f"_{letter[0].lower()}", name)
 
 
 def _production_text() -> str:
