@@ -60,8 +60,7 @@ def evaluate(
     Raises:
         PromptmillError: as `tune`, and where there are no test rows or the prompt is another task's.
     """
-    if prompt.name != task.name:
-        raise PromptmillError(f"prompt {prompt.name}", f"is not of task {task.name}", "Give the prompt and the task that it was tuned by.")
+    _check_task(task, prompt)
     backbone = backbone or load_backbone(task.backbone, task.folder)
     production = None if production is None or production.digest == prompt.digest else production
     test, alike = _asked_once(task, splits.test)
@@ -163,6 +162,16 @@ def _ready_production(production: TunedPrompt, backbone: Backbone) -> ReadyPromp
 
 def _not_compared(error: PromptmillError) -> Rule:
     return False, f"cannot be compared with what is in production: {' '.join(str(error).split())}"
+
+
+def _check_task(task: TaskSpec, prompt: TunedPrompt) -> None:
+    """Refuse a prompt that answers another question than the task asks: its baselines would be measured on the task's."""
+    where = f"prompt {prompt.name}"
+    if prompt.name != task.name:
+        raise PromptmillError(where, f"is not of task {task.name}", "Give the prompt and the task that it was tuned by.")
+    for field in ("objective", "template", "labels", "extract"):
+        if getattr(prompt.task, field) != getattr(task, field):
+            raise PromptmillError(where, f"was tuned with another {field} than the task file has now", "Tune it again.")
 
 
 def _unseen(task: TaskSpec, prompt: TunedPrompt, splits: Splits) -> tuple[Rule, ...]:
