@@ -4,16 +4,16 @@
     partitions/<asset>/<partition>      the digest of the partition's latest value, replaced in one move
     remembered/<asset>/<inputs>         the digest of what was made of the same inputs before, so that it is not made again
 
-A run that dies leaves the pointer where it was, and equal values share one object. What neither names any more goes with time,
-see `pipelines.prune`.
+A run that dies leaves the pointer where it was, and equal values share one object. What is read must be what the pointer says.
+What neither names any more goes with time, see `pipelines.prune`.
 """
 
 import functools
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-import uuid
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -30,11 +30,14 @@ from pipelines.ledger import Ledger
 from prompt_core import PromptmillError
 from prompt_core.data import Splits
 from prompt_core.data.digest import frame_digest
+from prompt_core.durable import make_folder, sync, sync_all, write_whole
 from prompt_core.evaluation import Contender, Evaluation
 from prompt_core.evaluation.contender_files import contenders_json, read_contenders
 
 if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code location
     from prompt_core import TunedPrompt
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class ContentAddressed(dg.ConfigurableIOManager):
@@ -83,12 +86,9 @@ class ContentAddressed(dg.ConfigurableIOManager):
         Args:
             made_of: a digest of all that decides the value.
         """
-        note = self._note(asset, made_of)
-        if not note.exists():
-            return None
         try:
-            return self.load(self.place(dg.AssetKey(asset), note.read_text(encoding="ascii")))
-        except PromptmillError:
+            return self._checked(self.place(dg.AssetKey(asset), _digest_in(self._note(asset, made_of))))
+        except (FileNotFoundError, PromptmillError):
             return None
 
     def remember(self, asset: str, made_of: str, value: Any) -> None:
@@ -108,26 +108,43 @@ class ContentAddressed(dg.ConfigurableIOManager):
             self._commit(value, path)
         for former in digests_in([note]):
             _touch(self.place(asset, former))  # a run may be reading it: it is old from here on
-        _replace(note, digest)
+        write_whole(note, digest.encode())
         if not path.exists():  # pruned before the note was there
             self._commit(value, path)
 
     def _latest(self, asset: dg.AssetKey, key: str) -> tuple[Any, str]:
         try:
-            digest = self._pointer(asset, key).read_text(encoding="ascii")
+            digest = _digest_in(self._pointer(asset, key))
         except FileNotFoundError:
             where = f"{asset.to_user_string()}[{key}]"
             raise PromptmillError(where, "has no value", "Materialize it first.") from None
-        return self.load(self.place(asset, digest)), digest
+        return self._checked(self.place(asset, digest)), digest
+
+    def _checked(self, path: Path) -> Any:
+        """The value of an object.
+
+        Raises:
+            PromptmillError: it cannot be read, or is not what its name says.
+        """
+        value = self.load(path)
+        try:
+            found = self.digest(value)
+        except TypeError as error:  # null where there were texts
+            raise _damaged(path, f"was changed ({error})") from None
+        if found != named_after(path):
+            raise _damaged(path, f"was changed: the digest of its content is {found[:12]}...")
+        return value
 
     def _commit(self, value: Any, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=".new-"))
         try:
             self.save(value, beside / "content")
+            sync_all(beside / "content")
             if path.exists():  # damaged, see _is_intact
                 path.rename(beside / "damaged")
             (beside / "content").rename(path)
+            sync(path.parent)
         except OSError:
             if not self._is_intact(path):  # else another run wrote the same content first
                 raise
@@ -139,9 +156,10 @@ class ContentAddressed(dg.ConfigurableIOManager):
         if not path.exists():
             return False
         try:
-            return self.digest(self.load(path)) == path.name.removesuffix(self.suffix)
+            self._checked(path)
         except PromptmillError:
             return False
+        return True
 
     def place(self, asset: dg.AssetKey, digest: str) -> Path:
         """Where the value with a digest lies."""
@@ -168,7 +186,7 @@ class FrameFiles(ContentAddressed):
         try:
             return pl.read_parquet(path, glob=False)
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise _damaged(path, error) from None
+            raise _unreadable(path, error) from None
 
 
 class Texts(ContentAddressed):
@@ -184,7 +202,7 @@ class Texts(ContentAddressed):
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise _damaged(path, error) from None
+            raise _unreadable(path, error) from None
 
 
 class SplitsFolders(ContentAddressed):
@@ -222,13 +240,13 @@ class EvaluationFiles(ContentAddressed):
         return evaluation_digest(value)
 
     def save(self, value: Evaluation, path: Path) -> None:
-        path.write_text(value.model_dump_json(indent=1), encoding="utf-8")
+        path.write_text(value.model_dump_json(indent=1, exclude_unset=True), encoding="utf-8")
 
     def load(self, path: Path) -> Evaluation:
         try:
             return Evaluation.model_validate_json(path.read_bytes())
         except (OSError, ValueError) as error:
-            raise _damaged(path, error) from None
+            raise _unreadable(path, error) from None
 
 
 class ContenderFiles(ContentAddressed):
@@ -244,7 +262,7 @@ class ContenderFiles(ContentAddressed):
         try:
             return read_contenders(path.read_bytes())
         except (OSError, ValueError) as error:
-            raise _damaged(path, error) from None
+            raise _unreadable(path, error) from None
 
 
 def contenders_digest(contenders: Sequence[Contender]) -> str:
@@ -254,7 +272,8 @@ def contenders_digest(contenders: Sequence[Contender]) -> str:
 
 def evaluation_digest(evaluation: Evaluation) -> str:
     """SHA-256 (64 hex characters) over everything that was measured, but not by a clock."""
-    return hashlib.sha256(evaluation.model_dump_json(exclude={"seconds"}).encode()).hexdigest()
+    # What an earlier version could not know is left unset, so that its evaluations keep their digests.
+    return hashlib.sha256(evaluation.model_dump_json(exclude={"seconds"}, exclude_unset=True).encode()).hexdigest()
 
 
 def digests_noted(root: Path, asset: str, *, remembered: bool = True) -> set[str]:
@@ -264,12 +283,25 @@ def digests_noted(root: Path, asset: str, *, remembered: bool = True) -> set[str
 
 
 def digests_in(notes: Iterable[Path]) -> set[str]:
-    """What notes name; one that is gone names nothing."""
+    """What notes name; one that is gone or damaged names nothing."""
     found = set()
     for note in notes:
-        with suppress(FileNotFoundError):
-            found.add(note.read_text(encoding="ascii"))
+        with suppress(FileNotFoundError, PromptmillError):
+            found.add(_digest_in(note))
     return found
+
+
+def _digest_in(note: Path) -> str:
+    """What a note names.
+
+    Raises:
+        FileNotFoundError: there is none.
+        PromptmillError: it names nothing; an empty name would be the folder of all values.
+    """
+    digest = note.read_bytes().decode("ascii", errors="replace")
+    if not _DIGEST.fullmatch(digest):
+        raise _damaged(note, f"holds {digest[:12]!r} where a digest belongs")
+    return digest
 
 
 def named_after(path: Path) -> str:
@@ -282,13 +314,9 @@ def _touch(path: Path) -> None:
         os.utime(path)
 
 
-def _damaged(path: Path, error: Exception) -> PromptmillError:
-    return PromptmillError(str(path), f"cannot be read ({str(error).splitlines()[0]})", "Materialize the asset again.")
+def _unreadable(path: Path, error: Exception) -> PromptmillError:
+    return _damaged(path, f"cannot be read ({str(error).splitlines()[0]})")
 
 
-def _replace(pointer: Path, digest: str) -> None:
-    """Write a small file beside, then rename it; two writers that meet each leave a whole one."""
-    pointer.parent.mkdir(parents=True, exist_ok=True)
-    beside = pointer.with_name(f".{uuid.uuid4().hex}-{pointer.name}")
-    beside.write_text(digest, encoding="ascii")
-    beside.replace(pointer)
+def _damaged(path: Path, what: str) -> PromptmillError:
+    return PromptmillError(str(path), what, "Materialize the asset again.")

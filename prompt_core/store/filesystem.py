@@ -20,6 +20,7 @@ from urllib.request import url2pathname
 
 import fsspec
 
+from prompt_core.durable import make_folder, sync
 from prompt_core.errors import PromptmillError
 
 _LARGEST_RECORD = 16 * 2**20  # bytes of a JSON file
@@ -261,7 +262,7 @@ class LocalFiles(Files):
         if place.exists():
             return False
         beside = Path(self._full(_HALF_WRITTEN))
-        _make_folder(beside)
+        make_folder(beside)
         descriptor, written = tempfile.mkstemp(dir=beside)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -269,13 +270,13 @@ class LocalFiles(Files):
                 file.write(content)
                 file.flush()
                 os.fsync(descriptor)
-            _make_folder(place.parent)
+            make_folder(place.parent)
             os.link(written, place)
         except FileExistsError:
             return False
         finally:
             Path(written).unlink(missing_ok=True)
-        _sync_folder(place.parent)
+        sync(place.parent)
         return True
 
     def _write_new(self, folder: str, contents: Mapping[str, bytes]) -> None:
@@ -283,30 +284,13 @@ class LocalFiles(Files):
         for path, content in contents.items():
             place = Path(self._full(f"{folder}/{path}"))
             folders.add(place.parent)
-            _make_folder(place.parent)
+            make_folder(place.parent)
             with place.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
         for written in folders:
-            _sync_folder(written)
-
-
-def _make_folder(folder: Path) -> None:
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new name in a folder survives a power cut only when the folder is written too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync(written)
 
 
 def open_files(url: str | Path) -> Files:

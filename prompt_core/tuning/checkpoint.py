@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 import safetensors
 import safetensors.torch
 from torch import Tensor
+
+from prompt_core.durable import write_whole
 
 _log = logging.getLogger("promptmill")
 
@@ -33,25 +34,6 @@ def save_checkpoint(path: Path, snapshots: Sequence[Snapshot], facts: dict[str, 
         write_whole(path, safetensors.torch.save(tensors, metadata))
     except OSError as error:
         _log.warning("checkpoint %s: cannot be written (%s). Tuning goes on without it.", path, error.strerror)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside and rename it: whoever reads it finds all of it, or what was there before.
-
-    Raises:
-        OSError: it cannot be written; what was there before stays.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def load_checkpoint(path: Path) -> tuple[list[Snapshot], dict[str, Any]] | None:

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from prompt_core.durable import write_whole
 from prompt_core.trials import Trial
-from prompt_core.tuning.checkpoint import write_whole
 from prompt_core.tuning.parallel import is_writer
 
 _log = logging.getLogger("promptmill")
