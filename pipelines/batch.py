@@ -4,6 +4,8 @@ A backfill is one run (`BackfillPolicy.single_run`), so that the prompts of all 
 step as a whole: it succeeds for all partitions of a run or for none. So a step of several tasks reports each materialization itself
 and keeps Dagster from reporting all of them; a task that failed is noted, later steps leave it out, and the last step of the run
 says who failed and why. A step of one task is an ordinary one.
+
+A fault of disk or network fails nobody at once: the step is tried again for all its tasks, and its last attempt leaves out whom it meets.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +17,7 @@ import dagster as dg
 # An output with this mark is stored and handed on, but not reported as a materialization. Dagster has no public name for that.
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION as UNREPORTED
 
-from pipelines.failures import RETRIES
+from pipelines.failures import is_retried
 from prompt_core import PromptmillError
 
 T = TypeVar("T")
@@ -135,13 +137,12 @@ def attempt(context: dg.AssetExecutionContext, make: Callable[[str], T], key: st
     """What `make` gives for a task, or what kept it from that. A fault of the machine is raised while the step may still be retried."""
     try:
         return make(key)
-    except (PromptmillError, FailedBeforeError) as error:
-        return error
     except Exception as error:
-        may_pass = isinstance(error, OSError) and context.retry_number < RETRIES
-        if may_pass or len(context.partition_keys) == 1:
+        foreseen = isinstance(error, (PromptmillError, FailedBeforeError))
+        if is_retried(error, context) or not (foreseen or len(context.partition_keys) > 1):
             raise
-        context.log.error(f"{key}: {error}", exc_info=error)
+        if not foreseen:
+            context.log.error(f"{key}: {error}", exc_info=error)
         return error
 
 
@@ -149,8 +150,12 @@ def hand_on(context: dg.AssetExecutionContext, outcomes: Mapping[str, Outcome], 
     """What an asset returns, given what came of each task.
 
     Raises:
-        PromptmillError: the only task of the run failed.
+        PromptmillError: the only task of the run failed, or one met a fault that the step is tried again for. Prompts that
+            were tuned are taken again then.
     """
+    for outcome in outcomes.values():
+        if isinstance(outcome, Exception) and is_retried(outcome, context):
+            raise outcome
     if len(outcomes) == 1:
         (outcome,) = outcomes.values()
         if isinstance(outcome, Exception):

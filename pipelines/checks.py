@@ -9,7 +9,7 @@ import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData as Target
 
 from pipelines.batch import FailedBeforeError, Inputs, failure_of_some, is_last
-from pipelines.failures import plain_failures
+from pipelines.failures import is_retried, plain_failures
 from pipelines.judgements import JUDGEMENTS, Judgement
 from pipelines.ledger import Ledger
 from pipelines.partitions import TASKS
@@ -45,6 +45,8 @@ def _check(judgement: Judgement) -> dg.AssetChecksDefinition:
             except FailedBeforeError:
                 continue
             except PromptmillError as error:
+                if is_retried(error, context):
+                    raise
                 found = dg.AssetCheckResult(passed=False, description=str(error))
             _report(context, spec, key, found)
             if not found.passed and found.severity == dg.AssetCheckSeverity.ERROR:

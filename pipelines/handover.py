@@ -1,7 +1,7 @@
 """Orders of retunings and what came of them as folders, for processes that share a disk: how a step and `torchrun` speak.
 
 <number>/task.json  folder  train.parquet  validation.parquet  live/     written by the step
-<number>/prompt/  retuned.json   or   failed.json                        written by the first process of the group
+<number>/prompt/  retuned.json   or   failed.json or unreachable.json    written by the first process of the group
 """
 
 import json
@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from prompt_core import PromptmillError
+from prompt_core.errors import Unreachable
 from prompt_core.task_file import parse_task
 
 if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code location
     from prompt_core.tuning import Order, Retuned
+
+_FAILED, _UNREACHABLE = "failed.json", "unreachable.json"
 
 
 def write_orders(folder: Path, orders: Sequence["Order"]) -> None:
@@ -54,7 +57,8 @@ def write_outcomes(folder: Path, outcomes: Sequence["Retuned | PromptmillError"]
         place = folder / str(number)
         if isinstance(outcome, PromptmillError):
             failed = {"where": outcome.where, "what": outcome.what, "fix": outcome.fix}
-            (place / "failed.json").write_text(json.dumps(failed), encoding="utf-8")
+            name = _UNREACHABLE if isinstance(outcome, Unreachable) else _FAILED
+            (place / name).write_text(json.dumps(failed), encoding="utf-8")
             continue
         outcome.prompt.save(place / "prompt")
         retuned = {"start": outcome.start, "losses": outcome.losses, "why": outcome.why, "tokens": outcome.tokens}
@@ -69,8 +73,10 @@ def read_outcomes(folder: Path, count: int) -> list["Retuned | PromptmillError"]
     outcomes: list[Retuned | PromptmillError] = []
     for number in range(count):
         place = folder / str(number)
-        if (place / "failed.json").exists():
-            outcomes.append(PromptmillError(**json.loads((place / "failed.json").read_text(encoding="utf-8"))))
+        for name, kind in ((_FAILED, PromptmillError), (_UNREACHABLE, Unreachable)):
+            if (place / name).exists():
+                outcomes.append(kind(**json.loads((place / name).read_text(encoding="utf-8"))))
+                break
         else:
             retuned = json.loads((place / "retuned.json").read_text(encoding="utf-8"))
             outcomes.append(Retuned(TunedPrompt.load(place / "prompt"), **retuned))

@@ -31,6 +31,7 @@ from prompt_core import PromptmillError
 from prompt_core.data import Splits
 from prompt_core.data.digest import frame_digest
 from prompt_core.durable import make_folder, sync, sync_all, write_whole
+from prompt_core.errors import kind_of_fault
 from prompt_core.evaluation import Contender, Evaluation
 from prompt_core.evaluation.contender_files import contenders_json, read_contenders
 
@@ -315,8 +316,8 @@ def _touch(path: Path) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> PromptmillError:
-    return _damaged(path, f"cannot be read ({str(error).splitlines()[0]})")
+    return _damaged(path, f"cannot be read ({str(error).splitlines()[0]})", kind_of_fault(error))
 
 
-def _damaged(path: Path, what: str) -> PromptmillError:
-    return PromptmillError(str(path), what, "Materialize the asset again.")
+def _damaged(path: Path, what: str, kind: type[PromptmillError] = PromptmillError) -> PromptmillError:
+    return kind(str(path), what, "Materialize the asset again.")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import safetensors
 
-from prompt_core.errors import PromptmillError
+from prompt_core.errors import PromptmillError, kind_of_fault
 from prompt_core.extraction.tags import num_tags
 from prompt_core.manifest import BackboneIdentity, Manifest
 from prompt_core.plain_json import parse_json
@@ -232,7 +232,7 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         fix = "A prompt is a folder that `promptmill tune` wrote."
-        raise PromptmillError(str(path), f"cannot be read ({error.strerror})", fix) from None
+        raise kind_of_fault(error)(str(path), f"cannot be read ({error.strerror})", fix) from None
 
 
 def _read_origin(path: Path) -> tuple[str | None, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises: what was found, where, and the way out, in one line."""
+"""What a user's mistake raises, and an outage that may pass: what was found, where, and the way out, in one line."""
 
 from __future__ import annotations
 
@@ -18,6 +18,19 @@ class PromptmillError(ValueError):
     def __init__(self, where: str, what: str, fix: str = "") -> None:
         self.where, self.what, self.fix = where, what, fix
         super().__init__(f"{where}: {what}." + (f" {fix}" if fix else ""))
+
+
+class Unreachable(PromptmillError):
+    """A fault of disk, network or server, not of the user: the same may succeed when it is tried again."""
+
+
+# What a wrong path or missing rights make: the same again in a minute.
+_LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+
+
+def kind_of_fault(error: Exception) -> type[PromptmillError]:
+    """What to raise of a fault in reading or writing: `Unreachable` for one of the operating system that may pass."""
+    return Unreachable if isinstance(error, OSError) and not isinstance(error, _LASTING) else PromptmillError
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

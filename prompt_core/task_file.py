@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from prompt_core.criteria import EvaluateSpec
-from prompt_core.errors import PromptmillError, nearest
+from prompt_core.errors import PromptmillError, kind_of_fault, nearest
 from prompt_core.extraction.schema import read_schema
 from prompt_core.methods import ExtractSpec
 from prompt_core.plain_yaml import read_yaml, shown
@@ -32,7 +32,7 @@ def load_task(path: str | Path) -> TaskSpec:
     except IsADirectoryError:
         raise PromptmillError(str(path), "is a folder, not a task file", "Name a task file, such as tasks/my_task.yaml.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise PromptmillError(str(path), f"cannot be read ({error})", "A task file is UTF-8 text.") from None
+        raise kind_of_fault(error)(str(path), f"cannot be read ({error})", "A task file is UTF-8 text.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date like 2026-13-45 is a ValueError of its own
         raise PromptmillError(str(path), f"is not YAML ({' '.join(str(error).split())[:500]})", "See the example in README.md.") from None
     if not isinstance(content, dict):

@@ -24,7 +24,7 @@ from prompt_core.data.demonstrations import fair_draw
 from prompt_core.data.packing import pack
 from prompt_core.encoded import Encoded, Taught
 from prompt_core.encoding import TaskEncoding
-from prompt_core.errors import PromptmillError
+from prompt_core.errors import PromptmillError, kind_of_fault
 from prompt_core.generation import Sampling, generate
 from prompt_core.methods import DistillSpec
 from prompt_core.prompts import PromptState, Tree, hidden_states, lower
@@ -193,7 +193,7 @@ def read_context(task: TaskSpec) -> str:
     try:
         text = path.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise PromptmillError(where, f'"{path}" cannot be read ({error.strerror})', "Correct the path.") from None
+        raise kind_of_fault(error)(where, f'"{path}" cannot be read ({error.strerror})', "Correct the path.") from None
     except UnicodeDecodeError:
         raise PromptmillError(where, f'"{path}" is not UTF-8 text', "Save it as plain text or Markdown in UTF-8.") from None
     if not text:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 import tokenizers
 import torch
 import transformers
+from fsspec.implementations.memory import MemoryFileSystem
 from torch import Tensor
 from transformers.masking_utils import eager_mask
 
@@ -237,3 +240,16 @@ def assert_equal_to_rounding(found: Tensor | Sequence[Tensor], expected: Tensor 
     assert found.shape == expected.shape
     error = float((found - expected).detach().abs().max())
     assert error <= 1e-5 * max(1.0, float(expected.detach().abs().max())), f"differs by {error}"
+
+
+@contextmanager
+def memory_fails(fault: Exception) -> Iterator[None]:
+    """Stores in fsspec's memory cannot be listed or read in this block, as when the network to a bucket breaks."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise fault
+
+    with pytest.MonkeyPatch.context() as patch:
+        for method in ("ls", "cat_file"):
+            patch.setattr(MemoryFileSystem, method, fail)
+        yield

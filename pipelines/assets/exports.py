@@ -13,6 +13,7 @@ from pipelines.metadata import publication_metadata, report_metadata
 from pipelines.partitions import TASKS
 from pipelines.resources import Store
 from prompt_core import PromptmillError, PromptStore
+from prompt_core.errors import Unreachable
 from prompt_core.store.moves import PRODUCTION
 
 if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code location
@@ -90,5 +91,7 @@ def _live_before(store: PromptStore, prompt: "TunedPrompt") -> "TunedPrompt | No
     before = store.history(prompt.name, PRODUCTION)[-1].before
     try:
         return store.get(prompt.name, before) if before else None
+    except Unreachable:
+        raise
     except PromptmillError:  # collected as garbage
         return None

@@ -16,7 +16,7 @@ from prompt_core.batch.parts import Parts
 from prompt_core.batch.reading import Chunk, check_source, check_target, count_rows, file_digest, read_chunks
 from prompt_core.data.columns import nearest_column
 from prompt_core.encoded import Encoded
-from prompt_core.errors import PromptmillError
+from prompt_core.errors import PromptmillError, Unreachable
 from prompt_core.mixed import answer
 from prompt_core.ready import Answer
 from prompt_core.shelf import Shelf, Shelved
@@ -68,6 +68,7 @@ def predict_table(
         on_progress: called with (finished, all), where all is an estimate.
 
     Raises:
+        Unreachable: the store cannot be read. The finished parts stay, and rows are not rejected for it.
         PromptmillError: a file cannot be read or written, `name` is no prompt, a column is missing, has a name of `ADDED` or
             is of a type that the output cannot hold.
     """
@@ -111,10 +112,12 @@ class _Job:
         self._known: dict[str, Shelved | PromptmillError] = {}
 
     def found(self, name: str) -> Shelved:
-        """What a name means in this job. Raises PromptmillError where it means nothing."""
+        """What a name means in this job. Raises PromptmillError where it means nothing, `Unreachable` where nobody can say."""
         if name not in self._known:
             try:
                 self._known[name] = self._shelf.find(name)
+            except Unreachable:
+                raise
             except PromptmillError as error:
                 self._known[name] = error
         known = self._known[name]
@@ -140,6 +143,8 @@ class _Job:
         for given in sorted({given for given in self._names(chunk) if given}):
             try:
                 prompts[given] = self.found(given).address + self.found(given).digest
+            except Unreachable:
+                raise
             except PromptmillError as error:
                 prompts[given] = str(error)
         made_of = [prompt_core.__version__, content, chunk.first, len(chunk.numbers) + len(chunk.bad), self._name, self._column, prompts]

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from prompt_core.errors import PromptmillError
+from prompt_core.errors import PromptmillError, kind_of_fault
 from prompt_core.field_text import as_texts
 
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet")
@@ -49,7 +49,7 @@ def check_source(path: Path) -> None:
     except FileNotFoundError:
         raise PromptmillError(str(path), "there is no such file", "Check the path.") from None
     except OSError as error:
-        raise PromptmillError(str(path), f"cannot be read ({error.strerror})", "Check the access rights.") from None
+        raise kind_of_fault(error)(str(path), f"cannot be read ({error.strerror})", "Check the access rights.") from None
 
 
 def check_target(path: Path) -> None:
@@ -209,4 +209,4 @@ def _check_suffix(path: Path) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> PromptmillError:
-    return PromptmillError(str(path), f"cannot be read ({str(error).splitlines()[0]})", "Check the file.")
+    return kind_of_fault(error)(str(path), f"cannot be read ({str(error).splitlines()[0]})", "Check the file.")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from prompt_core.data.columns import other_separator
-from prompt_core.errors import PromptmillError
+from prompt_core.errors import PromptmillError, kind_of_fault
 
 
 def check_bytes(path: Path, is_text: bool) -> None:
@@ -32,7 +32,7 @@ def check_bytes(path: Path, is_text: bool) -> None:
                     ) from None
                 offset += len(line)
     except OSError as error:
-        raise PromptmillError(str(path), f"cannot be read ({error.strerror})", "Check the access rights.") from None
+        raise kind_of_fault(error)(str(path), f"cannot be read ({error.strerror})", "Check the access rights.") from None
 
 
 def explain_line(path: Path, suffix: str) -> None:

@@ -12,7 +12,7 @@ import polars as pl
 
 from prompt_core.data.columns import nearest_column
 from prompt_core.data.malformed import check_bytes, explain_line
-from prompt_core.errors import PromptmillError, nearest
+from prompt_core.errors import PromptmillError, kind_of_fault, nearest
 from prompt_core.field_text import as_texts, normalised
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
@@ -33,7 +33,8 @@ def read_examples(task: TaskSpec, path: str | None = None) -> pl.DataFrame:
         a path, the questions that the model asks itself (`distill.questions`).
 
     Raises:
-        PromptmillError: the file is missing, empty, malformed, not UTF-8 or of an unknown kind, or lacks a column.
+        Unreachable: the file cannot be read for a fault of disk or network.
+        PromptmillError: it is missing, empty, malformed, not UTF-8 or of an unknown kind, or lacks a column.
     """
     if path is None and not task.data.path:
         from prompt_core.selfstudy import own_questions  # torch loads where a model is needed
@@ -83,7 +84,7 @@ def _read(task: TaskSpec, source: str, where: str, needed: dict[str, str]) -> pl
         if local is not None:
             explain_line(local, suffix)
         reason = str(error).strip().split("\n")[0]
-        raise PromptmillError(where, f'"{source}" cannot be read ({reason})', "Check the file, its address and access.") from None
+        raise kind_of_fault(error)(where, f'"{source}" cannot be read ({reason})', "Check the file, its address and access.") from None
     for column, field in needed.items():
         if column not in known:
             raise _unknown_column(task, field, column, source, known)

@@ -16,7 +16,7 @@ import polars as pl
 from prompt_core.data.clean import CleaningReport, check_labels, clean, example_id, named, remove_unusable
 from prompt_core.data.leakage import remove_leakage
 from prompt_core.data.read import read_examples
-from prompt_core.errors import PromptmillError
+from prompt_core.errors import PromptmillError, kind_of_fault
 from prompt_core.extraction.spans import entity_labels
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
@@ -72,7 +72,7 @@ class Splits:
                 sides[side] = pl.read_parquet(path, glob=False)
             except (pl.exceptions.PolarsError, OSError) as error:
                 what = "is missing" if not path.exists() else f"cannot be read ({str(error).splitlines()[0]})"
-                raise PromptmillError(str(path), what, "Make the splits again.") from None
+                raise kind_of_fault(error)(str(path), what, "Make the splits again.") from None
         return cls(**sides)
 
 

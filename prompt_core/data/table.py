@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from prompt_core.data.malformed import check_bytes, explain_line
-from prompt_core.errors import PromptmillError
+from prompt_core.errors import PromptmillError, kind_of_fault
 
 _READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
     ".csv": lambda path: pl.read_csv(path, infer_schema_length=None),
@@ -22,7 +22,7 @@ def read_table(path: str | Path) -> pl.DataFrame:
     """All columns of a CSV, JSONL or Parquet file.
 
     Raises:
-        PromptmillError: the file is missing, of another kind or damaged.
+        PromptmillError: the file is missing, of another kind or damaged; `Unreachable` for a fault that may pass.
     """
     path = Path(path)
     if path.suffix not in _READERS:
@@ -34,4 +34,4 @@ def read_table(path: str | Path) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, OSError) as error:
         check_bytes(path, is_text=path.suffix != ".parquet")
         explain_line(path, path.suffix)
-        raise PromptmillError(str(path), f"cannot be read ({str(error).splitlines()[0]})", "Check the file.") from None
+        raise kind_of_fault(error)(str(path), f"cannot be read ({str(error).splitlines()[0]})", "Check the file.") from None

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from prompt_core.errors import PromptmillError
+from prompt_core.errors import PromptmillError, kind_of_fault
 
 _LONGEST_REASON = 200
 _LARGEST_PLAIN = 1e21  # from here on JavaScript, too, writes a whole number with an exponent
@@ -94,7 +94,7 @@ def read_schema(path: Path, where: str) -> dict[str, Any]:
     try:
         schema = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise PromptmillError(
+        raise kind_of_fault(error)(
             where, f'"{path}" cannot be read ({error.strerror})', "Name a JSON file, relative to the task file."
         ) from None
     except ValueError as error:

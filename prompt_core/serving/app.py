@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Res
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 import prompt_core
-from prompt_core.errors import PromptmillError
+from prompt_core.errors import PromptmillError, Unreachable
 from prompt_core.serving.catalogue import Catalogue
 from prompt_core.serving.disconnect import ClientGone
 from prompt_core.serving.engine import Engine, EngineFull
@@ -102,10 +102,15 @@ def _add_errors(app: FastAPI, limits: Limits) -> None:
     def refused(status: int, message: str, kind: str = "invalid_request_error", code: str | None = None, **headers: str) -> JSONResponse:
         return JSONResponse(error_body(message, kind, code), status, headers)
 
+    def unavailable(message: str, code: str) -> JSONResponse:
+        return refused(503, message, "server_error", code, **{"retry-after": str(limits.retry_seconds)})
+
     @app.exception_handler(PromptmillError)
     async def bad(_: Request, error: PromptmillError) -> JSONResponse:
         if isinstance(error, NotServed):
             return refused(404, str(error), code="model_not_found")
+        if isinstance(error, Unreachable):
+            return unavailable(str(error), "temporarily_unavailable")
         return refused(400, str(error))
 
     @app.exception_handler(RequestValidationError)
@@ -120,4 +125,4 @@ def _add_errors(app: FastAPI, limits: Limits) -> None:
     @app.exception_handler(EngineFull)
     async def full(_: Request, error: EngineFull) -> JSONResponse:
         message = f"{limits.unfinished} inputs are waiting or being answered"
-        return refused(503, message, "server_error", "queue_full", **{"retry-after": str(limits.retry_seconds)})
+        return unavailable(message, "queue_full")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from threading import Event, Thread
 
 from prompt_core.artifact import TunedPrompt
-from prompt_core.errors import PromptmillError, nearest
+from prompt_core.errors import PromptmillError, Unreachable, nearest
 from prompt_core.ready import ReadyPrompt
 from prompt_core.serving.engine import Engine
 from prompt_core.serving.metrics import Metrics
@@ -116,7 +116,7 @@ class Catalogue:
         """What `name` (in production), `name@alias` or `name@3` stands for; loads a version that no alias has.
 
         Raises:
-            PromptmillError: it is not served, or cannot be loaded.
+            PromptmillError: it is not served, or cannot be loaded; `Unreachable` where it is tried again.
         """
         name, _, version = given.partition("@")
         live = self._live.get(f"{name}@{version or PRODUCTION}")
@@ -124,9 +124,10 @@ class Catalogue:
             return live
         if name not in self._summaries:
             raise PromptmillError(f'model "{given}"', "is not served", nearest(name, self._summaries))
-        shelved = self._taken(*self._store.find(given))
+        known = {str(number): number for number in self._summaries[name].versions}  # what is loaded is there without the store
+        shelved = self._taken(name, known[version]) if version in known else self._taken(*self._store.find(given))
         if shelved is None:
-            raise PromptmillError(f'model "{given}"', "could not be loaded a moment ago", "It is tried again; the first try said why.")
+            raise Unreachable(f'model "{given}"', "could not be loaded a moment ago", "It is tried again; the first try said why.")
         return shelved
 
     def untuned(self, shelved: Shelved) -> ReadyPrompt:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from prompt_core.encoded import Encoded
-from prompt_core.errors import PromptmillError
+from prompt_core.errors import PromptmillError, Unreachable
 from prompt_core.ready import Answer, ReadyPrompt
 from prompt_core.serving.catalogue import Catalogue
 from prompt_core.serving.engine import Engine, Job
@@ -27,9 +27,11 @@ class Service:
     metrics: Metrics
 
     async def find(self, given: str) -> Shelved:
-        """What a name stands for. Raises `NotServed`."""
+        """What a name stands for. Raises `NotServed`, or `Unreachable` where the store cannot say it now."""
         try:
             return await asyncio.to_thread(self.catalogue.find, given)
+        except Unreachable:
+            raise
         except PromptmillError as error:
             raise NotServed(error.where, error.what, error.fix) from None
 

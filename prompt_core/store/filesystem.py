@@ -21,7 +21,7 @@ from urllib.request import url2pathname
 import fsspec
 
 from prompt_core.durable import make_folder, sync
-from prompt_core.errors import PromptmillError
+from prompt_core.errors import PromptmillError, Unreachable, kind_of_fault
 
 _LARGEST_RECORD = 16 * 2**20  # bytes of a JSON file
 _MARK, _FORMAT = "store.json", b'{"format": "promptmill-store/1"}\n'
@@ -34,7 +34,8 @@ class Files:
     """Files below one address of an object store or another fsspec file system. Paths are relative and divided by `/`.
 
     Raises:
-        PromptmillError: from every method, when the file system cannot be reached or refuses.
+        Unreachable: from every method, when the file system cannot be reached.
+        PromptmillError: from every method, when it refuses.
     """
 
     local_root: Path | None = None
@@ -53,7 +54,7 @@ class Files:
                 self._prove_exclusive()
                 return self._create(path, content)
             except FileNotFoundError as error:  # a bucket that does not exist
-                raise OSError(str(error)) from error
+                raise self._fault("written", error) from error
 
     def write_new(self, folder: str, contents: Mapping[str, bytes]) -> None:
         """Write the files of a folder that nobody else writes to or looks at yet; durable when it returns."""
@@ -62,7 +63,7 @@ class Files:
                 self._prove_exclusive()
                 self._write_new(folder, contents)
             except FileNotFoundError as error:
-                raise OSError(str(error)) from error
+                raise self._fault("written", error) from error
 
     def read(self, path: str) -> bytes:
         """The content of a file.
@@ -216,10 +217,15 @@ class Files:
             yield
         except (FileNotFoundError, PromptmillError):
             raise
-        except Exception as error:  # every client library has exceptions of its own
-            reason = " ".join(str(error).split()) or type(error).__name__
-            fix = "Give a folder that you can write to." if self.local_root else "Check the address, your rights and the network."
-            raise PromptmillError(f"store {self.url}", f"cannot be {done} ({reason})", fix) from error
+        except Exception as error:
+            raise self._fault(done, error) from error
+
+    def _fault(self, done: str, error: Exception) -> PromptmillError:
+        # Every client library has exceptions of its own for a network that fails.
+        kind = kind_of_fault(error) if isinstance(error, OSError) else Unreachable
+        reason = " ".join(str(error).split()) or type(error).__name__
+        fix = "Give a folder that you can write to." if self.local_root else "Check the address, your rights and the network."
+        return kind(f"store {self.url}", f"cannot be {done} ({reason})", fix)
 
 
 class LocalFiles(Files):

@@ -13,7 +13,7 @@ import polars as pl
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
-from prompt_core.errors import PromptmillError
+from prompt_core.errors import PromptmillError, Unreachable
 from prompt_core.space import Range, Setting
 from prompt_core.task import TaskSpec
 from prompt_core.trials import Measured, SearchRecord, Trial
@@ -196,6 +196,8 @@ class Search:
         for number, trial in enumerate(wave):
             try:
                 candidates[number] = self._candidate(self._with(trial.settings, self._rungs[-1]))
+            except Unreachable:  # says nothing about the settings
+                raise
             except PromptmillError as error:
                 wave[number] = trial.model_copy(update={"outcome": "failed", "reason": str(error)})
         if candidates:

@@ -13,6 +13,7 @@ from dagster._core.definitions.events import AssetKeyPartitionKey
 from dagster._core.definitions.partitions.context import partition_loading_context
 from deployment import THINGS, a_deployment, failure_of, run_fleet, run_retune, write_task
 
+import pipelines.failures
 from pipelines.automation import runs_for
 from pipelines.definitions import build_defs
 from pipelines.ledger import Ledger
@@ -212,3 +213,61 @@ def test_a_backfill_of_all_assets_is_one_run_with_their_checks(tmp_path: Path) -
     assert request.tags == runs_for(keys, keys, "")[0].tags
     assert set(request.asset_selection or ()) == graph.materializable_asset_keys
     assert set(request.asset_check_keys or ()) == set(graph.asset_check_keys)
+
+
+def examples_and_splits(settings: Settings, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+    """The first two assets of all tasks in one run, with their checks."""
+    keys = register(instance, find_task_files(settings.tasks_dir))
+    (request,) = runs_for(keys, keys, "test")
+    job, selection = build_defs(settings).resolve_job_def("retune"), [dg.AssetKey("examples"), dg.AssetKey("splits")]
+    one = {"partition_key": request.partition_key} if len(keys) == 1 else {}
+    return job.execute_in_process(instance=instance, tags=request.tags, asset_selection=selection, raise_on_error=False, **one)
+
+
+def write_task_on_far_data(settings: Settings, key: str) -> None:
+    """A task over other rows, in a file of its own."""
+    write_task(settings, key, data={"path": "far.csv", "target": "label"})
+    pl.read_csv(settings.tasks_dir / "messages.csv").slice(1).write_csv(settings.tasks_dir / "far.csv")
+
+
+def break_network(monkeypatch: pytest.MonkeyPatch, read: str, times: int, file: str = "") -> None:
+    """Let a function of polars fail so many times for a file, as it does where a bucket cannot be reached; and nobody waits."""
+    original, left = getattr(pl, read), iter(range(times))
+
+    def fail(path: Any, **options: Any) -> Any:
+        if file in str(path) and next(left, None) is not None:
+            raise ConnectionResetError("object-store error: reset by peer")
+        return original(path, **options)
+
+    monkeypatch.setattr(pl, read, fail)
+    monkeypatch.setattr(pipelines.failures, "_PAUSE", 0)
+
+
+@pytest.mark.parametrize("read", ["scan_csv", "read_parquet"])  # of the data; of a stored value, which a check loads first
+def test_a_fault_of_the_network_is_tried_again_and_costs_no_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: str) -> None:
+    settings = a_deployment(tmp_path / "d")
+    write_task(settings, "a")
+    write_task_on_far_data(settings, "b")
+    break_network(monkeypatch, read, times=1)
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = examples_and_splits(settings, instance)
+        assert instance.get_materialized_partitions(dg.AssetKey("splits")) == {"a", "b"}
+    assert result.success and all(check.passed for check in result.get_asset_check_evaluations())
+    assert sum(event.is_step_up_for_retry for event in result.all_events) == 1
+
+
+@pytest.mark.parametrize("keys", ["b", "abc"])
+def test_a_fault_that_lasts_is_one_line_and_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
+    settings = a_deployment(tmp_path / "d")
+    for key in keys:
+        write_task(settings, key)
+    write_task_on_far_data(settings, "b")
+    break_network(monkeypatch, "scan_csv", times=99, file="far")
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = examples_and_splits(settings, instance)
+        assert instance.get_materialized_partitions(dg.AssetKey("splits")) == set(keys) - {"b"}
+    assert sum(event.is_step_up_for_retry for event in result.all_events) == 2
+    line = f'task b: data.path: "{settings.tasks_dir}/far.csv" cannot be read (object-store error: reset by peer). Check'
+    lines = failure_of(result).splitlines()
+    assert lines[-1].removeprefix("b: ").startswith(line)
+    assert len(lines) == (2 if len(keys) > 1 else 1)

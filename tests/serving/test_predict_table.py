@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from helpers import memory_fails
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from served_prompts import a_prompt, a_served_store, publish, ready_on
@@ -22,7 +24,7 @@ from prompt_core.backbone import Backbone
 from prompt_core.batch import Predicted, predict_table
 from prompt_core.batch.job import ADDED
 from prompt_core.batch.reading import read_chunks
-from prompt_core.errors import PromptmillError
+from prompt_core.errors import PromptmillError, Unreachable
 from prompt_core.shelf import Shelf
 from prompt_core.store import PromptStore
 
@@ -302,3 +304,20 @@ def test_parts_of_another_prompt_or_input_are_not_taken(tmp_path: Path, llama: B
     interrupt("mood@1")
     write(given, [*ROWS, ROWS[0]])
     assert run("mood@1") == 0
+
+
+def test_a_job_stops_where_the_store_cannot_be_reached_and_goes_on_behind_its_parts(llama: Backbone, tmp_path: Path) -> None:
+    store = PromptStore("memory://" + tmp_path.name)
+    for name in ("mood", "tone"):
+        publish(store, a_prompt(llama, name))
+    given = write(tmp_path / "in.jsonl", [row | {"by": "mood" if number < 4 else "tone"} for number, row in enumerate(ROWS)])
+
+    def run(on_progress: Any = None) -> Predicted:
+        target = tmp_path / "out.csv"
+        return predict_table(Shelf(store, ready_on(llama)), None, given, target, prompt_column="by", part_rows=4, on_progress=on_progress)
+
+    with ExitStack() as outage:
+        with pytest.raises(Unreachable, match="reset by peer"):
+            run(lambda done, total: outage.enter_context(memory_fails(ConnectionResetError("reset by peer"))))
+        assert not (tmp_path / "out.csv").exists()
+    assert run() == Predicted(7, 0, 4, None)

@@ -14,7 +14,7 @@ from typing import Literal
 import httpx2
 import pytest
 from click.testing import CliRunner
-from helpers import backbone_at, save_tiny
+from helpers import backbone_at, memory_fails, save_tiny
 from running import running
 from served_prompts import PASSED, a_prompt, a_retrieving_prompt, a_served_store, publish, ready_on
 
@@ -288,6 +288,22 @@ def test_what_is_served_stays_when_the_store_cannot_be_read(tmp_path: Path, llam
         while 'promptmill_reloads_total{outcome="failed"}' not in client.get("/metrics").text:
             pass
         assert ask(client, "mood", "a").status_code == 200
+
+
+def test_what_cannot_be_loaded_while_the_store_is_away_is_answered_with_503(llama: Backbone, tmp_path: Path) -> None:
+    store = PromptStore("memory://" + tmp_path.name)
+    for seed in (1, 2):
+        publish(store, a_prompt(llama, "mood", seed=seed))
+    chat = {"model": "mood@1", "messages": [{"role": "user", "content": "a"}]}
+    with running(store, refresh_seconds=0.05) as client:
+        with memory_fails(ConnectionResetError("reset by peer")):
+            refused = [ask(client, "mood@1", "a"), client.post("/v1/chat/completions", json=chat), client.get("/v1/models/mood@1")]
+            assert ask(client, "mood@2", "a").status_code == ask(client, "mood", "a").status_code == 200
+        assert [(response.status_code, response.headers["retry-after"]) for response in refused] == [(503, "1")] * 3
+        assert "reset by peer" in refused[0].json()["error"]["message"]
+        while (found := ask(client, "mood@1", "a")).status_code == 503:
+            pass
+        assert found.json()["predictions"][0]["version"] == 1
 
 
 def test_a_prompt_that_cannot_be_loaded_holds_up_no_other(tmp_path: Path, llama: Backbone) -> None:

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 import fsspec
 import pytest
+from helpers import memory_fails
 from store_builders import FAILED, PASSED, SmallPrompt, a_store, a_tuned_prompt, assert_whole, files, text_of
 
-from prompt_core.errors import PromptmillError
+from prompt_core.errors import PromptmillError, Unreachable
 from prompt_core.store import PromptStore
 
 
@@ -331,3 +332,19 @@ def test_pages_for_people_are_kept_beside_a_version_and_are_no_part_of_its_diges
         assert store.verify().problems == ()
         page.write_bytes(b"<p>better</p>")
     assert len(store.verify().problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "passes"),
+    [
+        (ConnectionResetError(104, "reset by peer"), True),
+        (OSError("slow down"), True),
+        (RuntimeError("no answer"), True),
+        (PermissionError("forbidden"), False),
+    ],
+)
+def test_a_fault_that_may_pass_is_told_from_one_that_the_user_has_to_correct(fault: Exception, passes: bool) -> None:
+    store = a_store("memory://faults", versions=1)
+    with memory_fails(fault), pytest.raises(PromptmillError, match=r"store memory://faults: cannot be read \(.*\)\. Check") as found:
+        store.get("reply")
+    assert isinstance(found.value, Unreachable) == passes
