@@ -89,7 +89,7 @@ def predict_table(
             parts.begin(chunk.frame.schema)
         rows = len(chunk.numbers) + len(chunk.bad)
         key = f"{number:06d}-{job.key(chunk, content)}"
-        if parts.has(key):
+        if parts.has(key, rows):
             found += rows
         else:
             parts.put(key, *job.answered(chunk))

@@ -30,12 +30,17 @@ class Parts:
         self._folder = target.with_name(f".{target.name}.parts")
         self._paths: list[Path] = []
 
-    def has(self, key: str) -> bool:
-        """Whether the next part is there; if so it is taken."""
+    def has(self, key: str, rows: int) -> bool:
+        """Whether the next part is there with all its rows, answered or rejected; if so it is taken. A power cut may leave empty files."""
         path = self._folder / f"{key}.parquet"
-        if path.is_file():
+        try:
+            found = int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
+            found += path.with_suffix(_REJECTED).read_bytes().count(b"\n")
+        except (pl.exceptions.PolarsError, OSError):
+            return False
+        if found == rows:
             self._paths.append(path)
-        return path.is_file()
+        return found == rows
 
     def begin(self, schema: Mapping[str, pl.DataType]) -> None:
         """Make the folder, before anything is answered.

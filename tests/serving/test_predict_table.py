@@ -321,3 +321,19 @@ def test_a_job_stops_where_the_store_cannot_be_reached_and_goes_on_behind_its_pa
             run(lambda done, total: outage.enter_context(memory_fails(ConnectionResetError("reset by peer"))))
         assert not (tmp_path / "out.csv").exists()
     assert run() == Predicted(7, 0, 4, None)
+
+
+@pytest.mark.parametrize("emptied", [".parquet", ".rejected.jsonl"])
+def test_a_finished_part_that_a_power_cut_left_empty_is_made_again(tmp_path: Path, shelf: Shelf, emptied: str) -> None:
+    given, target = write(tmp_path / "in.jsonl", [*ROWS, {"id": "bad", "text": "", "more": {"n": []}}]), tmp_path / "out.csv"
+
+    def stop(done: int, total: int) -> None:
+        if done >= 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_table(shelf, "mood", given, target, part_rows=4, on_progress=stop)
+    last = max((tmp_path / ".out.csv.parts").glob(f"000001-*{emptied}"))
+    last.write_bytes(b"")
+    found = predict_table(shelf, "mood", given, target, part_rows=4)
+    assert (found.rows, found.rejected, found.found) == (7, 1, 4)
