@@ -154,6 +154,14 @@ def test_a_prompt_of_another_task_is_refused(bert: Backbone) -> None:
         evaluate(task.model_copy(update={"name": "other"}), prompt, SPLITS, bert)
 
 
+@pytest.mark.parametrize(("field", "value"), [("template", "Read {{ text }}"), ("labels", {"a": "first"})])
+def test_a_prompt_that_was_tuned_before_its_task_asked_something_else_is_refused(bert: Backbone, field: str, value: object) -> None:
+    task = a_task(bert.identity.name, tune={"steps": 1})
+    prompt = tune(task, SPLITS.train, None, bert)
+    with pytest.raises(PromptmillError, match=rf"^prompt t: was tuned with another {field} than the task file has now\. Tune it again\.$"):
+        evaluate(a_task(bert.identity.name, tune={"steps": 1}, **{field: value}), prompt, SPLITS, bert)
+
+
 def test_an_evaluation_changes_neither_the_prompt_nor_the_random_stream(llama: Backbone) -> None:
     task = a_task(llama.identity.name, template="Say a or b. {{ text }}\nIt is", tune={"steps": 2, "max_tokens": 64})
     prompt = tune(task, SPLITS.train, None, llama)
