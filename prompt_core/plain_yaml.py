@@ -7,7 +7,10 @@ from typing import Any
 
 import yaml
 
+from prompt_core.errors import PromptmillError
+
 _MOST_MERGED = 1000
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 class _Short(reprlib.Repr):
@@ -22,7 +25,21 @@ class _Short(reprlib.Repr):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, in which merged mappings (`<<`) cannot grow without end: each level may double what is below."""
+    """PyYAML's safe loader, in which a key stands once, and merged mappings (`<<`) cannot grow without end: each level may double
+    what is below."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            line, known = key.start_mark.line + 1, lines.get((key.tag, key.value))
+            if known:
+                found = f"in line {line}" if line == known else f"(lines {known} and {line})"
+                raise PromptmillError(" ".join(key.value.split())[:100], f"stands twice {found}", "Keep one.")
+            lines[key.tag, key.value] = line
+        return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
@@ -34,6 +51,7 @@ def read_yaml(text: str) -> Any:
     """The document in a text.
 
     Raises:
+        PromptmillError: a key stands twice in one mapping.
         yaml.YAMLError: it is not YAML, or asks for more than plain data.
         ValueError, RecursionError: a date that is none, a number without end, or mappings nested without end.
     """

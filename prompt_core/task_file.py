@@ -20,7 +20,7 @@ def load_task(path: str | Path) -> TaskSpec:
     """Read a task file.
 
     Raises:
-        PromptmillError: the file is missing, is not YAML, or has an unknown, missing or unfit field; the message names
+        PromptmillError: the file is missing, is not YAML, or has a repeated, unknown, missing or unfit field; the message names
             file, field, value and the way out.
     """
     path = Path(path)
@@ -33,6 +33,8 @@ def load_task(path: str | Path) -> TaskSpec:
         raise PromptmillError(str(path), "is a folder, not a task file", "Name a task file, such as tasks/my_task.yaml.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise kind_of_fault(error)(str(path), f"cannot be read ({error})", "A task file is UTF-8 text.") from None
+    except PromptmillError as error:
+        raise PromptmillError(f"{path}: {error.where}", error.what, error.fix) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date like 2026-13-45 is a ValueError of its own
         raise PromptmillError(str(path), f"is not YAML ({' '.join(str(error).split())[:500]})", "See the example in README.md.") from None
     if not isinstance(content, dict):

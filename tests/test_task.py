@@ -39,6 +39,26 @@ def refused(path: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "finding"),
+    [
+        ("gate: {min_gain: 5}\nname: t\ngate: {alpha: 0.05}\n", "gate: stands twice (lines 1 and 3). Keep one."),
+        ("name: t\nlabels: {billing: a, 'billing': b}\n", "billing: stands twice in line 2. Keep one."),
+        ("template:\n- user: a\n  user: b\n", "user: stands twice (lines 2 and 3). Keep one."),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_at_any_depth(tmp_path: Path, content: str, finding: str) -> None:
+    path = tmp_path / "returns.yaml"
+    path.write_text(content)
+    assert refused(path) == f"{path}: {finding}"
+
+
+def test_several_merged_mappings_are_no_repetition(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    path.write_text(path.read_text() + "gate: {<<: &a {alpha: 0.1}, <<: {min_gain: 5, alpha: 0.2}, min_gain: 6}\n")
+    assert (load_task(path).gate.min_gain) == 6
+
+
 def test_the_least_file_means_the_usual_settings(tmp_path: Path) -> None:
     task = load_task(write(tmp_path))
     assert (task.backbone.name, task.prompt.kind, task.tune.seed) == ("minilm", "deep", 0)
