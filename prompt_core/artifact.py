@@ -16,10 +16,12 @@ import safetensors
 
 from prompt_core.errors import PromptmillError, kind_of_fault
 from prompt_core.extraction.tags import num_tags
+from prompt_core.inputs import Input, Inputs, read_input
 from prompt_core.manifest import BackboneIdentity, Manifest
 from prompt_core.plain_json import parse_json
 from prompt_core.task import TaskSpec
 from prompt_core.task_file import parse_task
+from prompt_core.template import Template
 from prompt_core.tensors import StoredTensors
 from prompt_core.text.prompt import Demonstration
 
@@ -150,11 +152,11 @@ class TunedPrompt:
                     "Use the base it was tuned on, or tune it again on this one.",
                 )
 
-    def render(self, fields: Mapping[str, Any], retrieved: Sequence[Demonstration] | None = None) -> str | list[dict[str, str]]:
+    def render(self, fields: Input, retrieved: Sequence[Demonstration] | None = None) -> str | list[dict[str, str]]:
         """What a model reads for one input: a string, or chat messages with `role` and `content`. Loads no model.
 
         Args:
-            fields: of the input.
+            fields: of the input, or its text where the template has one field.
             retrieved: its demonstrations, of a prompt that retrieves them: see `retrieve`.
 
         Raises:
@@ -163,9 +165,9 @@ class TunedPrompt:
         if self.manifest.text is None:
             what = f"is of kind {self.manifest.kind}, numbers that no text can say"
             raise PromptmillError(f"prompt {self.name}", what, "Use predict, or export it.")
-        return self.manifest.text.render(self.task, fields, retrieved)
+        return self.manifest.text.render(self.task, read_input(fields, Template(self.worded).fields), retrieved)
 
-    def retrieve(self, inputs: Sequence[str | Mapping[str, Any]], backbone: Backbone | None = None) -> list[list[Demonstration]]:
+    def retrieve(self, inputs: Inputs, backbone: Backbone | None = None) -> list[list[Demonstration]]:
         """The demonstrations that a text prompt with retrieval shows each input, as `render` takes them. Loads its embedding model.
 
         Raises:
@@ -177,25 +179,27 @@ class TunedPrompt:
 
     def predict(
         self,
-        inputs: Sequence[str | Mapping[str, Any]],
+        inputs: Inputs,
         backbone: Backbone | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[str]:
         """Labels, generated texts or entities (a JSON list), one per input, in order.
 
         Args:
-            inputs: texts, for a template with one field; or mappings with the template's fields.
+            inputs: texts, for a template with one field, or mappings with the template's fields, of any iterable; or a polars
+                DataFrame with the fields as columns.
             backbone: the loaded frozen model; by default the one named in the manifest is loaded, once per process.
             on_progress: called with (finished, all) as inputs are finished.
 
         Raises:
-            PromptmillError: an input lacks a field, or the backbone is not the one the prompt was tuned on.
+            PromptmillError: inputs are one text or mapping alone, an input is neither or lacks a field, or the backbone is not the
+                one the prompt was tuned on.
         """
         return [answer.text for answer in self.answer(inputs, backbone, on_progress)]
 
     def answer(
         self,
-        inputs: Sequence[str | Mapping[str, Any]],
+        inputs: Inputs,
         backbone: Backbone | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Answer]:

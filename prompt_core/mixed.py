@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.continuous import write
 from prompt_core.encoded import Encoded
+from prompt_core.inputs import Inputs
 from prompt_core.packed_scores import packed_scores
 from prompt_core.prediction import backbone_of
 from prompt_core.ready import Answer, ReadyPrompt
@@ -39,9 +39,7 @@ def answer(rows: Sequence[tuple[ReadyPrompt, Encoded]], on_progress: OnProgress 
     return [found[number] for number in range(len(rows))]
 
 
-def predict(
-    prompt: TunedPrompt, inputs: Sequence[str | Mapping[str, Any]], backbone: Backbone | None = None, on_progress: OnProgress | None = None
-) -> list[Answer]:
+def predict(prompt: TunedPrompt, inputs: Inputs, backbone: Backbone | None = None, on_progress: OnProgress | None = None) -> list[Answer]:
     """Labels, generated texts or entities of one tuned prompt, see `TunedPrompt.predict`."""
     ready = ReadyPrompt.of(prompt, backbone or backbone_of(prompt))
     return answer([(ready, example) for example in ready.encode_all(inputs)], on_progress)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,9 +11,8 @@ from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.encoded import Encoded, Located
 from prompt_core.encoding import TaskEncoding
-from prompt_core.errors import PromptmillError
-from prompt_core.field_text import as_text
 from prompt_core.generation import generate
+from prompt_core.inputs import Inputs, as_fields, as_list
 from prompt_core.packed_scores import packed_scores
 from prompt_core.prompts import PromptState, lower
 from prompt_core.text.index import Retriever
@@ -29,13 +27,11 @@ from prompt_core.tuning.tags import TokenTags, answer_of
 OnProgress = Callable[[int, int], None]
 
 
-def demonstrations_for(
-    prompt: TunedPrompt, inputs: Sequence[str | Mapping[str, Any]], backbone: Backbone | None = None
-) -> list[list[Demonstration]]:
+def demonstrations_for(prompt: TunedPrompt, inputs: Inputs, backbone: Backbone | None = None) -> list[list[Demonstration]]:
     """The demonstrations that each input gets of its own, see `TunedPrompt.retrieve`."""
     backbone = backbone or backbone_of(prompt)
     prompt.check_base(backbone.identity)
-    return Retriever(prompt, backbone)(as_fields(inputs, encoding_of(prompt, backbone).fields))
+    return Retriever(prompt, backbone)(as_fields(as_list(inputs), encoding_of(prompt, backbone).fields))
 
 
 def encoding_of(prompt: TunedPrompt, backbone: Backbone) -> TaskEncoding:
@@ -135,38 +131,6 @@ def restore_tagger(prompt: TunedPrompt, backbone: Backbone) -> TokenTags:
     tagger = TokenTags(backbone, prompt.manifest.labels)
     tagger.load_state_dict({name: prompt.tensors[name] for name in tagger.state_dict()})
     return tagger
-
-
-def as_fields(inputs: Sequence[str | Mapping[str, Any]], fields: Sequence[str]) -> list[dict[str, Any]]:
-    """Inputs as `read_input` reads them.
-
-    Raises:
-        PromptmillError: as `read_input`, with the number of the input.
-    """
-    return [read_input(given, fields, f"input {number}") for number, given in enumerate(inputs, 1)]
-
-
-def read_input(given: str | Mapping[str, Any], fields: Sequence[str], where: str = "input") -> dict[str, Any]:
-    """An input as a mapping whose `fields` are texts as data are tuned on and evaluated, see `as_text`; None where one is None.
-
-    Args:
-        given: a mapping, or a text that stands for the one field of the template.
-        fields: of the template.
-        where: names the input in errors.
-
-    Raises:
-        PromptmillError: a text where the template has several fields, or a field that is no text.
-    """
-    if isinstance(given, str) and len(fields) != 1:
-        raise PromptmillError(where, f"is a text, but the template has the fields {', '.join(fields)}", "Give a mapping of field to text.")
-    row = {fields[0]: given} if isinstance(given, str) else dict(given)
-    for name in fields:
-        if row.get(name) is not None:
-            try:
-                row[name] = as_text(row[name])
-            except ValueError as error:
-                raise PromptmillError(f'{where}: field "{name}"', str(error), "Give it a text.") from None
-    return row
 
 
 def backbone_of(prompt: TunedPrompt) -> Backbone:

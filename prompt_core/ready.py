@@ -17,7 +17,8 @@ from prompt_core.encoded import Encoded, Located
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.extraction.original import in_original
-from prompt_core.prediction import as_fields, encoding_of, read_input, restore, restore_classifier, restore_tagger
+from prompt_core.inputs import Input, Inputs, as_fields, as_list, read_input
+from prompt_core.prediction import encoding_of, restore, restore_classifier, restore_tagger
 from prompt_core.prompts import PromptState, lower
 from prompt_core.room import room_for_input
 from prompt_core.sampling import Sampling
@@ -120,7 +121,7 @@ class ReadyPrompt:
         labels, batch_tokens = prompt.manifest.labels, prompt.task.tune.batch_tokens
         return cls(prompt.name, backbone, encoding, state, scorer, labels, longest, batch_tokens, retriever)
 
-    def encode(self, given: str | Mapping[str, Any]) -> Encoded:
+    def encode(self, given: Input) -> Encoded:
         """An input as tokens: a text, for a template with one field, or a mapping with the template's fields.
 
         Raises:
@@ -130,21 +131,22 @@ class ReadyPrompt:
         (example,) = self._shown([fields], [self._read(given, fields)])
         return example
 
-    def encode_all(self, inputs: Sequence[str | Mapping[str, Any]]) -> list[Encoded]:
+    def encode_all(self, inputs: Inputs) -> list[Encoded]:
         """Inputs as tokens.
 
         Raises:
             PromptmillError: as `encode`, with the number of the input.
         """
-        rows, encoded = as_fields(inputs, self.encoding.fields), []
-        for number, (given, fields) in enumerate(zip(inputs, rows, strict=True), 1):
+        listed = as_list(inputs)
+        rows, encoded = as_fields(listed, self.encoding.fields), []
+        for number, (given, fields) in enumerate(zip(listed, rows, strict=True), 1):
             try:
                 encoded.append(self._read(given, fields))
             except PromptmillError as error:
                 raise PromptmillError(f"input {number}: {error.where}", error.what, error.fix) from None
         return self._shown(rows, encoded)
 
-    def _read(self, given: str | Mapping[str, Any], fields: Mapping[str, Any]) -> Encoded:
+    def _read(self, given: Input, fields: Mapping[str, Any]) -> Encoded:
         if not isinstance(self.scorer, TokenTags):
             return self._encoded(fields)
         located, (name,) = self.encoding.locate(fields), self.encoding.fields

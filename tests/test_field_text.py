@@ -20,7 +20,7 @@ from prompt_core.batch.reading import read_chunks
 from prompt_core.data import clean, read_examples
 from prompt_core.encoding import TaskEncoding
 from prompt_core.field_text import as_text, as_texts
-from prompt_core.prediction import read_input
+from prompt_core.inputs import read_input
 
 FIELDS = ("text", "flag", "price", "whole", "items", "small", "day", "moment", "hour", "span", "exact")
 ROWS: list[dict[str, Any]] = [

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,8 @@ from prompt_core.backbone import Backbone
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.evaluation.sidebyside import side_by_side
-from prompt_core.prediction import as_fields, classify, generate_texts, restore, restore_classifier
+from prompt_core.inputs import as_fields
+from prompt_core.prediction import classify, generate_texts, restore, restore_classifier
 from prompt_core.prompts import PromptState, lower
 from prompt_core.ready import ReadyPrompt
 from prompt_core.tuning import tune
@@ -39,8 +42,6 @@ def writer(llama: Backbone) -> TunedPrompt:
     task = a_task(
         llama.identity.name, template="Go. {{ text }} {{ more }}\n", objective="generate", tune={"steps": 2}, prompt={"kind": "soft"}
     )
-    import polars as pl
-
     return tune(task, TRAIN.with_columns(more=pl.lit("x")), None, llama)
 
 
@@ -124,6 +125,46 @@ def test_a_loss_over_the_vocabulary_has_one_way_to_say_a_label(llama: Backbone) 
     task = a_task(llama.identity.name, tune={"steps": 1, "loss": "vocabulary"}, labels={"good": ["good", "fine"]})
     with pytest.raises(PromptmillError, match=r"tune.loss: vocabulary learns to say one text for a label, but good has several\. Take"):
         tune(task, TRAIN, None, llama)
+
+
+class LikePandas(list[str]):
+    """What a frame of pandas, which Promptmill does not need, looks like from outside: an iterable of its column names."""
+
+    def iterrows(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("inputs", "finding"),
+    [
+        ("refund", "inputs: are of type str alone. Put it in a list."),
+        ({"text": "refund"}, "inputs: are of type dict alone. Put it in a list."),
+        (b"refund", "inputs: are of type bytes alone. Put it in a list."),
+        (None, "inputs: are None. Give a list of texts or of mappings"),
+        (
+            LikePandas(),
+            'inputs: are of type LikePandas, which gives its column names. Give frame.to_dict("records").',
+        ),
+        (["a", None], "input 2: is None, not a text or a mapping of field to text. Give a text."),
+        (["a", "b", 5], "input 3: is of type int, not a text or a mapping"),
+        ([["a"]], "input 1: is of type list, not a text or a mapping"),
+        ([b"a"], "input 1: is of type bytes, not a text or a mapping"),
+    ],
+    ids=repr,
+)
+def test_what_holds_no_inputs_is_refused_by_every_method_that_takes_some(
+    llama: Backbone, prompt: TunedPrompt, inputs: Any, finding: str
+) -> None:
+    for ask in (prompt.predict, prompt.answer):
+        with pytest.raises(PromptmillError, match=re.escape(finding)):
+            ask(inputs, llama)
+    with pytest.raises(PromptmillError, match=re.escape(finding)):
+        ReadyPrompt.of(prompt, llama).encode_all(inputs)
+
+
+def test_rows_may_come_from_any_iterable_and_from_a_polars_frame(llama: Backbone, prompt: TunedPrompt) -> None:
+    expected, frame = prompt.predict(TEXTS, llama), pl.DataFrame({"other": range(4), "text": TEXTS})
+    for given in (iter(TEXTS), (text for text in TEXTS), frame, frame["text"], frame.iter_rows(named=True)):
+        assert prompt.predict(given, llama) == expected
 
 
 def test_progress_ends_with_all_rows(llama: Backbone, prompt: TunedPrompt) -> None:

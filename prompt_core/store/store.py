@@ -287,6 +287,8 @@ class PromptStore:
         if not state.versions:
             raise self._no_prompt(name)
         where, known = f"store {self.url}: prompt {name}", ", ".join(map(str, sorted(state.versions)))
+        if not isinstance(version, int | str):
+            raise PromptmillError(where, f"{version!r} is neither a version nor an alias", f"Known: {known}.")
         if isinstance(version, int) or (version.isascii() and version.isdecimal()):
             if len(str(version)) > 9 or int(version) not in state.versions:
                 raise PromptmillError(where, f"there is no version {str(version)[:20]}", f"Known: {known}.")

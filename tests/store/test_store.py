@@ -128,6 +128,8 @@ def test_unknown_names_versions_and_aliases_are_answered_with_the_nearest(addres
     for version in (3, "0", "9" * 5000):
         with pytest.raises(PromptmillError, match=r"prompt reply: there is no version \d+\. Known: 1, 2\."):
             store.record("reply", version)
+    with pytest.raises(PromptmillError, match=r"prompt reply: None is neither a version nor an alias\. Known: 1, 2\."):
+        store.get("reply", None)  # type: ignore[arg-type]
     with pytest.raises(PromptmillError, match=r'there is no alias "production". No alias is set; promote one of the versions 1, 2'):
         store.resolve("reply", "production")
     store.promote("reply", 2)

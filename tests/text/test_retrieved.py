@@ -163,7 +163,11 @@ def test_a_search_tries_retrieval_and_a_found_prompt_predicts_when_it_is_loaded(
         fixed = prompt.manifest.text.model_copy(update={"demonstrations": tuple(shown), "retrieval": None})  # type: ignore[union-attr]
         alone = TunedPrompt(prompt.manifest.model_copy(update={"text": fixed}), {})
         assert alone.predict([text], llama) == loaded.predict([text], llama)
-        assert alone.render({"text": text}) == loaded.render({"text": text}, shown)
+        assert alone.render({"text": text}) == loaded.render({"text": text}, shown) == alone.render(f" {text}\n")
+    with pytest.raises(PromptmillError, match=r"inputs: are of type str alone\. Put it in a list\."):
+        loaded.retrieve("A letter is wet", llama)
+    with pytest.raises(PromptmillError, match="input: is None, not a text"):
+        loaded.render(None)  # type: ignore[arg-type]
 
 
 def test_it_is_judged_with_the_demonstrations_that_users_get(llama: Backbone, rows: pl.DataFrame, found: TunedPrompt) -> None:
