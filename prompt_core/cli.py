@@ -7,11 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from prompt_core.errors import PromptmillError
+from prompt_core.errors import PromptmillError, nearest
 from prompt_core.options import as_json, current_user, published, published_version, store_option, why_option
 from prompt_core.report_commands import REPORT_COMMANDS
 from prompt_core.store_commands import STORE_COMMANDS
@@ -19,11 +19,12 @@ from prompt_core.use_commands import USE_COMMANDS
 
 if TYPE_CHECKING:  # torch, polars and pydantic are imported by the commands that need them: `--help` answers at once
     from prompt_core.artifact import TunedPrompt
-    from prompt_core.data import Splits
+    from prompt_core.data import CleaningReport, Splits
     from prompt_core.task import TaskSpec
 
 _PROMPTS = ".promptmill/prompts"
 _CHECKPOINTS = ".promptmill/checkpoints"
+_TASK_FILES = (".yaml", ".yml")
 
 
 class _Commands(click.Group):
@@ -48,15 +49,18 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write, for one task; default: .promptmill/prompts/NAME-DIGEST.")
 @as_json
 def tune(tasks: tuple[str, ...], out: Path | None, as_json: bool) -> None:
-    """Tune the prompts of TASKS: task files or names of such in tasks/.
+    """Tune the prompts of TASKS: task files or names of such in the folder PROMPTMILL_TASKS, else tasks/.
 
-    Several on one backbone are tuned side by side, which is faster than one after another. One that fails is named at
-    the end, with exit status 2, and keeps none of the others from being written. A run that was interrupted goes on
+    Several on one backbone are tuned side by side, which is faster than one after another. One that fails or whose file is
+    broken is named at the end, with exit status 2, and keeps none of the others from being written. A run that was interrupted goes on
     from its last checkpoint when it is started again. Under torchrun the processes share every batch.
     """
-    specs = [_task(task) for task in tasks]  # before torch is imported: a typing mistake is answered at once
-    if out and len(specs) > 1:
-        raise PromptmillError("--out", f"names one folder for {len(specs)} tasks", "Leave it out.")
+    if out and len(tasks) > 1:
+        raise PromptmillError("--out", f"names one folder for {len(tasks)} tasks", "Leave it out.")
+    failures: list[PromptmillError] = []
+    specs = _readable(tasks, failures)  # before torch is imported: a typing mistake is answered at once
+    if not specs:
+        _raise_all(failures)
     if out and out.exists():
         raise PromptmillError(str(out), "exists already", "Name a folder that does not.")
     _check_place(out or Path(_PROMPTS) / specs[0].name)
@@ -66,34 +70,37 @@ def tune(tasks: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     from prompt_core.tuning.parallel import process_group
 
     summaries: list[dict[str, Any]] = []
-    failures: list[PromptmillError] = []
     with process_group() as writes:
         prepared = _prepared(specs, failures)
-        for backbone in dict.fromkeys(spec.backbone for spec, _ in prepared):
-            together = [(spec, splits) for spec, splits in prepared if spec.backbone == backbone]
-            fleet, sides = [spec for spec, _ in together], [(splits.train, splits.validation) for _, splits in together]
+        for backbone in dict.fromkeys(spec.backbone for spec, _, _ in prepared):
+            together = [(spec, splits, report) for spec, splits, report in prepared if spec.backbone == backbone]
+            fleet, sides = [spec for spec, _, _ in together], [(splits.train, splits.validation) for _, splits, _ in together]
             with Progress(fleet[0].name if len(fleet) == 1 else f"{len(fleet)} tasks") as progress:
-                power = [f"{spec.name}: {power_sentence(spec, len(splits.test))}" for spec, splits in together]
+                first = [
+                    f"{spec.name}: {sentence}"
+                    for spec, splits, report in together
+                    for sentence in (report.sentence(), power_sentence(spec, len(splits.test)))
+                    if sentence
+                ]
                 on_step = progress.fleet(len(fleet))
                 callbacks: dict[str, Any] = {"on_step": on_step, "on_search": progress.search, "on_round": progress.round}
-                shown: dict[str, Any] = said_first("\n".join(power), callbacks) if writes else {}
+                shown: dict[str, Any] = said_first("\n".join(first), callbacks) if writes else {}
                 results = tune_fleet(fleet, sides, **shown, checkpoints=Path(_CHECKPOINTS))
             failures += [result for result in results if isinstance(result, PromptmillError)]
-            for prompt in results if writes else []:
+            for prompt, (_, _, report) in zip(results, together, strict=True) if writes else []:
                 if isinstance(prompt, PromptmillError):
                     continue
                 folder = out or Path(_PROMPTS) / f"{prompt.name}-{prompt.digest[:12]}"
                 if not folder.exists():
                     prompt.save(folder)
-                summaries.append({"folder": str(folder), **_summary(prompt)})
+                cleaning = {"cleaning": report.counts} if as_json else {}
+                summaries.append({"folder": str(folder), **_summary(prompt), **cleaning})
     if summaries and as_json:
-        click.echo(json.dumps(summaries[0] if len(specs) == 1 else summaries, ensure_ascii=False, indent=1))
+        click.echo(json.dumps(summaries[0] if len(tasks) == 1 else summaries, ensure_ascii=False, indent=1))
     elif summaries:
         click.echo("\n\n".join(_table(summary) for summary in summaries))
-    for failure in failures[:-1]:
-        click.echo(f"Error: {' '.join(str(failure).split())}", err=True)
     if failures:
-        raise failures[-1]
+        _raise_all(failures)
 
 
 @main.command()
@@ -120,11 +127,17 @@ def evaluate(task: str, prompt: Path, publish: bool, force: bool, why: str, stor
     from prompt_core.progress import Progress
 
     tuned, store = TunedPrompt.load(prompt), PromptStore(store_url)
-    splits, _ = prepare(spec)
+    splits, cleaning = prepare(spec)
+    if sentence := cleaning.sentence():
+        click.echo(f"{spec.name}: {sentence}", err=True)
     live = store.live(spec.name)
     with Progress(spec.name) as progress:
         evaluation = evaluate_prompt(spec, tuned, splits, production=live, on_progress=progress.contender)
-    click.echo(evaluation.model_dump_json(indent=1) if as_json else evaluation.table())
+    if as_json:
+        content = {**json.loads(evaluation.model_dump_json()), "cleaning": cleaning.counts}
+        click.echo(json.dumps(content, ensure_ascii=False, indent=1))
+    else:
+        click.echo(evaluation.table())
     good = evaluation.verdict.passed
     if publish and (good or force):
         why, alias = why or "promptmill evaluate --publish", "production" if good else "candidate"
@@ -203,20 +216,45 @@ def schema() -> None:
 
 
 def _task(given: str) -> TaskSpec:
+    """The task of a file, or of a name in the folder of tasks, where the pipeline looks too."""
     from prompt_core import load_task
 
-    named = Path("tasks") / f"{given}.yaml"
-    return load_task(named if named.is_file() and not Path(given).is_file() else given)
+    folder = Path(os.environ.get("PROMPTMILL_TASKS") or "tasks")
+    if Path(given).exists() or Path(given).name != given or Path(given).suffix in _TASK_FILES:
+        return load_task(given)
+    for ending in _TASK_FILES:
+        if (named := folder / f"{given}{ending}").is_file():
+            return load_task(named)
+    known = [path.stem for path in folder.glob("*") if path.suffix in _TASK_FILES]
+    raise PromptmillError(str(folder), f'there is no task "{given}"', nearest(given, known) or "Name a task file.")
 
 
-def _prepared(specs: Sequence[TaskSpec], failures: list[PromptmillError]) -> list[tuple[TaskSpec, Splits]]:
-    """The tasks whose data can be used, each with its splits; what is wrong with the others is added to `failures`."""
+def _readable(tasks: Sequence[str], failures: list[PromptmillError]) -> list[TaskSpec]:
+    """The tasks whose files can be read; what is wrong with the others is added to `failures`."""
+    specs = []
+    for given in tasks:
+        try:
+            specs.append(_task(given))
+        except PromptmillError as error:
+            failures.append(error)
+    return specs
+
+
+def _raise_all(failures: Sequence[PromptmillError]) -> NoReturn:
+    """Name every failure: all but the last here, the last as any other mistake."""
+    for failure in failures[:-1]:
+        click.echo(f"Error: {' '.join(str(failure).split())}", err=True)
+    raise failures[-1]
+
+
+def _prepared(specs: Sequence[TaskSpec], failures: list[PromptmillError]) -> list[tuple[TaskSpec, Splits, CleaningReport]]:
+    """The tasks whose data can be used, each with its splits and what was removed; what is wrong with the others is added to `failures`."""
     from prompt_core.data import prepare
 
     prepared = []
     for spec in specs:
         try:
-            prepared.append((spec, prepare(spec)[0]))
+            prepared.append((spec, *prepare(spec)))
         except PromptmillError as error:
             failures.append(error)
     return prepared

@@ -306,3 +306,32 @@ def test_the_name_of_a_task_in_tasks_is_enough(tmp_path: Path, monkeypatch: pyte
     Path("tasks").mkdir()
     a_task_file(tmp_path / "tasks", [("a text", "a"), ("b text", "a")])
     assert "has only one label" in refused(tmp_path, "tune", "desk")
+
+
+def test_a_name_is_looked_up_where_the_pipeline_looks_and_the_nearest_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mill").mkdir()
+    a_task_file(tmp_path / "mill", [("a text", "a"), ("b text", "a")]).rename("mill/desk.yml")
+    assert refused(tmp_path, "tune", "dsk") == 'Error: tasks: there is no task "dsk". Name a task file.'
+    monkeypatch.setenv("PROMPTMILL_TASKS", str(tmp_path / "mill"))
+    assert "has only one label" in refused(tmp_path, "tune", "desk")
+    assert refused(tmp_path, "tune", "dsk") == f'Error: {tmp_path / "mill"}: there is no task "dsk". Did you mean "desk"?'
+
+
+def test_rows_that_cleaning_removes_are_told_and_a_broken_file_keeps_no_other_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.yaml").write_text("name: [")
+    rows = [*MESSAGES, ("one text", "kind_1"), ("one text", "kind_2"), MESSAGES[0], MESSAGES[1]]
+    task = a_task_file(tmp_path, rows, tune={"steps": 1})
+    done = run("tune", "broken.yaml", task, "nothing.yaml", "--json")
+    (tuned,) = json.loads(done.stdout)
+    removed = tuned["cleaning"]
+    assert (removed["rows_read"], removed["conflicting"], removed["duplicates"]) == (len(rows), 2, 2)
+    told = f"desk: {len(rows)} rows, 2 contradictory and 2 duplicates removed, {len(MESSAGES)} kept"
+    first, *_, broken, absent = done.stderr.splitlines()
+    assert done.exit_code == 2 and first == told
+    assert broken.startswith("Error: broken.yaml: is not YAML") and absent.startswith("Error: nothing.yaml: there is no such task file")
+    judged = run("evaluate", task, tuned["folder"], "--json", "--store", "store")
+    assert json.loads(judged.stdout)["cleaning"] == removed and judged.stderr.splitlines()[0] == told
+    both = run("tune", "broken.yaml", "nothing.yaml")
+    assert both.exit_code == 2 and both.stderr.count("Error: ") == 2

@@ -48,6 +48,27 @@ class CleaningReport:
         content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return content
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows read, removed for each reason, and kept."""
+        reasons = ("empty", "conflicting", "duplicates", "near_duplicates", "leaked")
+        return {name: getattr(self, name) for name in ("rows_read", *reasons, "rows_kept")}
+
+    def sentence(self) -> str:
+        """What was removed, in one line for people; nothing where that is nothing."""
+        said = {
+            "empty": self.empty,
+            "contradictory": self.conflicting,
+            "duplicates": self.duplicates,
+            "near-duplicates": self.near_duplicates,
+            "like a test row": self.leaked,
+        }
+        removed = [f"{count} {reason}" for reason, count in said.items() if count]
+        if not removed:
+            return ""
+        listed = " and ".join(filter(None, [", ".join(removed[:-1]), removed[-1]]))
+        return f"{self.rows_read} rows, {listed} removed, {self.rows_kept} kept"
+
 
 def clean(frame: pl.DataFrame, task: TaskSpec) -> tuple[pl.DataFrame, CleaningReport]:
     """The usable rows of a task's examples, in file order.
