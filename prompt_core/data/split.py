@@ -16,7 +16,7 @@ import polars as pl
 from prompt_core.data.clean import CleaningReport, check_labels, clean, example_id, named, remove_unusable
 from prompt_core.data.leakage import remove_leakage
 from prompt_core.data.read import read_examples
-from prompt_core.errors import PromptmillError, kind_of_fault
+from prompt_core.errors import PromptmillError, kind_of_fault, nearest
 from prompt_core.extraction.spans import entity_labels
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
@@ -162,9 +162,20 @@ def _check_coverage(splits: Splits, task: TaskSpec) -> None:
     if task.writes:
         return
     target = task.data.target
+    if task.objective == "classify":
+        _check_named_labels({label for side in _SIDES for label in getattr(splits, side)[target]}, task)
     labels = entity_labels if task.tags else set[str]
     told_apart = {task.evaluate.out_of_scope}  # of test rows: how sure a prompt is of the others is measured on them
     untaught = sorted({*labels(splits.validation[target]), *(labels(splits.test[target]) - told_apart)} - labels(splits.train[target]))
     if untaught:
         what = f'column "{target}" has labels without a training example: {named(untaught)}'
         raise PromptmillError(f"task {task.name}: data.target", what, "Add examples for them or lower data.test and data.validation.")
+
+
+def _check_named_labels(known: set[str], task: TaskSpec) -> None:
+    """Refuse a label of the task file that no usable row has: a typing mistake, whose description nobody would read."""
+    named_in = {"labels": task.labels, "evaluate.out_of_scope": [label] if (label := task.evaluate.out_of_scope) else []}
+    for field, names in named_in.items():
+        for name in names:
+            if name not in known:
+                raise PromptmillError(f"task {task.name}: {field}", f'"{name}" is no label of the data', nearest(name, known))

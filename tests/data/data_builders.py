@@ -17,7 +17,13 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real data se
 
 
 def a_task(
-    folder: Path = Path(), *, objective: str = "classify", template: str = "{{ text }}", evaluate: Any = None, **data: Any
+    folder: Path = Path(),
+    *,
+    objective: str = "classify",
+    template: str = "{{ text }}",
+    evaluate: Any = None,
+    labels: Any = None,
+    **data: Any,
 ) -> TaskSpec:
     """A task `t` over examples.csv with the columns text and label, changed by keywords of its data section."""
     content = {
@@ -27,6 +33,7 @@ def a_task(
         "template": template,
         "data": {"path": "examples.csv", "target": "label", **data},
         "evaluate": evaluate or {},
+        "labels": labels or {},
     }
     return parse_task(content, "t.yaml", folder)
 

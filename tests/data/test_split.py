@@ -194,3 +194,20 @@ def test_real_sets_are_prepared_without_leakage(name: str, objective: str, text:
     with tempfile.TemporaryDirectory() as folder:
         splits.save(Path(folder) / "splits")
         assert Splits.load(Path(folder) / "splits").digest == splits.digest
+
+
+def test_a_label_of_the_task_file_that_no_row_has_is_refused(tmp_path: Path) -> None:
+    MANY.write_csv(tmp_path / "examples.csv")
+    rows(*((f"another text {i} of the test file", label) for i, label in enumerate(["a", "b", "none of these"]))).write_csv(
+        tmp_path / "test.csv"
+    )
+    described = {"labels": {"a": "first", "b": "second"}}
+    assert len(prepare(a_task(tmp_path, **described))[0].test) > 0
+    with pytest.raises(PromptmillError, match=r'task t: labels: "c" is no label of the data\. Known: a, b\.'):
+        prepare(a_task(tmp_path, labels={"a": "first", "c": "second"}))
+    with pytest.raises(PromptmillError, match=r'task t: evaluate.out_of_scope: "none of these" is no label of the data'):
+        prepare(a_task(tmp_path, evaluate={"out_of_scope": "none of these"}))
+    beyond = {"evaluate": {"out_of_scope": "none of these"}, "test_path": "test.csv"}
+    assert "none of these" in prepare(a_task(tmp_path, **beyond, **described))[0].test["label"]
+    with pytest.raises(PromptmillError, match=r'out_of_scope: "none of this" is no label of the data\. Did you mean "none of these"\?'):
+        prepare(a_task(tmp_path, **{**beyond, "evaluate": {"out_of_scope": "none of this"}}))
