@@ -14,7 +14,7 @@ from pipelines.partitions import TASKS, TaskFile, find_task_files
 from prompt_core import PromptmillError, PromptStore, TaskSpec
 from prompt_core.data import Fingerprint, data_files, fingerprint
 from prompt_core.data.drift import drift
-from prompt_core.data.table import read_table
+from prompt_core.data.read import read_inputs
 
 T = TypeVar("T")
 
@@ -104,8 +104,8 @@ def _drifted_inputs(folder: Path, store_url: str, status: dg.DefaultSensorStatus
                 return None
             if live.manifest.data.profile is None:
                 return False
-            address = task.locate(str(task.drift.inputs))
-            found = drift(live.manifest.data.profile, read_table(address), task, address)
+            new = read_inputs(task, task.locate(task.drift.inputs), f"task {task.name}: drift.inputs")
+            found = drift(live.manifest.data.profile, new, task)
             tables.append(f"{key}: {found.rows} inputs\n{found.table()}")
             return found.drifted
 

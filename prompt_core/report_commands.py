@@ -60,18 +60,18 @@ def card(name: str, output: Path | None, store_url: str) -> None:
 def drift(name: str, file: Path, store_url: str, as_json: bool) -> None:
     """How far the inputs of FILE (CSV, JSONL or Parquet) are from those that NAME[@VERSION] was tuned on.
 
-    Lengths, vocabulary and, where the file has the target or a column `prediction`, the mix of labels. Ends with status 1
+    Lengths, vocabulary and, where the file has labels in the target or in a column `prediction`, their mix. Ends with status 1
     where one of them has drifted beyond the task's drift.threshold.
     """
     from prompt_core.data.drift import drift as drift_of
-    from prompt_core.data.table import read_table
+    from prompt_core.data.read import read_inputs
 
-    table, published = read_table(file), published_version(name, store_url)
+    published = published_version(name, store_url)
     profile, task = published.prompt.manifest.data.profile, published.prompt.task
     if profile is None:
         what = "was tuned by an earlier version, which kept no profile of its examples"
         raise PromptmillError(f"prompt {published.title}", what, "Tune it again.")
-    found = drift_of(profile, table, task, str(file))
+    found = drift_of(profile, read_inputs(task, str(file), "FILE"), task)
     if as_json:
         click.echo(found.model_dump_json(indent=1))
     else:

@@ -172,9 +172,8 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     drifted = run("drift", "desk", "other.parquet", "--json")
     assert drifted.exit_code == 1 and [shift["drifted"] for shift in json.loads(drifted.stdout)["shifts"]] == [True, True]
     pl.DataFrame({"txt": ["a"]}).write_csv("wrong.csv")
-    assert 'wrong.csv: has no column "text", a field of the template. Did you mean "txt"?' in refused(
-        tmp_path, "drift", "desk", "wrong.csv"
-    )
+    assert 'column "text" is not in wrong.csv (columns: txt). Did you mean "txt"?' in refused(tmp_path, "drift", "desk", "wrong.csv")
+    assert 'FILE: there is no file "none.csv"' in refused(tmp_path, "drift", "desk", "none.csv")
 
     passed("export", "desk", tmp_path / "out")
     assert tree(tmp_path / "out") == ["README.md", "digest", "evaluation.json", "manifest.json", "prompt.safetensors"]

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from prompt_core.data.columns import nearest_column
+from prompt_core.data.read import PREDICTION, as_strings
 from prompt_core.errors import PromptmillError
+from prompt_core.field_text import normalised
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
-
-PREDICTION = "prediction"  # the column that `promptmill predict` adds
 
 _BUCKETS = 128
 _CHANCE = 0.99
@@ -106,12 +106,12 @@ def drift(profile: Profile, frame: pl.DataFrame, task: TaskSpec, where: str = "t
     """Compare new inputs with a profile.
 
     Args:
-        frame: the template's fields; labels are compared where it also has the target, or the column `prediction`.
+        frame: the template's fields; labels are compared where it also has labels in the target, or in the column `prediction`.
         task: names the columns, and the threshold `drift.threshold`.
         where: names the frame in errors.
 
     Raises:
-        PromptmillError: a field is absent, or there is no row.
+        PromptmillError: a field is absent or no text, or there is no row.
     """
     texts = _texts(frame, task, where)
     if not texts:
@@ -121,11 +121,11 @@ def drift(profile: Profile, frame: pl.DataFrame, task: TaskSpec, where: str = "t
         ("length", profile.lengths, lengths),
         ("vocabulary", profile.words, _buckets(texts)),
     ]
-    column = next((name for name in (task.data.target, PREDICTION) if name in frame.columns), None)
-    if profile.labels and column:
-        given = Counter(str(label) if str(label) in profile.labels else _OTHER for label in frame[column])
+    given = _labels(frame, task, where) if profile.labels else []
+    if given:
+        found = Counter(label if label in profile.labels else _OTHER for label in given)
         names = [*profile.labels, _OTHER]
-        pairs.append(("labels", [profile.labels.get(name, 0) for name in names], [given[name] for name in names]))
+        pairs.append(("labels", [profile.labels.get(name, 0) for name in names], [found[name] for name in names]))
     threshold = task.drift.threshold
     return Drift(rows=len(texts), threshold=threshold, shifts=tuple(_shift(*pair, threshold) for pair in pairs))
 
@@ -155,7 +155,17 @@ def _texts(frame: pl.DataFrame, task: TaskSpec, where: str) -> list[str]:
     for name in fields:
         if name not in frame.columns:
             raise PromptmillError(where, f'has no column "{name}", a field of the template', nearest_column(name, frame.columns))
-    return ["\n".join("" if value is None else str(value) for value in row) for row in frame.select(fields).iter_rows()]
+    return ["\n".join(normalised(value or "") for value in row) for row in as_strings(frame.select(fields), where).iter_rows()]
+
+
+def _labels(frame: pl.DataFrame, task: TaskSpec, where: str) -> list[str]:
+    """The labels of those rows that have one: targets, or predictions where no row has a target."""
+    for name in (task.data.target, PREDICTION):
+        if name in frame.columns:
+            labels = [normalised(value or "") for value in as_strings(frame.select(name), where)[name]]
+            if any(labels):
+                return list(filter(None, labels))
+    return []
 
 
 def _binned(lengths: NDArray[np.int64], edges: NDArray[np.float64]) -> tuple[int, ...]:

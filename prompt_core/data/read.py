@@ -1,10 +1,12 @@
-"""Reading examples: a CSV, JSONL or Parquet file becomes a frame of the columns that a task needs, all strings."""
+"""Reading examples and inputs: a CSV, JSONL or Parquet file becomes a frame of the columns that a task needs, all strings."""
 
 from __future__ import annotations
 
 import glob
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -17,6 +19,7 @@ from prompt_core.field_text import as_texts, normalised
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
 
+PREDICTION = "prediction"  # the column that `promptmill predict` adds
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet")
 _NAMES_SHOWN = 30
 
@@ -68,8 +71,41 @@ def read_unlabelled(task: TaskSpec) -> pl.DataFrame:
     return frame
 
 
-def _read(task: TaskSpec, source: str, where: str, needed: dict[str, str]) -> pl.DataFrame:
-    """The needed columns of a file; `where` names it in errors, and each column comes with the field that asks for it."""
+def read_inputs(task: TaskSpec, source: str, where: str) -> pl.DataFrame:
+    """Inputs that came after tuning, spelled as the examples are.
+
+    Args:
+        source: a local path or any URL that polars scans.
+        where: names what gives the source in errors.
+
+    Returns:
+        One row per input in file order; the template's fields and, for a classification, those of `data.target` and `prediction` that
+        the file has, all String. An absent value is null.
+
+    Raises:
+        PromptmillError: as `read_examples`.
+    """
+    labels = (task.data.target, PREDICTION) if task.objective == "classify" else ()
+    return _read(task, source, where, dict.fromkeys(Template(task).fields, "template"), labels)
+
+
+def as_strings(frame: pl.DataFrame, source: str) -> pl.DataFrame:
+    """The columns as texts, spelled as the examples are; `source` names the frame in errors.
+
+    Raises:
+        PromptmillError: a column holds lists, objects or bytes.
+    """
+    for name, dtype in frame.schema.items():
+        if dtype.is_nested() or dtype == pl.Binary:
+            raise PromptmillError(f"{source}: {name}", f"the column holds {dtype}, not text", "Write each value as one text.")
+    return frame.select(as_texts(column) for column in frame)
+
+
+def _read(task: TaskSpec, source: str, where: str, needed: dict[str, str], also: tuple[str, ...] = ()) -> pl.DataFrame:
+    """The needed columns of a file, and those of `also` that it has.
+
+    `where` names the file in errors, and each needed column comes with the field that asks for it.
+    """
     local = _local_file(source, where)
     suffix = Path(urlsplit(source).path if local is None else local).suffix.lower()
     if suffix not in SUFFIXES:
@@ -79,8 +115,8 @@ def _read(task: TaskSpec, source: str, where: str, needed: dict[str, str]) -> pl
     # An existing file may have [ or * in its name; what names no file is left to polars, which expands patterns.
     pattern = source if local is None else glob.escape(str(local))
     try:
-        frame, known = _scan(pattern, suffix, list(needed))
-    except (pl.exceptions.PolarsError, OSError) as error:
+        frame, known = _scan(pattern, suffix, list(needed), also)
+    except (pl.exceptions.PolarsError, OSError, ValueError, RecursionError) as error:
         if local is not None:
             explain_line(local, suffix)
         reason = str(error).strip().split("\n")[0]
@@ -90,9 +126,9 @@ def _read(task: TaskSpec, source: str, where: str, needed: dict[str, str]) -> pl
             raise _unknown_column(task, field, column, source, known)
     if frame.is_empty():
         raise PromptmillError(where, f'"{source}" has no rows', "Put one example in each row, below a line of column names.")
-    if task.objective == "extract" and frame.schema[task.data.target].is_nested():
+    if task.objective == "extract" and task.data.target in needed and frame.schema[task.data.target].is_nested():
         frame = _with_json(frame, task.data.target)
-    return _as_strings(frame.select(list(needed)), source)
+    return as_strings(frame.select(*needed, *(name for name in dict.fromkeys(also) if name in frame.columns)), source)
 
 
 def needed_columns(task: TaskSpec) -> dict[str, str]:
@@ -118,22 +154,28 @@ def needed_columns(task: TaskSpec) -> dict[str, str]:
     return needed
 
 
-def _scan(pattern: str, suffix: str, needed: list[str]) -> tuple[pl.DataFrame, list[str]]:
-    """The rows with at least the needed columns that exist, and the names of all columns in the file."""
+def _scan(pattern: str, suffix: str, needed: list[str], also: tuple[str, ...]) -> tuple[pl.DataFrame, list[str]]:
+    """The rows with at least the needed columns and those of `also` that exist, and the names of all columns in the file."""
     if suffix == ".parquet":
         rows = pl.scan_parquet(pattern)
         known = rows.collect_schema().names()
-        return rows.select(name for name in needed if name in known).collect(), known
+        return rows.select(name for name in dict.fromkeys((*needed, *also)) if name in known).collect(), known
     if suffix == ".csv":
         # Collected whole: polars lets a row with too many fields pass when only some columns are asked for.
         frame = pl.scan_csv(pattern, infer_schema=False).collect()
         return frame, frame.columns
-    frame = pl.scan_ndjson(pattern, schema=dict.fromkeys(needed, pl.String)).collect()
-    absent = [name for name in needed if frame[name].null_count() == len(frame)]
-    if not absent:
-        return frame, needed
-    known = pl.scan_ndjson(pattern, infer_schema_length=None).collect_schema().names()
-    return frame, known
+    frame = pl.scan_ndjson(pattern, schema=dict.fromkeys((*needed, *also), pl.String)).collect()
+    if any(frame[name].null_count() == len(frame) for name in needed):
+        # Names alone: values of other columns may have no type in common.
+        return frame, list(dict.fromkeys(name for row in _objects(pattern) for name in row))
+    return frame, frame.columns
+
+
+def _objects(pattern: str) -> Iterator[dict[str, Any]]:
+    """The rows of a JSONL file that polars has read."""
+    for line in pl.scan_lines(pattern).collect()["line"]:
+        if line.strip():
+            yield json.loads(line)
 
 
 def _local_file(source: str, where: str) -> Path | None:
@@ -164,10 +206,3 @@ def _with_json(frame: pl.DataFrame, column: str) -> pl.DataFrame:
     """The frame with a column of lists or structs as JSON texts, like JSONL files are read."""
     values = [None if value is None else json.dumps(value, ensure_ascii=False, default=str) for value in frame[column].to_list()]
     return frame.with_columns(pl.Series(column, values, dtype=pl.String))
-
-
-def _as_strings(frame: pl.DataFrame, source: str) -> pl.DataFrame:
-    for name, dtype in frame.schema.items():
-        if dtype.is_nested() or dtype == pl.Binary:
-            raise PromptmillError(f"{source}: {name}", f"the column holds {dtype}, not text", "Write each value as one text.")
-    return frame.select(as_texts(column) for column in frame)
