@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+_NAMES, _LETTERS = 30, 60  # shown in a message, of each name
 
 
 class PromptmillError(ValueError):
@@ -39,4 +41,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     if close:
         return f'Did you mean "{close[0]}"?'
-    return f"Known: {', '.join(names)}." if names else ""
+    return f"Known: {listed(names)}." if names else ""
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first 30 names and how many more there are, long ones cut to 60 characters."""
+    more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+    return ", ".join(name if len(name) <= _LETTERS else f"{name[:_LETTERS]}..." for name in names[:_NAMES]) + more

@@ -27,6 +27,7 @@ class Parts:
 
     def __init__(self, target: Path) -> None:
         self._target = target
+        self._suffix = target.suffix.lower()
         self._folder = target.with_name(f".{target.name}.parts")
         self._paths: list[Path] = []
 
@@ -49,7 +50,7 @@ class Parts:
             PromptmillError: nothing can be written there, or the output cannot hold a column of the input.
         """
         binary = [name for name, dtype in schema.items() if _holds_binary(dtype)]
-        if binary and self._target.suffix != ".parquet":
+        if binary and self._suffix != ".parquet":
             what = f'cannot hold the column "{binary[0]}" of bytes'
             raise PromptmillError(str(self._target), what, "Write a .parquet file, or leave the column out of the input.")
         with self._writing():
@@ -107,18 +108,18 @@ class Parts:
     def _join_rows(self, beside: Path) -> int:
         schemas = [pl.read_parquet_schema(path) for path in self._paths]
         schema = _common(schemas)
-        if self._target.suffix == ".parquet":
+        if self._suffix == ".parquet":
             frames = [_aligned(pl.scan_parquet(path, glob=False), own, schema) for path, own in zip(self._paths, schemas, strict=True)]
             (pl.concat(frames) if frames else pl.LazyFrame(schema=schema)).sink_parquet(beside, row_group_size=_GROUP)
             return int(pl.scan_parquet(beside, glob=False).select(pl.len()).collect().item())
         rows = 0
         with beside.open("wb") as file:
-            if self._target.suffix == ".csv":
+            if self._suffix == ".csv":
                 pl.DataFrame(schema=dict.fromkeys(schema, pl.String())).write_csv(file)
             for path, own in zip(self._paths, schemas, strict=True):
                 frame = _aligned(pl.read_parquet(path, glob=False).lazy(), own, schema).collect()
                 rows += len(frame)
-                if self._target.suffix == ".csv":
+                if self._suffix == ".csv":
                     _flat(frame).write_csv(file, include_header=False)
                 else:
                     frame.write_ndjson(file)

@@ -13,10 +13,11 @@ from typing import Any
 
 import polars as pl
 
+from prompt_core.data.malformed import check_bytes
+from prompt_core.data.read import SUFFIXES
 from prompt_core.errors import PromptmillError, kind_of_fault
 from prompt_core.field_text import as_texts
 
-SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet")
 _LARGEST_FIELD = 2**27
 _Raw = tuple[int, dict[str, Any] | str]  # number, and the row or why it is none
 
@@ -67,10 +68,11 @@ def read_chunks(path: Path, rows: int) -> Iterator[Chunk]:
     Raises:
         PromptmillError: the file is damaged as a whole, such as a Parquet file without an end.
     """
-    if path.suffix == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         yield from _parquet(path, rows)
         return
-    raw, frame = _READERS[path.suffix](path)
+    raw, frame = _READERS[suffix](path)
     first, part = 1, list(islice(raw, rows))
     while part or first == 1:  # an empty table has columns too
         good = [(number, row) for number, row in part if not isinstance(row, str)]
@@ -83,7 +85,7 @@ def read_chunks(path: Path, rows: int) -> Iterator[Chunk]:
 
 def count_rows(path: Path) -> int:
     """How many rows a table has, for a progress bar: exact for Parquet, else the lines of the file."""
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         try:
             return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
         except (pl.exceptions.PolarsError, OSError) as error:
@@ -103,7 +105,7 @@ def _csv(path: Path) -> tuple[Iterator[_Raw], Callable[[Sequence[Mapping[str, An
     lines = csv.reader(path.open(encoding="utf-8-sig", errors="surrogateescape", newline=""))
     header = next(lines, [])
     if not _is_utf8("".join(header)):
-        raise PromptmillError(f"{path}: line 1", "is not UTF-8", "Save the file as UTF-8.")
+        check_bytes(path, is_text=True)  # says where and what to do
     if not header or len(set(header)) < len(header):
         what = "has no line of column names" if not header else f"names a column twice ({', '.join(header)})"
         raise PromptmillError(str(path), what, "Give every column a name of its own in the first line.")
@@ -204,7 +206,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def _check_suffix(path: Path) -> None:
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise PromptmillError(str(path), f'the ending "{path.suffix}" is not known', f"Use one of {', '.join(SUFFIXES)}.")
 
 

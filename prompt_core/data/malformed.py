@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from pathlib import Path
@@ -18,9 +19,10 @@ def check_bytes(path: Path, is_text: bool) -> None:
     """
     try:
         with path.open("rb") as file:
-            if not file.peek(1):
+            first = file.peek(2)
+            if not first:
                 raise PromptmillError(str(path), "the file is empty", "Put the examples in.")
-            offset = 0
+            encoding, offset = "UTF-16" if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "Windows-1252", 0
             for number, line in enumerate(file if is_text else (), 1):
                 try:
                     line.decode()
@@ -28,7 +30,7 @@ def check_bytes(path: Path, is_text: bool) -> None:
                     raise PromptmillError(
                         f"{path}: line {number}",
                         f"byte {offset + error.start} (0x{line[error.start]:02x}) is not UTF-8",
-                        "Save the file as UTF-8; from Windows-1252: `iconv -f WINDOWS-1252 -t UTF-8 old > new`.",
+                        f"Save the file as UTF-8; from {encoding}: `iconv -f {encoding.upper()} -t UTF-8 old > new`.",
                     ) from None
                 offset += len(line)
     except OSError as error:
@@ -67,7 +69,7 @@ def _explain_csv(path: Path) -> None:
 
 
 def _explain_json(path: Path) -> None:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line) if line.strip() else {}

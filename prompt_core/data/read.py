@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
 import glob
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,14 +17,13 @@ import polars as pl
 
 from prompt_core.data.columns import nearest_column
 from prompt_core.data.malformed import check_bytes, explain_line
-from prompt_core.errors import PromptmillError, kind_of_fault, nearest
+from prompt_core.errors import PromptmillError, kind_of_fault, listed, nearest
 from prompt_core.field_text import as_texts, normalised
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
 
 PREDICTION = "prediction"  # the column that `promptmill predict` adds
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet")
-_NAMES_SHOWN = 30
 
 
 def read_examples(task: TaskSpec, path: str | None = None) -> pl.DataFrame:
@@ -115,8 +117,13 @@ def _read(task: TaskSpec, source: str, where: str, needed: dict[str, str], also:
     # An existing file may have [ or * in its name; what names no file is left to polars, which expands patterns.
     pattern = source if local is None else glob.escape(str(local))
     try:
-        frame, known = _scan(pattern, suffix, list(needed), also)
-    except (pl.exceptions.PolarsError, OSError, ValueError, RecursionError) as error:
+        if suffix == ".csv":
+            frame, known = _scan_csv(pattern, _line_end(local))
+        elif suffix == ".parquet":
+            frame, known = _scan_parquet(pattern, [*needed, *also])
+        else:
+            frame, known = _scan_json(pattern if local is None else _without_mark(local, pattern), [*needed], also)
+    except (pl.exceptions.PolarsError, csv.Error, OSError, ValueError, RecursionError) as error:
         if local is not None:
             explain_line(local, suffix)
         reason = str(error).strip().split("\n")[0]
@@ -124,6 +131,8 @@ def _read(task: TaskSpec, source: str, where: str, needed: dict[str, str], also:
     for column, field in needed.items():
         if column not in known:
             raise _unknown_column(task, field, column, source, known)
+    if twice := next((name for name in (*needed, *also) if known.count(name) > 1), None):
+        raise PromptmillError(where, f'"{source}" names the column "{twice}" twice', "Give every column a name of its own.")
     if frame.is_empty():
         raise PromptmillError(where, f'"{source}" has no rows', "Put one example in each row, below a line of column names.")
     if task.objective == "extract" and task.data.target in needed and frame.schema[task.data.target].is_nested():
@@ -154,28 +163,56 @@ def needed_columns(task: TaskSpec) -> dict[str, str]:
     return needed
 
 
-def _scan(pattern: str, suffix: str, needed: list[str], also: tuple[str, ...]) -> tuple[pl.DataFrame, list[str]]:
-    """The rows with at least the needed columns and those of `also` that exist, and the names of all columns in the file."""
-    if suffix == ".parquet":
-        rows = pl.scan_parquet(pattern)
-        known = rows.collect_schema().names()
-        return rows.select(name for name in dict.fromkeys((*needed, *also)) if name in known).collect(), known
-    if suffix == ".csv":
-        # Collected whole: polars lets a row with too many fields pass when only some columns are asked for.
-        frame = pl.scan_csv(pattern, infer_schema=False).collect()
+def _scan_parquet(pattern: str, wanted: list[str]) -> tuple[pl.DataFrame, list[str]]:
+    """The rows with the wanted columns that exist, and the names of all columns in the file."""
+    rows = pl.scan_parquet(pattern)
+    known = rows.collect_schema().names()
+    return rows.select(name for name in dict.fromkeys(wanted) if name in known).collect(), known
+
+
+def _scan_csv(pattern: str, line_end: str) -> tuple[pl.DataFrame, list[str]]:
+    """The rows, and the names of their columns as they stand in the file."""
+    # Collected whole: polars lets a row with too many fields pass when only some columns are asked for.
+    frame = pl.scan_csv(pattern, infer_schema=False, eol_char=line_end).collect()
+    if not any(f"{name}_duplicated_0" in frame.columns for name in frame.columns):
         return frame, frame.columns
-    frame = pl.scan_ndjson(pattern, schema=dict.fromkeys((*needed, *also), pl.String)).collect()
+    # polars may have made that name; what the file says is its first row.
+    header = pl.scan_csv(pattern, infer_schema=False, eol_char=line_end, has_header=False, n_rows=1, truncate_ragged_lines=True)
+    return frame, [name or "" for name in header.collect().row(0)]
+
+
+def _scan_json(source: str | bytes, needed: list[str], also: tuple[str, ...]) -> tuple[pl.DataFrame, list[str]]:
+    """The rows with the needed columns and those of `also`, and the names of all columns in the file where a needed one is empty."""
+    frame = pl.scan_ndjson(source, schema=dict.fromkeys((*needed, *also), pl.String)).collect()
     if any(frame[name].null_count() == len(frame) for name in needed):
         # Names alone: values of other columns may have no type in common.
-        return frame, list(dict.fromkeys(name for row in _objects(pattern) for name in row))
+        return frame, list(dict.fromkeys(name for row in _objects(source) for name in row))
     return frame, frame.columns
 
 
-def _objects(pattern: str) -> Iterator[dict[str, Any]]:
+def _objects(source: str | bytes) -> Iterator[dict[str, Any]]:
     """The rows of a JSONL file that polars has read."""
-    for line in pl.scan_lines(pattern).collect()["line"]:
+    for line in pl.scan_lines(source).collect()["line"]:
         if line.strip():
             yield json.loads(line)
+
+
+def _line_end(local: Path | None) -> str:
+    """What ends the first line of a CSV file: a carriage return alone, as old programs for the Mac write it, or a line feed."""
+    if local is None:
+        return "\n"
+    with local.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file)
+        next(rows, None)
+        file.seek(0)
+        header = "".join(islice(file, rows.line_num))
+    return "\r" if header.endswith("\r") else "\n"
+
+
+def _without_mark(local: Path, pattern: str) -> str | bytes:
+    """A local JSONL file as polars reads it: its content where it begins with a byte order mark, else its pattern."""
+    with local.open("rb") as file:
+        return file.read() if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else pattern
 
 
 def _local_file(source: str, where: str) -> Path | None:
@@ -193,13 +230,13 @@ def _local_file(source: str, where: str) -> Path | None:
     if not path.parent.is_dir():
         raise PromptmillError(where, f'there is no file "{path}", nor the folder "{path.parent}"', "Correct the path.")
     beside = sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in SUFFIXES)
-    fix = nearest(path.name, beside[:_NAMES_SHOWN]) or f"No data file is in {path.parent}; correct the path."
+    fix = nearest(path.name, beside) or f"No data file is in {path.parent}; correct the path."
     raise PromptmillError(where, f'there is no file "{path}"', fix)
 
 
 def _unknown_column(task: TaskSpec, field: str, column: str, source: str, known: list[str]) -> PromptmillError:
     fix = nearest_column(column, known)
-    return PromptmillError(f"task {task.name}: {field}", f'column "{column}" is not in {source} (columns: {", ".join(known)})', fix)
+    return PromptmillError(f"task {task.name}: {field}", f'column "{column}" is not in {source} (columns: {listed(known)})', fix)
 
 
 def _with_json(frame: pl.DataFrame, column: str) -> pl.DataFrame:

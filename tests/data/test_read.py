@@ -11,6 +11,8 @@ from data_builders import SHARED, a_task, needs_shared, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prompt_core.batch.parts import Parts
+from prompt_core.batch.reading import check_source, check_target, count_rows, read_chunks
 from prompt_core.data import read_examples
 from prompt_core.errors import PromptmillError
 
@@ -177,3 +179,56 @@ def test_real_sets_are_read_whole() -> None:
     assert (len(banking), banking["label"].n_unique()) == (10_003, 77)
     assert "reverted_card_payment?" in banking["label"]
     assert banking["text"].str.contains("\n").sum() == 10
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    for name, content in (("a.csv", "text,label\na,x\n"), ("a.jsonl", '{"text": "a", "label": "x"}\n')):
+        path = written(tmp_path, name, content.encode("utf-8-sig"))
+        assert read_examples(a_task(tmp_path, path=name)).rows() == [("a", "x")]
+        assert next(read_chunks(path, 10)).rows == [{"text": "a", "label": "x"}]
+    assert "a.jsonl: line 2: is not JSON (Expecting value" in error_of(tmp_path, "a.jsonl", '{"text": "a"}\n{"text":\n'.encode("utf-8-sig"))
+    assert "(columns: txt, label)" in error_of(tmp_path, "a.jsonl", '{"txt": "a", "label": "x"}\n'.encode("utf-8-sig"))
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_lines_of_a_csv_file_may_end_in_carriage_returns(tmp_path: Path, mark: str) -> None:
+    path = written(tmp_path, "a.csv", mark + 'text,label\r"a\nb, c",x\rd,y\r')
+    assert read_examples(a_task(tmp_path, path="a.csv")).rows() == [("a\nb, c", "x"), ("d", "y")]
+    assert [row["text"] for row in next(read_chunks(path, 10)).rows] == ["a\nb, c", "d"]
+    assert "a.csv: line 3: has 3 fields" in error_of(tmp_path, "a.csv", "text,label\ra,x\ra,b,x\r")
+
+
+def test_a_column_that_is_there_twice_is_refused_where_it_is_used(tmp_path: Path) -> None:
+    message = error_of(tmp_path, "a.csv", "text,label,label\na,x,y\n")
+    assert 'a.csv" names the column "label" twice. Give every column a name of its own.' in message
+    for header in ("text,label,,", "text,label,more,more", "text,label,label_duplicated_0,z"):
+        written(tmp_path, "a.csv", f"{header}\na,x,y,z\n")
+        assert read_examples(a_task(tmp_path, path="a.csv")).rows() == [("a", "x")]
+
+
+@pytest.mark.parametrize("ending", [".CSV", ".Jsonl", ".PARQUET"])
+def test_endings_may_be_in_capitals_for_predictions_too(tmp_path: Path, ending: str) -> None:
+    frame, path = rows(("a", "x")), tmp_path / f"a{ending}"
+    {".csv": frame.write_csv, ".parquet": frame.write_parquet}.get(ending.lower(), frame.write_ndjson)(path)
+    check_source(path)
+    check_target(path)
+    assert count_rows(path) and next(read_chunks(path, 10)).frame.equals(frame)
+    parts = Parts(tmp_path / f"b{ending}")
+    parts.begin(frame.schema)
+    parts.put("0", frame, {})
+    parts.join()
+    assert read_examples(a_task(tmp_path, path=f"b{ending}")).equals(frame)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_a_file_in_utf16_is_told_how_to_become_utf8(tmp_path: Path, encoding: str) -> None:
+    content = ("\ufeff" * (encoding != "utf-16") + "text,label\na,x\n").encode(encoding)
+    assert "from UTF-16: `iconv -f UTF-16 -t UTF-8 old > new`" in error_of(tmp_path, "a.csv", content)
+    with pytest.raises(PromptmillError, match="iconv -f UTF-16"):
+        list(read_chunks(tmp_path / "a.csv", 10))
+
+
+def test_a_message_lists_no_more_columns_than_anybody_reads(tmp_path: Path) -> None:
+    message = error_of(tmp_path, "a.csv", ",".join([*(f"column{i}" for i in range(500)), "y" * 10_000]) + "\n")
+    assert "column29 and 471 more" in message and len(message) < 1500
+    assert len(error_of(tmp_path, "a.csv", "z" * 10_000 + "\na\n")) < 500
