@@ -116,13 +116,15 @@ def _read(task: TaskSpec, source: str, where: str, needed: dict[str, str], also:
         check_bytes(local, is_text=suffix != ".parquet")
     # An existing file may have [ or * in its name; what names no file is left to polars, which expands patterns.
     pattern = source if local is None else glob.escape(str(local))
+    objects: str | bytes | None = None
     try:
         if suffix == ".csv":
             frame, known = _scan_csv(pattern, _line_end(local))
         elif suffix == ".parquet":
             frame, known = _scan_parquet(pattern, [*needed, *also])
         else:
-            frame, known = _scan_json(pattern if local is None else _without_mark(local, pattern), [*needed], also)
+            objects = pattern if local is None else _without_mark(local, pattern)
+            frame, known = _scan_json(objects, [*needed], also)
     except (pl.exceptions.PolarsError, csv.Error, OSError, ValueError, RecursionError) as error:
         if local is not None:
             explain_line(local, suffix)
@@ -135,6 +137,8 @@ def _read(task: TaskSpec, source: str, where: str, needed: dict[str, str], also:
         raise PromptmillError(where, f'"{source}" names the column "{twice}" twice', "Give every column a name of its own.")
     if frame.is_empty():
         raise PromptmillError(where, f'"{source}" has no rows', "Put one example in each row, below a line of column names.")
+    if task.objective == "classify" and task.data.target in (*needed, *also):
+        _check_one_label(task, frame, source, objects)
     if task.objective == "extract" and task.data.target in needed and frame.schema[task.data.target].is_nested():
         frame = _with_json(frame, task.data.target)
     return as_strings(frame.select(*needed, *(name for name in dict.fromkeys(also) if name in frame.columns)), source)
@@ -232,6 +236,17 @@ def _local_file(source: str, where: str) -> Path | None:
     beside = sorted(p.name for p in path.parent.iterdir() if p.suffix.lower() in SUFFIXES)
     fix = nearest(path.name, beside) or f"No data file is in {path.parent}; correct the path."
     raise PromptmillError(where, f'there is no file "{path}"', fix)
+
+
+def _check_one_label(task: TaskSpec, frame: pl.DataFrame, source: str, objects: str | bytes | None) -> None:
+    """Refuse labels that are lists or objects; those of a JSONL file, `objects`, have been read as texts."""
+    target = task.data.target
+    nested = target in frame.columns and frame.schema[target].is_nested()
+    if objects is not None and frame[target].str.contains(r"^[\[{]").any():  # as a label that is a text may begin, too
+        nested = any(isinstance(row.get(target), list | dict) for row in _objects(objects))
+    if nested:
+        what = f'column "{target}" of {source} holds lists or objects, but classification has one label per row'
+        raise PromptmillError(f"task {task.name}: data.target", what, "Write one text in each row.")
 
 
 def _unknown_column(task: TaskSpec, field: str, column: str, source: str, known: list[str]) -> PromptmillError:

@@ -232,3 +232,21 @@ def test_a_message_lists_no_more_columns_than_anybody_reads(tmp_path: Path) -> N
     message = error_of(tmp_path, "a.csv", ",".join([*(f"column{i}" for i in range(500)), "y" * 10_000]) + "\n")
     assert "column29 and 471 more" in message and len(message) < 1500
     assert len(error_of(tmp_path, "a.csv", "z" * 10_000 + "\na\n")) < 500
+
+
+@pytest.mark.parametrize("label", [["billing", "urgent"], [], {"queue": "billing"}])
+def test_labels_that_are_lists_or_objects_are_refused_alike(tmp_path: Path, label: object) -> None:
+    expected = "holds lists or objects, but classification has one label per row. Write one text in each row."
+    for first in ("billing", label):
+        lines = [json.dumps({"text": "a", "label": value}) + "\n" for value in (first, label)]
+        message = error_of(tmp_path, "a.jsonl", "".join(lines))
+        assert message.startswith('task t: data.target: column "label" of ') and message.endswith(f"a.jsonl {expected}")
+    pl.DataFrame({"text": ["a"], "label": [label]}).write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(PromptmillError, match=f"a.parquet {expected}"):
+        read_examples(a_task(tmp_path, path="a.parquet"))
+
+
+def test_a_label_may_be_a_text_that_looks_like_a_list(tmp_path: Path) -> None:
+    labels = [("a", "[18, 25]"), ("b", "{x}")]
+    written(tmp_path, "a.jsonl", "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in labels))
+    assert read_examples(a_task(tmp_path, path="a.jsonl")).rows() == labels
