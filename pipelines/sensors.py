@@ -104,7 +104,7 @@ def _drifted_inputs(folder: Path, store_url: str, status: dg.DefaultSensorStatus
                 return None
             if live.manifest.data.profile is None:
                 return False
-            new = read_inputs(task, task.locate(task.drift.inputs), f"task {task.name}: drift.inputs")
+            new = read_inputs(task, task.locate(str(task.drift.inputs)), f"task {task.name}: drift.inputs")
             found = drift(live.manifest.data.profile, new, task)
             tables.append(f"{key}: {found.rows} inputs\n{found.table()}")
             return found.drifted

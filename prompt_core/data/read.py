@@ -82,7 +82,7 @@ def read_inputs(task: TaskSpec, source: str, where: str) -> pl.DataFrame:
 
     Returns:
         One row per input in file order; the template's fields and, for a classification, those of `data.target` and `prediction` that
-        the file has, all String. An absent value is null.
+        the file has, all String. An absent value is null; so is all of a label column that a JSONL file has not.
 
     Raises:
         PromptmillError: as `read_examples`.
