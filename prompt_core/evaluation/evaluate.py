@@ -169,7 +169,10 @@ def _check_task(task: TaskSpec, prompt: TunedPrompt) -> None:
     where = f"prompt {prompt.name}"
     if prompt.name != task.name:
         raise PromptmillError(where, f"is not of task {task.name}", "Give the prompt and the task that it was tuned by.")
-    for field in ("objective", "template", "labels", "extract"):
+    manifest, fields = prompt.manifest, ["objective", "extract"]
+    if not (manifest.started_from or manifest.ladder):  # else it may have the words of a text prompt in place of the task's
+        fields += ["template", "labels"]
+    for field in fields:
         if getattr(prompt.task, field) != getattr(task, field):
             raise PromptmillError(where, f"was tuned with another {field} than the task file has now", "Tune it again.")
 

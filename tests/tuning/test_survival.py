@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,8 @@ def test_a_full_disk_costs_a_warning_and_keeps_the_checkpoint_before(
     file = tmp_path / "c.safetensors"
     optimise_until(llama, file, 5)
     before = file.read_bytes()
-    (tmp_path / f".{file.name}.{os.getpid()}").symlink_to("/dev/full")  # where the next one is written beside
+    monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=0))
+    (tmp_path / f".{file.name}.{uuid.uuid4().hex}").symlink_to("/dev/full")  # where the next one is written beside
     found = load_checkpoint(file)
     assert found is not None
     with caplog.at_level(logging.WARNING, "promptmill"):
