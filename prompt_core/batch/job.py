@@ -15,6 +15,7 @@ import prompt_core
 from prompt_core.batch.parts import Parts
 from prompt_core.batch.reading import Chunk, check_source, check_target, count_rows, file_digest, read_chunks
 from prompt_core.data.columns import nearest_column
+from prompt_core.data.read import PREDICTION
 from prompt_core.encoded import Encoded
 from prompt_core.errors import PromptmillError, Unreachable
 from prompt_core.mixed import answer
@@ -22,7 +23,7 @@ from prompt_core.ready import Answer
 from prompt_core.shelf import Shelf, Shelved
 
 PART_ROWS = 2048
-ADDED = {"prediction": pl.String(), "prediction_score": pl.Float64(), "prompt_version": pl.Int64(), "prompt_digest": pl.String()}
+ADDED = {PREDICTION: pl.String(), "prediction_score": pl.Float64(), "prompt_version": pl.Int64(), "prompt_digest": pl.String()}
 OnProgress = Callable[[int, int], None]
 
 

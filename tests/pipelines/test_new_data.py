@@ -12,6 +12,7 @@ from web_server import web_server
 
 from pipelines import sensors
 from pipelines.partitions import find_task_files, register
+from pipelines.settings import Settings
 from prompt_core.data import data_files, fingerprint
 from prompt_core.task_file import load_task
 
@@ -101,14 +102,10 @@ def test_data_that_changed_at_a_web_address_are_tuned_on(tmp_path: Path, withhel
     with web_server(tmp_path / "served", withheld=withheld) as address, dg.DagsterInstance.ephemeral() as instance:
         data.write_text("text,label\na,b\n")
         write_task(settings, "a", data={"path": f"{address}/rows.csv", "target": "label"})
-        register(instance, find_task_files(settings.tasks_dir))
-        first = tick(settings, instance, "new_data")
-        assert launched(first) == ["a"]
-        same = tick(settings, instance, "new_data", first.cursor)
-        assert launched(same) == []
+        cursor = launched_once(settings, instance, "a")
         data.write_text("text,label\na,c\n")
         os.utime(data, (2e9, 2e9))
-        assert launched(tick(settings, instance, "new_data", same.cursor)) == ["a"]
+        assert launched(tick(settings, instance, "new_data", cursor)) == ["a"]
 
 
 def test_a_web_address_that_tells_when_it_changed_is_not_read_again(tmp_path: Path) -> None:
@@ -127,13 +124,9 @@ def test_a_task_of_its_own_questions_runs_once_by_itself_and_again_when_its_cont
     write_task(settings, "a", backbone="smollm2", objective="distill", labels={}, template="{{ question }}", distill=distill, data={})
     policy.write_text("Returns are free.")
     with dg.DagsterInstance.ephemeral() as instance:
-        register(instance, find_task_files(settings.tasks_dir))
-        first = tick(settings, instance, "new_data")
-        assert launched(first) == ["a"]
-        same = tick(settings, instance, "new_data", first.cursor)
-        assert launched(same) == []
+        cursor = launched_once(settings, instance, "a")
         policy.write_text("Returns are not free.")
-        assert launched(tick(settings, instance, "new_data", same.cursor)) == ["a"]
+        assert launched(tick(settings, instance, "new_data", cursor)) == ["a"]
 
 
 def test_schemas_and_the_prompt_that_a_task_starts_from_are_looked_at_too(tmp_path: Path) -> None:
@@ -155,6 +148,16 @@ def test_schemas_and_the_prompt_that_a_task_starts_from_are_looked_at_too(tmp_pa
         "prompt.start_from": "earlier/digest",
         "extract.schema": "record.json",
     }
+
+
+def launched_once(settings: Settings, instance: dg.DagsterInstance, task: str) -> str | None:
+    """See a new task launched by its first look and left alone by the second; gives the cursor after that."""
+    register(instance, find_task_files(settings.tasks_dir))
+    first = tick(settings, instance, "new_data")
+    assert launched(first) == [task]
+    same = tick(settings, instance, "new_data", first.cursor)
+    assert launched(same) == []
+    return same.cursor
 
 
 def tasks_of(request: dg.RunRequest, tasks: list[str]) -> list[str]:
