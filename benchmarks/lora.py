@@ -60,7 +60,7 @@ def lora(task: TaskSpec, train: pl.DataFrame, rows: Sequence[Mapping[str, Any]])
     inputs = [encoding.encode(row) for row in rows]
     if task.objective == "generate":
         longest = task.evaluate.max_new_tokens or -(-5 * max(len(e.target) for e in examples) // 4)
-        outputs = generate_texts(backbone, encoding, root, inputs, longest)
+        outputs = generate_texts(backbone, encoding, root, inputs, longest, beams=task.evaluate.beams)
     else:
         outputs = classify(backbone, build_classifier(task, encoding, backbone, labels), root, inputs, labels, spec.batch_tokens)
     return outputs, sum(p.numel() for p in parameters)

@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertMo
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.backbone.locate import locate
 from prompt_core.batch import predict_table
-from prompt_core.continuous import Text, write
+from prompt_core.continuous import write
 from prompt_core.encoded import Encoded
 from prompt_core.packed_scores import packed_scores
 from prompt_core.ready import ReadyPrompt
@@ -41,6 +41,7 @@ from prompt_core.shelf import Shelf
 from prompt_core.store import PromptStore
 from prompt_core.task import BackboneSpec
 from prompt_core.tuning.objective import LabelWords
+from prompt_core.writing import Text
 
 _BATCH = 32
 

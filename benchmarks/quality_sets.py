@@ -132,7 +132,7 @@ def _e2e(examples: int, test_rows: int | None) -> Set:
         "data": {"path": "-", "target": "target"},
         "objective": "generate",
         "template": [{"system": "Describe the restaurant in one sentence with all facts"}, {"user": "{{ source }}"}],
-        "evaluate": {"metrics": ["chrf", "facts_kept"], "must_contain": "facts", "few_shot": 4, "max_new_tokens": 72},
+        "evaluate": {"metrics": ["chrf", "facts_kept"], "must_contain": "facts", "few_shot": 4, "max_new_tokens": 72, "beams": 4},
     }
     # Of a source's references the one that states most of its facts: what leaves facts out teaches to leave facts out.
     stated = pl.Series("stated", facts_kept(train["target"].to_list(), train["facts"].to_list()))

@@ -9,8 +9,8 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate, groupby
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ from transformers import DynamicCache, EncoderDecoderCache
 from prompt_core.backbone import Backbone, DecodePass, EncoderDecoder
 from prompt_core.data.packing import pack
 from prompt_core.prefix_stack import PrefixStack
-from prompt_core.prompts import PromptState, Tree, encoder_states, hidden_states
-from prompt_core.sampling import Sampling
+from prompt_core.prompts import Tree, encoder_states, hidden_states
+from prompt_core.writing import Likely, Step, Text
 
 _ROWS = 256
 _CELLS = 64 * 1024  # rows times the longest of them, in tokens: what the caches hold at most
@@ -29,76 +29,12 @@ _COLUMNS = 64  # by which caches grow
 OnProgress = Callable[[int, int], None]
 
 
-@dataclass(eq=False)
-class Text:
-    """A text that is asked for, and what is written of it.
-
-    Attributes:
-        prompt: what stands in front; for a causal model lowered.
-        input: token ids after the root, at least one.
-        max_new_tokens: where it ends at the latest; less where the model has not so many positions.
-        ends: runs of tokens, each of which ends it; not part of what is written.
-        closing: tokens that end it too and are part of it, since they may hold its last characters.
-        sampling, uniforms: how tokens are drawn, and the numbers that they are drawn with, float64 [max_new_tokens]; None for
-            the most likely ones.
-        ids: what is written so far.
-        log_chance: sum of the log-probabilities of its tokens, those that ended it included, before any temperature.
-        ended: whether the model ended it by itself.
-        ending: how many tokens of an end stood behind it.
-        cancelled: set from outside: nobody waits for it.
-    """
-
-    prompt: PromptState
-    input: Sequence[int]
-    max_new_tokens: int
-    ends: Sequence[Sequence[int]]
-    closing: frozenset[int] = frozenset()
-    sampling: Sampling | None = None
-    uniforms: Tensor | None = None
-    ids: list[int] = field(default_factory=list)
-    log_chance: float = 0.0
-    ended: bool = False
-    ending: int = 0
-    cancelled: bool = False
-
-    @property
-    def mean_log_chance(self) -> float:
-        """Mean log-probability of its tokens, those that ended it included."""
-        return self.log_chance / max(1, len(self.ids) + self.ending)
-
-    def add(self, token: int) -> None:
-        """Write a token, or end with it."""
-        self.ids.append(token)
-        if token in self.closing:
-            self.ended = True
-            return
-        for run in self.ends:
-            if self.ids[-len(run) :] == list(run):
-                self.ended, self.ending = True, len(run)
-                del self.ids[-self.ending :]
-                return
-
-    def start_over(self) -> None:
-        """Forget what is written of it."""
-        self.ids.clear()
-        self.log_chance, self.ended, self.ending = 0.0, False, 0
-
-    @property
-    def longest(self) -> int:
-        """Tokens that it takes at most, its prompt aside."""
-        return len(self.input) + self.max_new_tokens
-
-
 class TextBatch(ABC):
-    """Texts that are being written side by side.
-
-    Attributes:
-        texts: in the order of their rows.
-    """
+    """Texts that are being written side by side, each on a row, or on one row per open beginning of a beam search."""
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
-        self.texts: list[Text] = []
+        self._rows: dict[Text, list[int]] = {}  # of each text, in its own order
         self._last = torch.empty(0, backbone.hidden_size, dtype=backbone.dtype, device=backbone.device)
 
     @classmethod
@@ -106,13 +42,28 @@ class TextBatch(ABC):
         """An empty one, for the kind of backbone."""
         return _DecoderTexts(backbone) if isinstance(backbone, EncoderDecoder) else _PackedTexts(backbone)
 
+    @property
+    def texts(self) -> list[Text]:
+        """Those that are being written."""
+        return list(self._rows)
+
+    @property
+    def rows(self) -> int:
+        """Rows that they take at most."""
+        return sum(text.beams for text in self._rows)
+
+    @property
+    def _text_of_row(self) -> list[Text]:
+        by_row = {row: text for text, rows in self._rows.items() for row in rows}
+        return [by_row[row] for row in range(len(by_row))]
+
     @abstractmethod
     def admit(self, waiting: deque[Text]) -> None:
         """Take texts from the front of those that wait, as many as there is room for, and read their inputs."""
 
     @abstractmethod
-    def _leave(self, going: list[int]) -> None:
-        """Leave only these rows, ascending; reorders `texts`, `_last` and the caches alike."""
+    def _move(self, origins: list[int], left: Sequence[Text]) -> None:
+        """Row i becomes what row origins[i] was, in `_last` and the caches alike; other rows are no more, nor are the texts that left."""
 
     @abstractmethod
     def _feed(self, tokens: Tensor) -> None:
@@ -121,34 +72,43 @@ class TextBatch(ABC):
     @torch.inference_mode()
     def step(self) -> list[Text]:
         """Write one token of each text; those that are finished leave and are returned."""
-        tokens = self._chosen(self._backbone.logits(self._last))
-        written = dict(zip(self.texts, tokens.tolist(), strict=True))
-        going, finished = [], []
-        for row, (text, token) in enumerate(written.items()):
-            text.add(token)
-            if text.ended or text.cancelled or len(text.ids) >= text.max_new_tokens:
+        likely = self._likely(self._backbone.logits(self._last))
+        going: list[tuple[Text, Step]] = []
+        finished = []
+        for text, rows in self._rows.items():
+            steps = text.go_on([likely[row] for row in rows])
+            going += [(text, Step(rows[step.row], step.token)) for step in steps]
+            if not steps:
                 finished.append(text)
-            else:
-                going.append(row)
-        if finished:
-            self._leave(going)
-        if self.texts:
-            self._feed(torch.tensor([written[text] for text in self.texts], device=self._backbone.device))
+        order = _in_place([step.row for _, step in going])
+        self._rows = {}
+        for row, number in sorted(enumerate(order), key=itemgetter(1)):
+            self._rows.setdefault(going[number][0], []).append(row)
+        origins = [going[number][1].row for number in order]
+        if origins != list(range(len(likely))):
+            self._move(origins, finished)
+        if going:
+            self._feed(torch.tensor([going[number][1].token for number in order], device=self._backbone.device))
         return finished
 
-    def _chosen(self, logits: Tensor) -> Tensor:
-        """The next token of each row, int64 [B]; notes its log-probability."""
+    def _likely(self, logits: Tensor) -> list[Likely]:
+        """Of each row the tokens that may come next: one, or as many as a beam search asks for."""
+        texts = self._text_of_row
         largest, tokens = logits.max(-1)
-        for sampling in {text.sampling for text in self.texts if text.sampling}:
-            rows = [row for row, text in enumerate(self.texts) if text.sampling is sampling]
-            drawn_with = [text.uniforms[len(text.ids)] for text in (self.texts[row] for row in rows) if text.uniforms is not None]
+        for sampling in {text.sampling for text in texts if text.sampling}:
+            rows = [row for row, text in enumerate(texts) if text.sampling is sampling]
+            drawn_with = [text.uniforms[len(text.ids)] for text in (texts[row] for row in rows) if text.uniforms is not None]
             tokens[rows] = sampling.draw(logits[rows], torch.stack(drawn_with))
+        searched = [row for row, text in enumerate(texts) if text.beams > 1]
+        most = min(max(text.choice for text in texts), logits.shape[-1])
+        best = logits[searched].float().log_softmax(-1).topk(most)
         taken = logits.gather(1, tokens[:, None])[:, 0].float()
         largest = largest.float()
         chances = taken - largest - logits.float().sub_(largest[:, None]).exp_().sum(-1).log()  # the logits are not needed any more
-        for text, chance in zip(self.texts, chances.tolist(), strict=True):
-            text.log_chance += chance
-        return tokens
+        likely = [Likely([token], [chance]) for token, chance in zip(tokens.tolist(), chances.tolist(), strict=True)]
+        for row, *several in zip(searched, best.indices.tolist(), best.values.tolist(), strict=True):
+            likely[row] = Likely(*several)
+        return likely
 
 
 class _PackedTexts(TextBatch):
@@ -165,14 +125,14 @@ class _PackedTexts(TextBatch):
 
     @torch.inference_mode()
     def admit(self, waiting: deque[Text]) -> None:
-        longest = max((text.longest for text in self.texts), default=0)
+        longest, rows = max((text.longest for text in self._rows), default=0), self.rows
         entering: list[Text] = []
         while waiting:
             text = waiting[0]
             left = self._backbone.max_positions - text.prompt.keys.shape[1] - len(text.input)
             text.max_new_tokens = min(text.max_new_tokens, left + 1)  # the last one is not read
-            longest, rows = max(longest, text.longest), len(self.texts) + len(entering) + 1
-            if rows > 1 and (rows > _ROWS or rows * longest > _CELLS):
+            longest, rows = max(longest, text.longest), rows + text.beams
+            if (self._rows or entering) and (rows > _ROWS or rows * longest > _CELLS):
                 break
             entering.append(waiting.popleft())
         number = {prompt: i for i, prompt in enumerate(dict.fromkeys(text.prompt for text in entering))}
@@ -180,11 +140,11 @@ class _PackedTexts(TextBatch):
         for part in pack(entering, lambda text: len(text.input), _PREFILL):
             self._read(part)
         if entering:
-            self._tiles = self._prefixes.tiles([text.prompt for text in self.texts])
+            self._place_prefixes()
 
     def _read(self, texts: list[Text]) -> None:
         """Run the inputs as one packed row of a forest; texts of one prompt stand side by side."""
-        device, first = self._backbone.device, len(self.texts)
+        device, first = self._backbone.device, len(self._lengths)
         captured: list[tuple[Tensor, Tensor]] = []
         trees = []
         for prompt, group in groupby(texts, key=lambda text: text.prompt):
@@ -200,32 +160,29 @@ class _PackedTexts(TextBatch):
                 room[first + row, :, column] = own
         self._last = torch.cat([self._last, *states])
         self._lengths = torch.cat([self._lengths, sizes])
-        self.texts += texts
-        for text in texts:
+        for number, text in enumerate(texts, first):
+            self._rows[text] = [number]
             self._prefixes.take(text.prompt)
 
-    def _leave(self, going: list[int]) -> None:
-        staying = set(going)
-        for row, text in enumerate(self.texts):
-            if row not in staying:
-                self._prefixes.release(text.prompt)
-        # The last rows move into the gaps: nothing else of the caches is copied.
-        order = list(range(len(going)))
-        gaps = [row for row in order if row not in staying]
-        for gap, moved in zip(gaps, [row for row in going if row >= len(going)], strict=True):
-            order[gap] = moved
-        if gaps:
-            to, origin = torch.tensor([gaps, [order[gap] for gap in gaps]], device=self._backbone.device)
+    def _move(self, origins: list[int], left: Sequence[Text]) -> None:
+        for text in left:
+            self._prefixes.release(text.prompt)
+        self._make_room(len(origins), 0)
+        if moved := [row for row, origin in enumerate(origins) if origin != row]:
+            to, taken = torch.tensor([moved, [origins[row] for row in moved]], device=self._backbone.device)
+            longest = int(self._lengths.max())
             for cached in self._cache:
                 for room in cached:
-                    room[to] = room[origin]
-        kept = torch.tensor(order, dtype=torch.int64, device=self._backbone.device)
-        self.texts = [self.texts[row] for row in order]
+                    room[to, :, :longest] = room[taken, :, :longest]
+        kept = torch.tensor(origins, dtype=torch.int64, device=self._backbone.device)
         self._last, self._lengths = self._last[kept], self._lengths[kept]
-        self._tiles = self._prefixes.tiles([text.prompt for text in self.texts])
+        self._place_prefixes()
+
+    def _place_prefixes(self) -> None:
+        self._tiles = self._prefixes.tiles([text.prompt for text in self._text_of_row])
 
     def _feed(self, tokens: Tensor) -> None:
-        rows, longest = len(self.texts), int(self._lengths.max()) + 1
+        rows, longest = len(self._lengths), int(self._lengths.max()) + 1
         self._make_room(rows, longest)
         used = [(keys[:rows, :, :longest], values[:rows, :, :longest]) for keys, values in self._cache]
         step = DecodePass(used, self._lengths, self._prefixes.keys, self._prefixes.values, self._tiles)
@@ -239,7 +196,7 @@ class _PackedTexts(TextBatch):
         if rows > had_rows:  # twice as many, so that texts that come one by one do not copy everything each time
             rows = rows if not had_rows else min(max(rows, 2 * had_rows), max(rows, _ROWS))
         columns = _COLUMNS * math.ceil(max(columns, had_columns) / _COLUMNS)
-        rows, used = max(rows, had_rows), len(self.texts)
+        rows, used = max(rows, had_rows), len(self._lengths)
 
         def moved(old: Tensor) -> Tensor:
             new = old.new_zeros(rows, heads, columns, dim)
@@ -257,20 +214,19 @@ class _DecoderTexts(TextBatch):
     def admit(self, waiting: deque[Text]) -> None:
         backbone = self._backbone
         assert isinstance(backbone, EncoderDecoder)
-        if self.texts or not waiting:
+        if self._rows or not waiting:
             return
         prompt = waiting[0].prompt
-        while waiting and waiting[0].prompt is prompt and len(self.texts) < _ROWS:
-            self.texts.append(waiting.popleft())
-        for text in self.texts:  # of a decoder that counts from 0
+        while waiting and waiting[0].prompt is prompt and (not self._rows or self.rows + waiting[0].beams <= _ROWS):
+            self._rows[waiting.popleft()] = [len(self._rows)]
+        for text in self._rows:  # of a decoder that counts from 0
             text.max_new_tokens = min(text.max_new_tokens, backbone.max_positions)
-        self._states, self._mask = encoder_states(backbone, prompt, [text.input for text in self.texts])
+        self._states, self._mask = encoder_states(backbone, prompt, [text.input for text in self._rows])
         self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        self._feed(torch.full((len(self.texts),), backbone.decoder_start, device=backbone.device))
+        self._feed(torch.full((len(self._rows),), backbone.decoder_start, device=backbone.device))
 
-    def _leave(self, going: list[int]) -> None:
-        kept = torch.tensor(going, dtype=torch.int64, device=self._backbone.device)
-        self.texts = [self.texts[row] for row in going]
+    def _move(self, origins: list[int], left: Sequence[Text]) -> None:
+        kept = torch.tensor(origins, dtype=torch.int64, device=self._backbone.device)
         self._last, self._states, self._mask = self._last[kept], self._states[kept], self._mask[kept]
         self._cache.batch_select_indices(kept)
 
@@ -291,9 +247,22 @@ def write(backbone: Backbone, texts: Iterable[Text], on_progress: OnProgress | N
         waiting = deque(sorted(waiting, key=lambda text: number[text.prompt]))
     done, total = 0, len(waiting)
     while waiting or batch.texts:
-        if len(batch.texts) <= _ROWS * 3 // 4:
+        if batch.rows <= _ROWS * 3 // 4:
             batch.admit(waiting)
         finished = len(batch.step())
         done += finished
         if on_progress and finished:
             on_progress(done, total)
+
+
+def _in_place(origins: Sequence[int]) -> list[int]:
+    """An order of rows, each given by the row that it continues, in which as many as can stay where they are: the others fill gaps."""
+    places: list[int | None] = [None] * len(origins)
+    moving = []
+    for number, origin in enumerate(origins):
+        if origin < len(places) and places[origin] is None:
+            places[origin] = number
+        else:
+            moving.append(number)
+    others = iter(moving)
+    return [next(others) if number is None else number for number in places]

@@ -60,6 +60,13 @@ class EvaluateSpec(Part):
     )
     few_shot: int = Field(default=3, ge=0, le=64, description="demonstrations in the few-shot baseline of a model that writes")
     max_new_tokens: int | None = Field(default=None, ge=1, le=8192, description="default: a quarter more than the longest training target")
+    beams: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="beginnings of a text that are followed at once (beam search), wherever the prompt writes: better texts, at about as "
+        "many times the cost; 1: the likeliest token after token",
+    )
 
     @field_validator("json_schema", mode="before")
     @classmethod

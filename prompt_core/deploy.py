@@ -57,6 +57,8 @@ RUNS: dict[Form, dict[Stack, tuple[str, ...]]] = {
     "text": {**_WORDS, **_EVERYWHERE},
     "no causal base": _EVERYWHERE,
 }
+# Where `num_beams` gives the texts that our beam search writes.
+_BEAMS: tuple[Stack, ...] = ("transformers", "peft", "promptmill")
 _FORMS: dict[Kind, tuple[Form, ...]] = {
     "soft": ("soft in front", "soft amid the root", "soft behind a field"),
     "deep": ("deep", "deep and soft behind a field"),
@@ -85,6 +87,18 @@ def check_kind(kind: Kind, stacks: tuple[Stack, ...], where: str) -> None:
             fitting = kinds_for(stacks)
             fix = f"Write prompt: {{kind: {' or '.join(fitting)}}}." if fitting else "No kind runs in all of them; take one out."
             raise PromptmillError(where, f"kind {kind} cannot run in {stack}, which deploy names", fix)
+
+
+def check_beams(stacks: tuple[Stack, ...], where: str) -> None:
+    """Refuse beam search where a stack writes other texts than those that were measured.
+
+    Raises:
+        PromptmillError: names the stack.
+    """
+    for stack in stacks:
+        if stack not in _BEAMS:
+            what = f"more than one, but {stack}, which deploy names, is asked for the likeliest token after token"
+            raise PromptmillError(where, what, "Write beams: 1, so that what is measured is what runs there.")
 
 
 def check_base(causal: bool, stacks: tuple[Stack, ...], where: str, base: str) -> None:

@@ -1,13 +1,14 @@
-"""Generation behind one prompt: the continuation of each input, the most likely tokens or tokens drawn by seed."""
+"""Generation behind one prompt: the continuation of each input, the most likely tokens, a beam search's, or tokens drawn by seed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 from prompt_core.backbone import Backbone, EncoderDecoder
-from prompt_core.continuous import Text, write
+from prompt_core.continuous import write
 from prompt_core.prompts import PromptState, lower
 from prompt_core.sampling import Sampling
+from prompt_core.writing import Text
 
 __all__ = ["Sampling", "generate"]
 
@@ -23,6 +24,7 @@ def generate(
     on_progress: OnProgress | None = None,
     sampling: Sampling | None = None,
     closing: frozenset[int] = frozenset(),
+    beams: int = 1,
 ) -> list[list[int]]:
     """The most likely continuation of each input behind a prompt, token by token; with an encoder-decoder, what it writes of it.
 
@@ -36,6 +38,7 @@ def generate(
         on_progress: called with (finished, all).
         sampling: draw the tokens instead.
         closing: tokens that end a text too and are part of the result.
+        beams: more than one: the likeliest text that a beam search finds, see `BeamSearch`.
 
     Returns:
         Generated ids per input, in the order of `inputs`.
@@ -43,6 +46,6 @@ def generate(
     if not isinstance(backbone, EncoderDecoder):
         prompt = lower(backbone, prompt)
     uniforms = [sampling.uniforms(row, max_new_tokens) if sampling else None for row in range(len(inputs))]
-    texts = [Text(prompt, ids, max_new_tokens, ends, closing, sampling, own) for ids, own in zip(inputs, uniforms, strict=True)]
+    texts = [Text(prompt, ids, max_new_tokens, ends, closing, sampling, own, beams) for ids, own in zip(inputs, uniforms, strict=True)]
     write(backbone, texts, on_progress)
     return [text.ids for text in texts]

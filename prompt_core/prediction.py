@@ -47,9 +47,11 @@ def generate_texts(
     inputs: Sequence[Encoded],
     max_new_tokens: int,
     on_progress: OnProgress | None = None,
+    beams: int = 1,
 ) -> list[str]:
-    """Greedy texts behind a prompt."""
-    ids = generate(backbone, prompt, [e.input for e in inputs], max_new_tokens, encoding.ends, on_progress, closing=encoding.closing)
+    """Texts behind a prompt, the likeliest token after token or by beam search."""
+    asked = [example.input for example in inputs]
+    ids = generate(backbone, prompt, asked, max_new_tokens, encoding.ends, on_progress, closing=encoding.closing, beams=beams)
     return [encoding.decode(row) for row in ids]
 
 

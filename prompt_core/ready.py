@@ -12,7 +12,6 @@ from torch import Tensor
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, EncoderDecoder
-from prompt_core.continuous import Text
 from prompt_core.encoded import Encoded, Located
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
@@ -27,6 +26,7 @@ from prompt_core.text.score import behind
 from prompt_core.tuning.build import build_classifier
 from prompt_core.tuning.objective import Classification
 from prompt_core.tuning.tags import TokenTags, answer_of
+from prompt_core.writing import Text
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class ReadyPrompt:
         scorer: what reads labels or tags from hidden states; None where the model writes.
         labels: of a classifier or tagger.
         max_new_tokens: where a text ends at the latest; 0 where none is written.
+        beams: of the search for a text that is not drawn.
         batch_tokens: of a pass that scores.
         retriever: of demonstrations for each input; None where all have the same or none.
     """
@@ -66,6 +67,7 @@ class ReadyPrompt:
     scorer: Classification | TokenTags | None
     labels: tuple[str, ...]
     max_new_tokens: int
+    beams: int
     batch_tokens: int
     retriever: Retriever | None = None
 
@@ -119,7 +121,8 @@ class ReadyPrompt:
         state = state if isinstance(backbone, EncoderDecoder) else lower(backbone, state)
         longest = prompt.manifest.max_new_tokens or 0  # the tuning of a task that writes records it
         labels, batch_tokens = prompt.manifest.labels, prompt.task.tune.batch_tokens
-        return cls(prompt.name, backbone, encoding, state, scorer, labels, longest, batch_tokens, retriever)
+        beams = prompt.task.evaluate.beams
+        return cls(prompt.name, backbone, encoding, state, scorer, labels, longest, beams, batch_tokens, retriever)
 
     def encode(self, given: Input) -> Encoded:
         """An input as tokens: a text, for a template with one field, or a mapping with the template's fields.
@@ -169,10 +172,12 @@ class ReadyPrompt:
         return [self._encoded(fields, shown) for fields, shown in zip(rows, own, strict=True)]
 
     def text(self, example: Encoded, max_new_tokens: int | None = None, sampling: Sampling | None = None) -> Text:
-        """What the model is to write of an input, by default the most likely tokens and as many as when it was tuned."""
+        """What the model is to write of an input, by default as when it was evaluated."""
         longest = self.max_new_tokens if max_new_tokens is None else max_new_tokens
-        uniforms = sampling.uniforms(0, longest) if sampling else None
-        return Text(self.state, example.input, longest, self.encoding.ends, self.encoding.closing, sampling, uniforms)
+        ends, closing = self.encoding.ends, self.encoding.closing
+        if sampling:
+            return Text(self.state, example.input, longest, ends, closing, sampling, sampling.uniforms(0, longest))
+        return Text(self.state, example.input, longest, ends, closing, beams=self.beams)
 
     def answer_of_text(self, text: Text) -> Answer:
         """The answer in a text that is written."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from prompt_core.criteria import DriftSpec, EvaluateSpec, GateSpec, Metric
-from prompt_core.deploy import Stack, check_kind, kinds_for
+from prompt_core.deploy import Stack, check_beams, check_kind, kinds_for
 from prompt_core.errors import PromptmillError
 from prompt_core.methods import DistillSpec, ExtractSpec, PromptSpec, TuneSpec
 from prompt_core.parts import Descriptions, Part, all_texts
@@ -190,6 +190,8 @@ class TaskSpec(Part):
             raise ValueError("metric 'valid_json' and evaluate.schema go together; give both or neither")
         if self.extract.json_schema is not None and self.objective != "extract":
             raise ValueError(f"extract.schema is for objective: extract; this one is {self.objective}")
+        if self.evaluate.beams > 1 and not self.writes:
+            raise ValueError("evaluate.beams is for prompts that write texts; this one chooses among labels or finds entities")
         if self.evaluate.out_of_scope and self.objective != "classify":
             raise ValueError(f"evaluate.out_of_scope is for objective: classify; this one is {self.objective}")
         if self.gate.metric and self.gate.metric not in self.metrics:
@@ -209,6 +211,8 @@ class TaskSpec(Part):
 
     @model_validator(mode="after")
     def _runs_where_it_must(self) -> TaskSpec:
+        if self.evaluate.beams > 1:
+            check_beams(self.deploy, "evaluate.beams")
         if self.prompt.kind != "auto":
             check_kind(self.prompt.kind, self.deploy, "prompt")
         elif not {"soft", "deep"} & set(kinds_for(self.deploy)):

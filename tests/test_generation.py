@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ from transformers import GenerationConfig
 
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.backbone.locate import locate
-from prompt_core.continuous import Text, write
+from prompt_core.continuous import TextBatch, write
 from prompt_core.encoding import TaskEncoding
 from prompt_core.generation import Sampling, generate
 from prompt_core.prompts import DeepPrefix, PromptState, SoftPrompt
 from prompt_core.task import BackboneSpec
+from prompt_core.writing import Text
 
 CHAT = [{"system": "Answer in one short sentence."}, {"user": "{{ text }}"}]
 QUESTIONS = ["What is the capital of France?", "Name three colours of a traffic light.", "Why is the sky blue? Explain it to a child."]
@@ -127,6 +129,74 @@ def test_it_generates_without_a_prompt_and_from_no_inputs(llama: Backbone) -> No
     assert generate(llama, PromptState.of(llama), [], 2, ()) == []
 
 
+@pytest.mark.parametrize("ends", [0, 1, 2])
+@pytest.mark.parametrize("beams", [2, 4])
+def test_a_beam_search_writes_what_that_of_transformers_writes(llama_folder: Path, llama: Backbone, beams: int, ends: int) -> None:
+    model, (root,) = plain_model(llama_folder), random_ids(5, seed=9)
+    prompt, inputs = PromptState.of(llama, root=root.tolist()), [ids.tolist() for ids in random_ids(3, 12, 1, 7)]
+    free = generate(llama, prompt, inputs, 9, (), beams=beams)
+    stops = [free[0][4], free[2][2]][:ends]
+    found = generate(llama, prompt, inputs, 9, [(token,) for token in stops], beams=beams)
+    for ids, answer in zip(inputs, found, strict=True):
+        whole = torch.tensor([[*root.tolist(), *ids]])
+        settings = {"max_new_tokens": 9, "num_beams": beams, "do_sample": False, "eos_token_id": stops or None, "pad_token_id": 0}
+        expected = model.generate(whole, attention_mask=torch.ones_like(whole), **settings)[0, whole.shape[1] :].tolist()
+        cut = min((expected.index(token) for token in stops if token in expected), default=9)
+        assert answer == expected[:cut]
+    greedy = generate(llama, prompt, inputs, 9, [(token,) for token in stops])
+    assert found != greedy
+
+
+def test_beams_beside_other_texts_write_what_they_write_alone(llama: Backbone) -> None:
+    prefixes = [PromptState.of(llama, keys=keys, values=values) for keys, values in (random_prefix(llama, 5, seed) for seed in (1, 2))]
+    inputs = [ids.tolist() for ids in random_ids(*(1 + i % 40 for i in range(150)))]
+    end = generate(llama, prefixes[0], [inputs[7]], 6, (), beams=3)[0][3]
+
+    def asked() -> list[Text]:
+        drawn = Sampling(range(150), temperature=1.5)
+        return [
+            Text(prefixes[i % 2], ids, 2 + i % 5, [(end,)], beams=1 + i % 4)
+            if i % 3
+            else Text(prefixes[i % 2], ids, 2 + i % 5, [(end,)], sampling=drawn, uniforms=drawn.uniforms(i, 6))
+            for i, ids in enumerate(inputs)
+        ]
+
+    together, alone = asked(), asked()[::11]
+    write(llama, together)
+    for text in alone:
+        write(llama, [text])
+    for text, other in zip(alone, together[::11], strict=True):
+        assert (text.ids, text.ended, text.ending) == (other.ids, other.ended, other.ending)
+        assert text.mean_log_chance == pytest.approx(other.mean_log_chance, abs=1e-4)
+    assert any(text.ended for text in together if text.beams > 1)
+
+
+def test_a_search_finds_a_text_at_least_as_likely_as_the_likeliest_token_after_token(llama: Backbone) -> None:
+    prompt, inputs = PromptState.of(llama), [ids.tolist() for ids in random_ids(*range(2, 30))]
+    greedy, searched = ([Text(prompt, ids, 6, (), beams=beams) for ids in inputs] for beams in (1, 8))
+    write(llama, [*greedy, *searched])
+    gains = [text.mean_log_chance - other.mean_log_chance for text, other in zip(searched, greedy, strict=True)]
+    assert sum(gains) > 0 and sum(gain > -1e-5 for gain in gains) >= 26  # no certainty: a beam can be pushed out
+    text = searched[0]
+    ids = list(text.ids)
+    text.start_over()
+    assert text.ids == [] and text.log_chance == 0.0
+    write(llama, [text])
+    assert text.ids == ids
+
+
+def test_a_search_that_is_given_up_leaves_its_rows(llama: Backbone) -> None:
+    batch, prompt = TextBatch.of(llama), PromptState.of(llama)
+    texts = [Text(prompt, [5, 6, 7], 8, (), beams=3), Text(prompt, [8, 9], 8, ())]
+    batch.admit(deque(texts))
+    batch.step()
+    texts[0].cancelled = True
+    assert batch.step() == [texts[0]] and batch.texts == [texts[1]] and batch.rows == 1
+    while batch.texts:
+        batch.step()
+    assert texts[1].ids == generate(llama, prompt, [[8, 9]], 8, ())[0]
+
+
 @pytest.mark.parametrize("kind", ["soft", "deep"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_encoder_decoder_writes_what_a_plain_loop_writes(tmp_path: Path, family: str, kind: str) -> None:
@@ -150,13 +220,18 @@ def test_an_encoder_decoder_writes_what_a_plain_loop_writes(tmp_path: Path, fami
     assert generate(backbone, prompt, inputs, 8, [(end,)]) == stopped
 
 
-def test_an_encoder_decoder_greedily_writes_what_transformers_writes(tmp_path: Path) -> None:
+def test_an_encoder_decoder_writes_what_transformers_writes_greedily_and_by_beam_search(tmp_path: Path) -> None:
     folder = save_encoder_decoder("bart", tmp_path / "bart")
     backbone, model = backbone_at(str(folder)), plain_encoder_decoder(folder)
     (ids,) = random_ids(9, vocabulary=200)
     settings = GenerationConfig(decoder_start_token_id=2, max_new_tokens=8, do_sample=False, pad_token_id=0)
     expected = model.generate(input_ids=ids[None], attention_mask=torch.ones(1, 9), generation_config=settings)[0, 1:].tolist()
     assert generate(backbone, PromptState.of(backbone), [ids.tolist()], 8, [(2,)])[0] == [token for token in expected if token != 2]
+    settings.update(num_beams=3, early_stopping=False)
+    expected = model.generate(input_ids=ids[None], attention_mask=torch.ones(1, 9), generation_config=settings)[0, 1:].tolist()
+    others = [other.tolist() for other in random_ids(4, 6, seed=5, vocabulary=200)]
+    found = generate(backbone, PromptState.of(backbone), [ids.tolist(), *others], 8, [(2,)], beams=3)[0]
+    assert found == [token for token in expected if token not in (0, 2)]
 
 
 def test_an_encoder_decoder_stops_where_its_positions_end(tmp_path: Path) -> None:

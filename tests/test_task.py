@@ -189,6 +189,12 @@ def test_a_name_that_could_be_a_path_is_refused(tmp_path: Path, name: str) -> No
             "gate.metric 'bleu' is not among evaluate.metrics ['chrf']",
         ),
         ({"objective": "generate", "gate": {"metric": "bleu"}}, "gate.metric 'bleu' is not among evaluate.metrics ['chrf', 'rouge_l']"),
+        ({"evaluate": {"beams": 4}}, "evaluate.beams is for prompts that write texts; this one chooses among labels or finds entities"),
+        ({"evaluate": {"beams": 0}}, "evaluate.beams: Input should be greater than or equal to 1 (found 0)"),
+        (
+            {"objective": "generate", "evaluate": {"beams": 4}, "prompt": {"kind": "soft"}, "deploy": ["transformers", "llama.cpp"]},
+            "evaluate.beams: more than one, but llama.cpp, which deploy names, is asked for the likeliest token after token. Write beams",
+        ),
     ],
 )
 def test_metrics_that_do_not_fit_are_refused(tmp_path: Path, changed: dict[str, Any], finding: str) -> None:

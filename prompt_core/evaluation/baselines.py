@@ -65,7 +65,8 @@ def baselines(
             assert max_new_tokens is not None  # recorded by the tuning of every task that writes
             room = room_for_input(backbone, prompt, new_tokens=max_new_tokens)
             inputs = [reading.encode(row, room=room) for row in rows]
-            texts = generate_texts(backbone, reading, prompt, inputs, max_new_tokens, _named(on_progress, name))
+            shown, beams = _named(on_progress, name), task.evaluate.beams
+            texts = generate_texts(backbone, reading, prompt, inputs, max_new_tokens, shown, beams)
             contenders.append(Contender(name=name, kind="untuned", predictions=texts))
         else:
             tokens = task.tune.batch_tokens

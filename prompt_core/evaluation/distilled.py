@@ -78,7 +78,8 @@ def distilled_contenders(
         agreement, nats = measure(backbone, way.prompt, forced, task.tune.batch_tokens)
         divergences[way.name] = round(nats, 6)
         shown = partial(on_progress, way.name) if on_progress else None
-        texts = taught if way.kind == "teacher" else generate_texts(backbone, way.encoding, way.prompt, inputs, most, shown)
+        beams = task.evaluate.beams
+        texts = taught if way.kind == "teacher" else generate_texts(backbone, way.encoding, way.prompt, inputs, most, shown, beams)
         contenders.append(Contender(way.name, way.kind, texts, {"agreement": agreement}))
     return contenders, taught, _saved(backbone, teacher.root, ways[-1].prompt, prompt.manifest.tokens, divergences)
 

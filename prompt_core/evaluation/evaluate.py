@@ -172,9 +172,11 @@ def _check_task(task: TaskSpec, prompt: TunedPrompt) -> None:
     manifest, fields = prompt.manifest, ["objective", "extract"]
     if not (manifest.started_from or manifest.ladder):  # else it may have the words of a text prompt in place of the task's
         fields += ["template", "labels"]
-    for field in fields:
-        if getattr(prompt.task, field) != getattr(task, field):
-            raise PromptmillError(where, f"was tuned with another {field} than the task file has now", "Tune it again.")
+    differing = [field for field in fields if getattr(prompt.task, field) != getattr(task, field)]
+    if prompt.task.evaluate.beams != task.evaluate.beams:
+        differing.append("evaluate.beams")
+    if differing:
+        raise PromptmillError(where, f"was tuned with another {differing[0]} than the task file has now", "Tune it again.")
 
 
 def _unseen(task: TaskSpec, prompt: TunedPrompt, splits: Splits) -> tuple[Rule, ...]:

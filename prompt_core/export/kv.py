@@ -29,8 +29,10 @@ cache = DynamicCache()
 for layer, (keys, values) in enumerate(zip(kv["keys"], kv["values"])):  # each [1, heads, tokens, dim]
     cache.update(keys.to(model.dtype), values.to(model.dtype), layer)
 behind = torch.cat([ids.new_zeros(1, TOKENS), ids], 1)  # ids in the prompt's place are never read
-settings = {{"max_new_tokens": prompt["max_new_tokens"], "eos_token_id": prompt["stop_token_ids"], "do_sample": False}}
-answer = model.generate(behind, attention_mask=torch.ones_like(behind), past_key_values=cache, **settings)[0, behind.shape[1] :]
+cache.batch_repeat_interleave(prompt["num_beams"])
+settings = {{"max_new_tokens": prompt["max_new_tokens"], "num_beams": prompt["num_beams"], "do_sample": False}}
+settings |= {{"attention_mask": torch.ones_like(behind), "past_key_values": cache, "eos_token_id": prompt["stop_token_ids"]}}
+answer = model.generate(behind, **settings)[0, behind.shape[1] :]
 print(tokenizer.decode(answer, skip_special_tokens=True).partition(prompt["stop"])[0])
 ```NOTE
 

@@ -82,13 +82,14 @@ class Opened:
             "stop_token_ids": ends,
         }
         if prompt.task.objective == "generate":
-            return recipe | {"max_new_tokens": prompt.manifest.max_new_tokens}
+            return recipe | {"max_new_tokens": prompt.manifest.max_new_tokens, "num_beams": prompt.task.evaluate.beams}
         said = {label: descriptions(prompt.worded, label) for label in prompt.manifest.labels}
         words = {text: encoding.encode_answer(text) for own in said.values() for text in own}
         decode = self.backbone.tokenizer.decode
         return recipe | {
             "labels": {label: as_written(tuple(decode(words[text]) for text in own)) for label, own in said.items()},
             "max_new_tokens": max(map(len, words.values())),
+            "num_beams": 1,
             "label_score": prompt.task.tune.label_score,
         }
 

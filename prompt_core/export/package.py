@@ -82,6 +82,8 @@ def facts(published: Published) -> str:
         f"Digest: `{prompt.digest}`.",
         f"Measured on {rows} test rows, with 95 % intervals: {', '.join(measured)}." if measured else "Its evaluation names no metric.",
     ]
+    if (beams := prompt.task.evaluate.beams) > 1:
+        lines.append(f"Measured with {beams} beams: `num_beams={beams}` in transformers gives the same texts, a stack without them others.")
     described = f"{prompt.task.description}\n\n" if prompt.task.description else ""
     return described + "".join(f"- {line}\n" for line in lines)
 

@@ -33,7 +33,8 @@ tokenizer, prompt = AutoTokenizer.from_pretrained(**base), json.load(open("{RECI
 fields = FIELDS
 text = prompt["root"] + "".join(part["text"] if "text" in part else fields[part["field"]] for part in prompt["input"])
 ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
-model.generate(**ids, max_new_tokens=prompt["max_new_tokens"], eos_token_id=prompt["stop_token_ids"], do_sample=False)
+settings = {{"max_new_tokens": prompt["max_new_tokens"], "num_beams": prompt["num_beams"], "do_sample": False}}
+model.generate(**ids, **settings, eos_token_id=prompt["stop_token_ids"])
 ```
 
 **Padding.** Rows that are padded on the right give exactly the logits of each row alone. Left padding changes them: PEFT ignores position

@@ -64,7 +64,7 @@ def _recipe(published: Published, text: TextPrompt, template: Template) -> dict[
         written["stop"] = BETWEEN
     recipe = written | {"name": prompt.name, "version": published.version, "digest": prompt.digest, "fields": list(template.fields)}
     if not manifest.labels:
-        return recipe | {"max_new_tokens": manifest.max_new_tokens}
+        return recipe | {"max_new_tokens": manifest.max_new_tokens, "num_beams": prompt.task.evaluate.beams}
     from prompt_core.tuning.build import descriptions  # torch loads with it, which texts do without
 
     bias = {"label_bias": prompt.tensors["label_bias"].tolist()} if "label_bias" in prompt.tensors else {}

@@ -61,7 +61,8 @@ def _usage(added: Vocabulary) -> str:
 ```python
 from transformers import pipeline
 generate = pipeline("text-generation", ".")
-generate(text, max_new_tokens=prompt["max_new_tokens"], do_sample=False, return_full_text=False, add_special_tokens=False)
+settings = {"max_new_tokens": prompt["max_new_tokens"], "num_beams": prompt["num_beams"], "do_sample": False}
+generate(text, **settings, return_full_text=False, add_special_tokens=False)
 ```
 """
     serve = "\nvLLM and SGLang: `vllm serve .`; for llama.cpp export with `--gguf`.\n\n"

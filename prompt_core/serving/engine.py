@@ -14,12 +14,13 @@ from threading import Condition, Thread
 from typing import Any, TypeVar, cast
 
 from prompt_core.backbone import Backbone
-from prompt_core.continuous import Text, TextBatch
+from prompt_core.continuous import TextBatch
 from prompt_core.encoded import Encoded
 from prompt_core.errors import PromptmillError
 from prompt_core.mixed import answer
 from prompt_core.ready import Answer, ReadyPrompt
 from prompt_core.serving.metrics import Metrics
+from prompt_core.writing import Text
 
 _MOST_SCORED = 256  # inputs between two steps of the texts that are being written
 Item = TypeVar("Item")

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 
 from prompt_core.backbone import Backbone
-from prompt_core.continuous import Text, write
+from prompt_core.continuous import write
 from prompt_core.evaluation.extracted import as_judged
 from prompt_core.evaluation.metrics import summary
 from prompt_core.evaluation.wanted import wanted_of
@@ -16,6 +16,7 @@ from prompt_core.text.budget import OutOfBudget
 from prompt_core.text.candidate import Candidate
 from prompt_core.text.journal import Journal
 from prompt_core.text.judge_likelihood import LikelihoodJudge
+from prompt_core.writing import Text
 
 
 class Finals:
@@ -56,14 +57,15 @@ class Finals:
         plain, shown = judge.each_without_itself(candidate)
         read = [(plain, shown[row]) if row in shown else (question.root.root, judge.read(candidate, n)) for n, row in enumerate(ids)]
         roots = {root for root, _ in read}
-        judge.budget.charge(sum(map(len, roots)) + sum(len(example.input) + self._longest for _, example in read))
-        about = ["shown rows too", judge.about(candidate), str(self._longest), *ids]
+        beams = self._task.evaluate.beams
+        judge.budget.charge(sum(map(len, roots)) + sum(len(example.input) + beams * self._longest for _, example in read))
+        about = ["shown rows too", judge.about(candidate), f"{self._longest} tokens, {beams} beams", *ids]
         key = hashlib.sha256("\n".join(about).encode()).hexdigest()[:32]
         known = self._journal.get(key)
         if known is None:
             states = {root: lower(self._backbone, PromptState.of(self._backbone, root=root)) for root in roots}
             ends, closing = question.encoding.ends, question.encoding.closing
-            texts = [Text(states[root], example.input, self._longest, ends, closing) for root, example in read]
+            texts = [Text(states[root], example.input, self._longest, ends, closing, beams=beams) for root, example in read]
             write(self._backbone, texts)
             known = [question.encoding.decode(text.ids) for text in texts]
             self._journal.put({key: known})

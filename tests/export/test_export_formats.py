@@ -24,7 +24,7 @@ from prompt_core.tuning import tune
 SOFT, DEEP = {"prompt": {"kind": "soft"}}, {"prompt": {"kind": "deep"}}
 
 
-@pytest.mark.parametrize("parts", [SOFT, DEEP])
+@pytest.mark.parametrize("parts", [SOFT, DEEP, {**DEEP, "evaluate": {"max_new_tokens": 12, "beams": 3}}])
 @pytest.mark.parametrize("family", ["llama", "qwen2_local", "gpt2"])
 def test_keys_and_values_in_transformers_generate(family: str, parts: dict[str, Any], tmp_path: Path) -> None:
     folder = save_tiny(family, tmp_path / "tiny-llama")

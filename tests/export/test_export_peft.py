@@ -92,12 +92,13 @@ def test_left_padding_changes_the_logits_as_the_readme_says(llama: Backbone, lla
     assert "Left padding changes them" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("kind", ["soft", "deep"])
-def test_the_readme_writes_what_the_prompt_writes(llama: Backbone, llama_folder: Path, tmp_path: Path, kind: str) -> None:
-    each = published(llama, prompt={"kind": kind})
+def test_the_readme_writes_what_the_prompt_writes(llama: Backbone, llama_folder: Path, tmp_path: Path, kind: str, beams: int) -> None:
+    each = published(llama, prompt={"kind": kind}, evaluate={"max_new_tokens": 12, "beams": beams})
     export([each], tmp_path / "out", "peft")
     names = run_readme(tmp_path / "out", llama_folder, text=TEXTS[0])
-    written = names["model"].generate(**names["ids"], max_new_tokens=12, eos_token_id=names["prompt"]["stop_token_ids"], do_sample=False)[
+    written = names["model"].generate(**names["ids"], **names["settings"], eos_token_id=names["prompt"]["stop_token_ids"])[
         0, names["ids"].input_ids.shape[1] :
     ]
     assert llama.tokenizer.decode(written, skip_special_tokens=True).strip() == each.prompt.predict(TEXTS[:1], llama)[0]

@@ -32,11 +32,13 @@ def a_prompt(
     labels: Sequence[str] = ("bad", "good"),
     template: Any = "{{ text }}\nIt is",
     max_new_tokens: int = 8,
+    beams: int = 1,
 ) -> TunedPrompt:
     """A prompt of random numbers: a classifier by label words or anchors, or one that writes."""
     generator = torch.Generator().manual_seed(seed)
     objective = "generate" if writes else "classify"
-    task = a_task(backbone.identity.name, name=name, template=template, objective=objective, prompt={"kind": kind, "tokens": tokens})
+    parts = {"prompt": {"kind": kind, "tokens": tokens}, "evaluate": {"beams": beams}}
+    task = a_task(backbone.identity.name, name=name, template=template, objective=objective, **parts)
     if kind == "soft":
         chosen = torch.randint(len(backbone.vocabulary), (tokens,), generator=generator)
         tensors = {"embeddings": backbone.vocabulary[chosen].float().clone()}

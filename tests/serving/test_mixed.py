@@ -14,10 +14,11 @@ from served_prompts import a_prompt
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
-from prompt_core.continuous import Text, TextBatch, write
+from prompt_core.continuous import TextBatch, write
 from prompt_core.mixed import answer
 from prompt_core.prompts import PromptState
 from prompt_core.ready import ReadyPrompt
+from prompt_core.writing import Text
 
 TEXTS = ["good", "A much longer text that says little about anything", "Where is it?", "bad and good", "Number 5"]
 _BACKBONES: dict[str, Backbone] = {}
@@ -36,15 +37,16 @@ def prompts() -> list[TunedPrompt]:
         a_prompt(llama, "b", kind="deep", tokens=9, seed=2, labels=("red", "green", "light green")),
         a_prompt(llama, "c", writes=True, tokens=4, seed=3),
         a_prompt(llama, "d", writes=True, kind="deep", tokens=11, seed=4, max_new_tokens=3),
-        a_prompt(bert, "e", kind="deep", tokens=2, seed=5),
-        a_prompt(bert, "f", kind="deep", tokens=6, seed=6, labels=("x", "y", "z")),
+        a_prompt(llama, "e", writes=True, kind="deep", tokens=3, seed=5, max_new_tokens=5, beams=3),
+        a_prompt(bert, "f", kind="deep", tokens=2, seed=5),
+        a_prompt(bert, "g", kind="deep", tokens=6, seed=6, labels=("x", "y", "z")),
     ]
 
 
 @cache
 def ready(number: int) -> ReadyPrompt:
     prompt = prompts()[number]
-    return ReadyPrompt.of(prompt, _BACKBONES["bert" if prompt.name in "ef" else "llama"])
+    return ReadyPrompt.of(prompt, _BACKBONES["bert" if prompt.name in "fg" else "llama"])
 
 
 @cache
@@ -54,7 +56,7 @@ def alone(number: int, text: str) -> tuple[str, float | None]:
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(TEXTS)), max_size=30))
+@given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from(TEXTS)), max_size=30))
 def test_mixed_rows_are_answered_as_each_prompt_answers_alone(layout: list[tuple[int, str]]) -> None:
     seen: list[tuple[int, int]] = []
     rows = [(ready(number), ready(number).encode(text)) for number, text in layout]
@@ -68,16 +70,17 @@ def test_mixed_rows_are_answered_as_each_prompt_answers_alone(layout: list[tuple
 
 @settings(deadline=None, max_examples=15)
 @given(
-    asked=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9), st.integers(1, 7)), min_size=1, max_size=14),
+    asked=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9), st.integers(1, 7), st.integers(1, 3)), min_size=1, max_size=14),
     moments=st.lists(st.integers(0, 6), min_size=14, max_size=14),
 )
-def test_texts_that_enter_at_any_moment_are_written_as_alone(asked: list[tuple[int, int, int]], moments: list[int]) -> None:
+def test_texts_that_enter_at_any_moment_are_written_as_alone(asked: list[tuple[int, int, int, int]], moments: list[int]) -> None:
     backbone = _BACKBONES["llama"]
     behind = _states()
-    inputs = [random_ids(length, seed=number)[0].tolist() for number, (_, length, _) in enumerate(asked)]
+    inputs = [random_ids(length, seed=number)[0].tolist() for number, (_, length, *_) in enumerate(asked)]
 
     def text(number: int) -> Text:
-        return Text(behind[asked[number][0]], inputs[number], asked[number][2], [(7,), (1000,)])
+        state, _, longest, beams = asked[number]
+        return Text(behind[state], inputs[number], longest, [(7,), (1000,)], beams=beams)
 
     alone, together = [text(number) for number in range(len(asked))], [text(number) for number in range(len(asked))]
     for one in alone:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import openai
@@ -22,6 +23,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, llama: Backbone) -> PromptSt
     store = a_served_store(tmp_path_factory.mktemp("openai") / "store", llama)
     publish(store, a_prompt(llama, "pair", template="{{ text }} and {{ more }}\nIt is"))
     publish(store, a_prompt(llama, "long", writes=True, max_new_tokens=40, seed=9))
+    publish(store, a_prompt(llama, "searched", writes=True, max_new_tokens=12, seed=9, beams=3))
     return store
 
 
@@ -55,6 +57,20 @@ def test_a_stream_carries_the_same_text_in_parts(client: openai.OpenAI, store: P
         assert "".join(parts) == whole
         assert events[-1].usage is not None and (len([part for part in parts if part]) > 3) == (name == "long")
         assert [event.choices[0].finish_reason for event in events if event.choices][-1] == ("length" if name == "long" else "stop")
+
+
+def test_a_beam_search_is_streamed_when_it_has_ended_and_a_temperature_takes_its_place(
+    client: openai.OpenAI, store: PromptStore, llama: Backbone
+) -> None:
+    (whole,) = store.get("searched").predict([TEXT], llama)
+    with ThreadPoolExecutor() as pool:  # greedy texts are written beside it
+        beside = [pool.submit(chat, client, "long") for _ in range(2)]
+        events = list(chat(client, "searched", stream=True, stream_options={"include_usage": True}))
+    assert [part for event in events if event.choices and (part := event.choices[0].delta.content)] == [whole]
+    assert events[-1].usage is not None and events[-1].usage.completion_tokens > 1
+    assert {text.result().choices[0].message.content for text in beside} == set(store.get("long").predict([TEXT], llama))
+    drawn = [chat(client, "searched", temperature=1.0, seed=seed).choices[0].message.content for seed in (3, 3, 4)]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_a_stop_ends_the_text_and_a_listener_who_leaves_ends_the_work(client: openai.OpenAI, store: PromptStore, llama: Backbone) -> None:
