@@ -92,7 +92,7 @@ class Outcome:
     "untuned: baselines.",
 )
 @click.option("--variant", default="", help="Added to the result's name: another comparison on the same set and examples.")
-@click.option("--set", "settings", multiple=True, help="A setting for all that is tuned, such as tune.steps=80.")
+@click.option("--set", "settings", multiple=True, help="A setting for all that learns, such as tune.steps=80.")
 def main(
     model: str,
     sets: Sequence[str],
@@ -128,7 +128,7 @@ def _outcomes(data: Set, model: str, seed: int, contenders: Sequence[str], setti
     train = data.draw(seed)
     found: dict[str, Any] = {}
     for contender in contenders:
-        content = _content(data, model, seed, len(train), _CHANGES.get(contender, {}), settings if contender in _TUNED else ())
+        content = _content(data, model, seed, len(train), _CHANGES.get(contender, {}), settings if contender in _TUNED | _PEERS else ())
         make = _OTHERS.get(contender) or (partial(_peer, _PEERS[contender]) if contender in _PEERS else _tuned)
         made = _kept(data, contender, content, train, partial(make, data, parse_task(content, data.name, Path()), train))
         if contender == "untuned":

@@ -87,7 +87,7 @@ class Teacher:
             frame: the fields of the template, with `_id`; a text that is there twice is asked once.
             encoding: the student's, whose inputs the lessons have.
             training: as many answers, at the temperature, as the task says, and none to what the teacher reads itself;
-                else the most likely answer.
+                else the answer that is not drawn, as `evaluate.beams` says.
         """
         frame = frame.unique("_id", keep="first", maintain_order=True)
         if training:
@@ -134,7 +134,8 @@ class Teacher:
     def _teach(self, inputs: Sequence[tuple[int, ...]], sampling: Sampling | None) -> list[dict[str, Tensor]]:
         """Answers, and in one pass over them the likeliest tokens at each position."""
         most, ends, closing = self._spec.answer_tokens, self._encoding.ends, self._encoding.closing
-        texts = generate(self._backbone, self.state, inputs, most, ends, sampling=sampling, closing=closing)
+        beams = 1 if sampling else self._task.evaluate.beams
+        texts = generate(self._backbone, self.state, inputs, most, ends, sampling=sampling, closing=closing, beams=beams)
         behind = [() if len(text) == most or not closing.isdisjoint(text[-1:]) else ends[-1] for text in texts]
         answered = [Encoded(ids, (*text, *end), False) for ids, text, end in zip(inputs, texts, behind, strict=True)]
         results = []
@@ -158,6 +159,7 @@ class Teacher:
             "root": hashlib.sha256(json.dumps(self.root).encode()).hexdigest(),
             "end": list(self._encoding.ends[-1]),
             **({"closing": sorted(closing)} if closing else {}),
+            **({"beams": beams} if (beams := self._task.evaluate.beams) > 1 else {}),
             "answer_tokens": self._spec.answer_tokens,
             "top_k": self._spec.top_k,
         }

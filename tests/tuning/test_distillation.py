@@ -17,6 +17,7 @@ from prompt_core.backbone import Backbone
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.evaluation.distilled import measure
+from prompt_core.generation import generate
 from prompt_core.prediction import restore
 from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec
@@ -161,6 +162,17 @@ def test_what_is_taught_depends_on_the_context_and_the_settings(llama: Backbone,
     digests = [Teacher(task, llama, TEXTS).digest for task in tasks]
     digests.append(Teacher(a_distill_task(llama, tmp_path, policy=POLICY + " Sundays are free."), llama, TEXTS).digest)
     assert len(set(digests)) == 4
+
+
+def test_a_teacher_writes_with_as_many_beams_as_its_student(llama: Backbone, tmp_path: Path) -> None:
+    task = a_distill_task(llama, tmp_path, evaluate={"beams": 3})
+    teacher, encoding = Teacher(task, llama, TEXTS), TaskEncoding(task, llama)
+    inputs = [encoding.encode(row).input for row in TEXTS.iter_rows(named=True)]
+    written = generate(llama, teacher.state, inputs, 6, encoding.ends, beams=3)
+    lessons = teacher.lessons(TEXTS, encoding)
+    assert [list(lesson.target[: len(ids)]) for lesson, ids in zip(lessons, written, strict=True)] == written
+    greedy = Teacher(a_distill_task(llama, tmp_path), llama, TEXTS)
+    assert greedy.digest != teacher.digest and [one.target for one in greedy.lessons(TEXTS, encoding)] != [one.target for one in lessons]
 
 
 def test_answers_at_a_temperature_differ_and_are_the_same_for_a_seed(llama: Backbone, tmp_path: Path) -> None:
