@@ -40,8 +40,8 @@ def list_(store_url: str, as_json: bool) -> None:
 def promote(name: str, alias: str, force: bool, why: str, store_url: str) -> None:
     """Point an alias at NAME@VERSION.
 
-    `production` takes a version that passed its evaluation and that no rollback took back; any other only with --force and a reason, which
-    the history keeps.
+    `production` takes a version that passed its evaluation and was not taken back by `rollback` or `withdraw`; any other only with
+    --force and a reason, which the history keeps.
     """
     from prompt_core import PromptStore
 
@@ -67,6 +67,22 @@ def rollback(name: str, alias: str, why: str, store_url: str) -> None:
 
 @click.command()
 @click.argument("name")
+@_alias_option
+@why_option
+@store_option
+def withdraw(name: str, alias: str, why: str, store_url: str) -> None:
+    """Take an alias of NAME away, so that nothing is served under it; needs --why.
+
+    Its version comes back by `promote --force` alone. A newer one that passes goes live as usual.
+    """
+    from prompt_core import PromptStore
+
+    PromptStore(store_url).withdraw(name, alias, who=current_user(), why=why)
+    click.echo(f"{alias} -> nothing", err=True)
+
+
+@click.command()
+@click.argument("name")
 @click.option("--alias", default=None, help="Only this alias; default: all.")
 @store_option
 @as_json
@@ -80,7 +96,9 @@ def history(name: str, alias: str | None, store_url: str, as_json: bool) -> None
         return
     for move in moves:
         forced = "  FORCED" if move.forced else ""
-        click.echo(f"{move.when}  {move.alias}  {move.before or '-'} -> {move.version}  {move.who or '-'}  {move.why}{forced}".rstrip())
+        click.echo(
+            f"{move.when}  {move.alias}  {move.before or '-'} -> {move.version or '-'}  {move.who or '-'}  {move.why}{forced}".rstrip()
+        )
 
 
 @click.command()
@@ -116,8 +134,8 @@ def verify(name: str | None, store_url: str, as_json: bool) -> None:
 def gc(name: str | None, keep: int, grace: float, delete: bool, why: str, store_url: str, as_json: bool) -> None:
     """Show, or with --delete remove, versions that no alias needs and what publishers left behind when they died.
 
-    An alias needs the version it stands for and those of its last --keep moves. What was published or moved within --grace hours
-    stays, so that this is safe while others publish.
+    An alias needs the version it stands for (withdrawn: stood for last) and those of its last --keep moves. What was published or moved
+    within --grace hours stays, so that this is safe while others publish.
     """
     from prompt_core import PromptStore
 
@@ -135,4 +153,4 @@ def gc(name: str | None, keep: int, grace: float, delete: bool, why: str, store_
     click.echo(f"{len(found.versions)} versions, {found.bytes:,} bytes {outcome}", err=True)
 
 
-STORE_COMMANDS = (list_, promote, rollback, history, verify, gc)
+STORE_COMMANDS = (list_, promote, rollback, withdraw, history, verify, gc)

@@ -18,7 +18,22 @@ from prompt_core.cli import main
 
 ROOT = Path(__file__).parents[1]
 USES = ["predict", "try", "serve"]
-COMMANDS = ["tune", "evaluate", *USES, "list", "show", "export", "promote", "rollback", "history", "verify", "gc", "schema", "init"]
+COMMANDS = [
+    "tune",
+    "evaluate",
+    *USES,
+    "list",
+    "show",
+    "export",
+    "promote",
+    "rollback",
+    "withdraw",
+    "history",
+    "verify",
+    "gc",
+    "schema",
+    "init",
+]
 COMMANDS += ["report", "card", "drift"]
 
 

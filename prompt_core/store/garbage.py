@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prompt_core.store.contents import Contents
 from prompt_core.store.log import Log
-from prompt_core.store.records import Change, Entry, Moved, Published, Removed, State
+from prompt_core.store.records import Change, Entry, Moved, Published, Removed, State, Withdrawn
 
 
 class _Found(BaseModel):
@@ -87,19 +88,27 @@ def _unneeded(state: State, entries: Sequence[Entry], keep: int, grace: float) -
 
     The entries may be newer than the state; then another writer was first, and the change is decided anew.
     """
-    needed: set[int] = set()
-    for alias, trail in state.aliases.items():
-        moves = [entry.change for entry in entries if isinstance(entry.change, Moved) and entry.change.alias == alias]
-        needed.update(trail[-1 - keep :])
-        for move in moves[-keep:] if keep else ():
-            needed.update({move.version, move.before or move.version})
+    needed = {number for trail in state.aliases.values() for number in trail[-1 - keep :]}
+    moves: dict[str, list[Moved | Withdrawn]] = defaultdict(list)
     for entry in entries:
-        if (datetime.now(UTC) - datetime.fromisoformat(entry.when)).total_seconds() < grace:
-            if isinstance(entry.change, Published):
-                needed.add(entry.change.version)
-            elif isinstance(entry.change, Moved):  # a reader who looked before the move may still be loading
-                needed.update({entry.change.version, entry.change.before or entry.change.version})
+        young = (datetime.now(UTC) - datetime.fromisoformat(entry.when)).total_seconds() < grace
+        if isinstance(entry.change, Moved | Withdrawn):
+            moves[entry.change.alias].append(entry.change)
+            needed |= _versions(entry.change) if young else set()  # a reader who looked before the move may still be loading
+        elif isinstance(entry.change, Published) and young:
+            needed.add(entry.change.version)
+    for made in moves.values():
+        # A withdrawn version that was forgotten would be published anew, and go live, by the next job that makes it.
+        kept = max(keep, 1) if isinstance(made[-1], Withdrawn) else keep
+        for move in made[-kept:] if kept else ():
+            needed |= _versions(move)
     return tuple(sorted(state.versions.keys() - needed))
+
+
+def _versions(move: Moved | Withdrawn) -> set[int]:
+    """What an alias stood for before and after a move."""
+    after = move.version if isinstance(move, Moved) else None
+    return {number for number in (move.before, after) if number is not None}
 
 
 def _described(name: str, state: State, unneeded: Sequence[int], contents: Contents, grace: float) -> Garbage:

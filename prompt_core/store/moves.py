@@ -1,11 +1,11 @@
-"""The rules by which an alias moves from one version to another."""
+"""The rules by which an alias moves from one version to another, or is taken away."""
 
 from __future__ import annotations
 
 from types import EllipsisType
 
 from prompt_core.errors import PromptmillError
-from prompt_core.store.records import Change, Moved, State, is_plain_name
+from prompt_core.store.records import Change, Moved, State, Withdrawn, is_plain_name
 
 PRODUCTION = "production"
 
@@ -22,7 +22,7 @@ def promoted(
             is late, and the version may be older than the live one.
 
     Raises:
-        PromptmillError: the alias is `production` and the version did not pass, the version was taken back before or is older than
+        PromptmillError: the alias is `production` and the version did not pass, the version was taken back or is older than
             the live one, or the alias stands for something else than `instead_of`.
     """
     trail = state.aliases.get(alias, ())
@@ -45,16 +45,27 @@ def rolled_back(state: State, where: str, alias: str) -> tuple[Change, State]:
     """
     trail = state.aliases[alias]
     if len(trail) == 1:
-        raise PromptmillError(where, f"there is no version before {trail[-1]} to go back to", "Promote another version.")
+        raise PromptmillError(
+            where, f"there is no version before {trail[-1]} to go back to", "Promote another version, or withdraw the alias."
+        )
     # What went into production by force once comes back so.
     forced = alias == PRODUCTION and not state.versions[trail[-2]].passed
     return _moved(state, alias, trail[:-1], forced)
 
 
-def check_reason(where: str, why: str) -> None:
-    """Refuse to set a rule aside without a reason."""
+def withdrawn(state: State, alias: str) -> tuple[Change, State]:
+    """The end of an alias. The version that it stood for counts as taken back, so that no job puts it there again by itself."""
+    live = state.aliases[alias][-1]
+    aliases = {name: trail for name, trail in state.aliases.items() if name != alias}
+    off = {*state.taken_back.get(alias, ()), live}
+    update = {"aliases": aliases, "taken_back": {**state.taken_back, alias: tuple(sorted(off))}}
+    return Withdrawn(alias=alias, before=live), state.model_copy(update=update)
+
+
+def check_reason(where: str, done: str, why: str) -> None:
+    """Refuse without a reason what is to be explained; `done` says what is done, such as `forced`."""
     if not why.strip():
-        raise PromptmillError(where, "is forced without a reason", "Say why; the reason is kept.")
+        raise PromptmillError(where, f"is {done} without a reason", "Say why; the reason is kept.")
 
 
 def check_alias(alias: str) -> None:
@@ -76,7 +87,7 @@ def _broken_rule(state: State, alias: str, number: int, live: int | None, instea
     if alias == PRODUCTION and not state.versions[number].passed:
         return f"version {number} did not pass its evaluation", "Promote one that did, or force it with a reason."
     if number in state.taken_back.get(alias, ()):
-        return f"version {number} was taken back by a rollback", "Publish a better one, or force it with a reason."
+        return f"version {number} was taken back", "Publish a better one, or force it with a reason."
     if not isinstance(instead_of, EllipsisType):
         if instead_of == (state.versions[live].digest if live else None):
             return None

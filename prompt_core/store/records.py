@@ -101,6 +101,14 @@ class Moved(_Record):
     forced: bool
 
 
+class Withdrawn(_Record):
+    """An alias was taken away; `before` is the version that it stood for."""
+
+    kind: Literal["withdraw"] = "withdraw"
+    alias: Name
+    before: int
+
+
 class Removed(_Record):
     """Versions were removed by a collection of garbage."""
 
@@ -108,7 +116,7 @@ class Removed(_Record):
     versions: tuple[int, ...]
 
 
-Change = Annotated[Published | Moved | Removed, Field(discriminator="kind")]
+Change = Annotated[Published | Moved | Withdrawn | Removed, Field(discriminator="kind")]
 
 
 class State(_Record):
@@ -118,7 +126,7 @@ class State(_Record):
         next_version: the number that the next publication gets; numbers are never used twice.
         versions: those that can be loaded.
         aliases: for each alias the versions that rollbacks walk back over; the last one is what it stands for.
-        taken_back: for each alias the versions that a rollback took off it.
+        taken_back: for each alias the versions that a rollback took off it, or that it stood for when it was withdrawn.
     """
 
     next_version: int = Field(default=1, ge=1)
@@ -128,7 +136,7 @@ class State(_Record):
 
     @model_serializer(mode="wrap")
     def _what_there_is(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a word of rollbacks where there was none, as entries were sealed before they were kept."""
+        """Without `taken_back` where it is empty, as entries were sealed before it was kept."""
         return {name: value for name, value in written(self).items() if value or name != "taken_back"}
 
     @model_validator(mode="after")
@@ -169,15 +177,15 @@ class _Sealed(_Record):
 
 
 class AliasMove(_Record):
-    """One move of an alias: from which version to which, when (UTC, ISO 8601), by whom and why, and whether it was forced."""
+    """One move of an alias: from which version to which (None: none), when (UTC, ISO 8601), by whom and why, and whether it was forced."""
 
     alias: str
     before: int | None
-    version: int
+    version: int | None = None
     when: str
     who: str
     why: str
-    forced: bool
+    forced: bool = False
 
 
 class PromptSummary(_Record):

@@ -22,7 +22,7 @@ from prompt_core.store.filesystem import open_files
 from prompt_core.store.garbage import Garbage, collect, find_garbage
 from prompt_core.store.heads import Heads
 from prompt_core.store.log import Log
-from prompt_core.store.moves import PRODUCTION, check_alias, check_name, check_reason, promoted, rolled_back
+from prompt_core.store.moves import PRODUCTION, check_alias, check_name, check_reason, promoted, rolled_back, withdrawn
 from prompt_core.store.records import (
     AliasMove,
     Change,
@@ -32,6 +32,7 @@ from prompt_core.store.records import (
     Published,
     State,
     VersionRecord,
+    Withdrawn,
     is_plain_name,
     passed,
 )
@@ -172,7 +173,7 @@ class PromptStore:
 
         Args:
             force: set the rules aside, for the reason `why`, which the history keeps: `production` takes only what passed its
-                evaluation; what a rollback took back stays back; and an older version than the live one is taken for a late job.
+                evaluation; what was taken back stays back; and an older version than the live one is taken for a late job.
             instead_of: digest of the prompt that the alias has to stand for, None for nothing, as when the version was compared
                 with that: between an evaluation and its promotion somebody may have moved the alias. Left out: not looked at.
 
@@ -182,7 +183,7 @@ class PromptStore:
         check_alias(alias)
         where = f"prompt {name}, alias {alias}"
         if force:
-            check_reason(where, why)
+            check_reason(where, "forced", why)
 
         def move(state: State) -> tuple[Change, State] | None:
             return promoted(state, where, alias, self._number(state, name, version), force, instead_of)
@@ -206,6 +207,21 @@ class PromptStore:
 
         return self._log(name).append(back, who, why or "rollback").aliases[alias][-1]
 
+    def withdraw(self, name: str, alias: str = PRODUCTION, who: str = "", why: str = "") -> None:
+        """Take an alias away: it stands for nothing until a version is promoted, and for the one it stood for by force alone.
+
+        Raises:
+            PromptmillError: there is no such prompt or alias, or no reason.
+        """
+        check_alias(alias)
+        check_reason(f"prompt {name}, alias {alias}", "withdrawn", why)
+
+        def away(state: State) -> tuple[Change, State]:
+            self._number(state, name, alias)
+            return withdrawn(state, alias)
+
+        self._log(name).append(away, who, why)
+
     def history(self, name: str, alias: str | None = None) -> tuple[AliasMove, ...]:
         """All moves of one alias or of all, the first one first.
 
@@ -218,7 +234,7 @@ class PromptStore:
         moves = [
             AliasMove(when=entry.when, who=entry.who, why=entry.why, **entry.change.model_dump(exclude={"kind"}))
             for entry in entries
-            if isinstance(entry.change, Moved)
+            if isinstance(entry.change, Moved | Withdrawn)
         ]
         known = {move.alias for move in moves}
         if alias is not None and alias not in known:
@@ -249,8 +265,9 @@ class PromptStore:
     ) -> Garbage:
         """Find, and with `delete` remove, versions that nothing needs and what dead publishers left behind.
 
-        Needed is what an alias stands for, what it stood for in its last `keep` moves, and what is younger than `grace` seconds:
-        a publisher writes its content before anybody can see that it is needed. A grace shorter than a publication takes is not safe.
+        Needed is what an alias stands for (withdrawn: stood for last), what it stood for in its last `keep` moves, and what is younger
+        than `grace` seconds: a publisher writes its content before anybody can see that it is needed. A grace shorter than a
+        publication takes is not safe.
 
         Returns:
             What would be removed, or was.
@@ -318,4 +335,4 @@ def _check_forced(name: str, evaluation: Mapping[str, Any], force: bool, why: st
     if not force:
         what = f"did not pass its evaluation (verdict: {evaluation.get('verdict')})"
         raise PromptmillError(f"prompt {name}", what, "Only a prompt that passed is published; force it with a reason.")
-    check_reason(f"prompt {name}", why)
+    check_reason(f"prompt {name}", "forced", why)

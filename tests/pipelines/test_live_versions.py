@@ -54,6 +54,12 @@ def test_a_rollback_shows(store: PromptStore, scraped: CollectorRegistry) -> Non
     assert live(scraped) == 1
 
 
+def test_a_withdrawn_version_is_gone(store: PromptStore, scraped: CollectorRegistry) -> None:
+    assert live(scraped) == 2
+    store.withdraw("reply", who="ann", why="names a customer")
+    assert live(scraped) is None
+
+
 def test_a_prompt_that_is_not_live_has_no_version(store: PromptStore, scraped: CollectorRegistry) -> None:
     store.publish(Reply("3" * 64, "quiet"), {"verdict": {"passed": True}})
     assert scraped.get_sample_value("promptmill_live_version", {"task": "quiet"}) is None

@@ -228,8 +228,25 @@ def test_data_that_come_back_bring_their_prompt_back_and_a_rollback_stays(tmp_pa
         assert live == [1, 2, 1]
         assert store.rollback(TASK, who="ann", why="rude on Mondays") == 2
         result = run_retune(settings, instance, TASK)
-        assert "version 1 was taken back by a rollback" in failure_of(result)
+        assert "version 1 was taken back. Publish a better one" in failure_of(result)
     assert store.resolve(TASK, "production") == 2
+
+
+def test_a_withdrawn_version_stays_away_until_new_data_bring_a_better_one(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path / "d")
+    write_task(settings, TASK)
+    store, data = PromptStore(settings.store_url), settings.tasks_dir / "messages.csv"
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert run_retune(settings, instance, TASK).success
+        store.withdraw(TASK, who="ann", why="names a customer")
+        unchanged = run_retune(settings, instance, TASK)
+        assert "alias production: version 1 was taken back. Publish a better one" in failure_of(unchanged)
+        assert store.list()[0].aliases == {}
+        pl.read_csv(data)[:-2].write_csv(data)
+        result = run_retune(settings, instance, TASK)
+        assert result.success, failure_of(result)
+    assert store.list()[0].aliases == {"production": 2}
+    assert [(move.before, move.version) for move in store.history(TASK)] == [(None, 1), (1, None), (None, 2)]
 
 
 def test_a_report_is_a_page_that_a_browser_opens(published: Published) -> None:

@@ -278,6 +278,34 @@ def test_aliases_move_under_load_without_a_lost_or_mixed_answer(tmp_path: Path, 
     assert seen == {1, 2, 3}
 
 
+def test_a_withdrawn_prompt_is_served_no_more_and_a_request_that_has_begun_is_answered(tmp_path: Path, llama: Backbone) -> None:
+    store = PromptStore(tmp_path / "store")
+    for seed in (1, 2):
+        publish(store, a_prompt(llama, "reply", writes=True, seed=seed, max_new_tokens=120))
+    store.promote("reply", 1, "candidate")
+    publish(store, a_prompt(llama, "mood"))
+    chat = {"model": "reply", "messages": [{"role": "user", "content": "a"}], "stream": True}
+    with running(store, refresh_seconds=0.05) as client:
+        with client.stream("POST", "/v1/chat/completions", json=chat) as begun:
+            lines = begun.iter_lines()
+            assert next(lines).startswith("data: ")
+            store.withdraw("reply", why="names a customer")
+            while client.get("/v1/models/reply").status_code == 200:
+                pass
+            assert begun.headers["x-promptmill-version"] == "reply@2" and [line for line in lines if line][-1] == "data: [DONE]"
+        refused = ask(client, "reply", "a")
+        assert refused.status_code == 404
+        assert 'prompt reply: there is no alias \\"production\\". Known: candidate.' in refused.text
+        assert ask(client, "reply@candidate", "a").json()["predictions"][0]["version"] == 1
+        assert {model["id"] for model in client.get("/v1/models").json()["data"]} == {"mood", "mood@production", "reply@candidate"}
+        store.withdraw("reply", "candidate", why="the task is retired")
+        while ask(client, "reply@candidate", "a").status_code == 200:
+            pass
+        for path, body in (("predict", {"prompt": "reply", "inputs": ["a"]}), ("compare", {"prompt": "reply", "input": "a"})):
+            assert "No alias is set; promote one of the versions 1, 2" in client.post(f"/v1/{path}", json=body).text
+        assert [prompt["name"] for prompt in client.get("/v1/prompts").json()] == ["mood"] and ask(client, "mood", "a").status_code == 200
+
+
 @pytest.mark.parametrize("left", ["nothing", "a file"])
 def test_what_is_served_stays_when_the_store_cannot_be_read(tmp_path: Path, llama: Backbone, left: str) -> None:
     store = a_served_store(tmp_path / "store", llama)

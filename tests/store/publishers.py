@@ -36,7 +36,7 @@ def _with_environment(environment: dict[str, str], target: Callable[..., None], 
 
 
 def publish_on_and_on(address: str, name: str, started: Event) -> None:
-    """Publish, promote and roll back until somebody kills the process."""
+    """Publish, promote, roll back and withdraw until somebody kills the process."""
     store = PromptStore(address)
     store.list()
     started.set()
@@ -46,6 +46,7 @@ def publish_on_and_on(address: str, name: str, started: Event) -> None:
         store.promote(name, number, alias="candidate")
         if number % 3 == 0:
             store.rollback(name)
+            store.withdraw(name, "candidate", why="because")
 
 
 def publish_in_turn(address: str, name: str, who: str, rounds: int, together: Barrier, claims: Any) -> None:
@@ -89,5 +90,7 @@ def die_at(step: int, address: str, action: str) -> None:
         store.promote("reply", store.publish(SmallPrompt("reply", "new"), PASSED))
     elif action == "rollback":
         store.rollback("reply")
+    elif action == "withdraw":
+        store.withdraw("reply", why="a leak")
     else:
         store.gc(keep=0, grace=0, delete=True)

@@ -112,6 +112,7 @@ def test_names_that_are_no_plain_names_are_refused(tmp_path: Path, name: str) ->
         lambda: store.promote(name, 1),
         lambda: store.promote("reply", 1, alias=name),
         lambda: store.rollback("reply", alias=name),
+        lambda: store.withdraw("reply", alias=name, why="a leak"),
     ):
         with pytest.raises(PromptmillError, match=r"is not a plain name. Use letters, digits"):
             attempt()
@@ -190,7 +191,7 @@ def test_what_a_rollback_took_back_goes_live_again_by_force_alone(address: str) 
     store = a_store(address, versions=2)
     assert store.rollback("reply", who="ann", why="rude on Mondays") == 1
     for compared in ({}, {"instead_of": store.record("reply", 1).digest}):
-        with pytest.raises(PromptmillError, match=r"version 2 was taken back by a rollback. Publish a better one, or force it"):
+        with pytest.raises(PromptmillError, match=r"version 2 was taken back\. Publish a better one, or force it"):
             store.promote("reply", 2, **compared)
     store.promote("reply", 2, alias="candidate")  # that is another alias
     store.promote("reply", 2, why="it was the data", force=True)
@@ -198,6 +199,44 @@ def test_what_a_rollback_took_back_goes_live_again_by_force_alone(address: str) 
     store.publish(SmallPrompt("reply", "better"), PASSED)
     store.promote("reply", 3)
     assert store.verify().problems == ()
+
+
+def test_a_withdrawn_alias_stands_for_nothing_and_its_version_comes_back_by_force_alone(address: str) -> None:
+    store = a_store(address, versions=2)
+    store.promote("reply", 2, alias="candidate")
+    digest = store.record("reply", 2).digest
+    store.withdraw("reply", who="ann", why="names a customer")
+    assert store.list()[0].aliases == {"candidate": 2} and store.live("reply") is None
+    with pytest.raises(PromptmillError, match=r'there is no alias "production"\. Known: candidate\.'):
+        store.find("reply")
+    for compared in ({}, {"instead_of": None}, {"instead_of": digest}):  # a late job, the next unchanged run, and one that began before
+        with pytest.raises(PromptmillError, match=r"alias production: version 2 was taken back\. Publish a better one, or force it"):
+            store.promote("reply", store.publish(SmallPrompt("reply", "text 2"), PASSED), **compared)
+    assert store.publish(SmallPrompt("reply", "better"), PASSED) == 3
+    with pytest.raises(PromptmillError, match=r"stands for nothing by now, with which version 3 was not compared"):
+        store.promote("reply", 3, instead_of=digest)
+    store.promote("reply", 3, instead_of=None)
+    with pytest.raises(PromptmillError, match=r"there is no version before 3 to go back to\. Promote another version, or withdraw"):
+        store.rollback("reply")
+    store.promote("reply", 2, why="it was an invented name", force=True)
+    moves = PromptStore(address).history("reply", "production")
+    assert [(move.before, move.version, move.forced) for move in moves[2:]] == [(2, None, False), (None, 3, False), (3, 2, True)]
+    assert (moves[2].who, moves[2].why) == ("ann", "names a customer")
+    assert_whole(store)
+
+
+def test_an_alias_is_withdrawn_with_a_reason_and_once(tmp_path: Path) -> None:
+    store = a_store(tmp_path / "store", versions=1)
+    before = files(tmp_path)
+    with pytest.raises(PromptmillError, match=r"prompt reply, alias production: is withdrawn without a reason\. Say why"):
+        store.withdraw("reply", why=" ")
+    with pytest.raises(PromptmillError, match=r'there is no alias "prodution"\. Did you mean "production"\?'):
+        store.withdraw("reply", "prodution", why="a leak")
+    assert files(tmp_path) == before
+    store.withdraw("reply", why="a leak")
+    for attempt in (lambda: store.withdraw("reply", why="a leak"), lambda: store.rollback("reply")):
+        with pytest.raises(PromptmillError, match=r'there is no alias "production"\. No alias is set; promote one of the versions 1'):
+            attempt()
 
 
 def test_a_folder_may_have_any_name(tmp_path: Path) -> None:

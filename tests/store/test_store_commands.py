@@ -47,6 +47,16 @@ def test_the_history_is_a_line_for_each_move() -> None:
     assert 'no alias "stagng". Did you mean "staging"?' in run("history", "reply", "--alias", "stagng", status=2).stderr
 
 
+def test_an_alias_is_withdrawn_with_a_reason_and_the_history_shows_it(store: PromptStore) -> None:
+    assert "alias production: is withdrawn without a reason" in run("withdraw", "reply", status=2).stderr
+    assert run("withdraw", "reply", "--why", "names a customer").stderr == "production -> nothing\n"
+    assert store.list()[0].aliases == {}
+    assert run("history", "reply").stdout.splitlines()[-1].endswith("  production  3 -> -  ann  names a customer")
+    move = json.loads(run("history", "reply", "--json").stdout)[-1]
+    assert (move["before"], move["version"], move["forced"]) == (3, None, False)
+    assert 'there is no alias "production"' in run("withdraw", "reply", "--why", "again", status=2).stderr
+
+
 def test_verify_names_what_was_changed_and_ends_with_status_1(tmp_path: Path) -> None:
     assert "1 prompts, 3 versions" in run("verify").stderr
     assert json.loads(run("verify", "reply", "--json").stdout)["problems"] == []

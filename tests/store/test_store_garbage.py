@@ -47,6 +47,27 @@ def test_every_alias_and_its_last_moves_are_kept(address: str) -> None:
     assert store.gc(keep=20, grace=0).versions == ()
 
 
+def test_the_last_moves_of_a_withdrawn_alias_are_kept_and_always_what_was_withdrawn(address: str) -> None:
+    store = a_store(address, versions=4)
+    store.withdraw("reply", why="a leak")
+    assert [found.version for found in store.gc(keep=2, grace=0).versions] == [1, 2]
+    assert [found.version for found in store.gc(keep=0, grace=0, delete=True).versions] == [1, 2, 3]
+    with pytest.raises(PromptmillError, match="version 4 was taken back"):  # and is not published anew under another number
+        store.promote("reply", store.publish(SmallPrompt("reply", "text 4"), PASSED))
+    store.promote("reply", store.publish(SmallPrompt("reply", "better"), PASSED))
+    assert [found.version for found in store.gc(keep=1, grace=0).versions] == [4]
+    assert_whole(store)
+
+
+def test_a_version_that_was_withdrawn_within_the_grace_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as long_ago:
+        long_ago.setattr("prompt_core.store.log.now", lambda: "2020-01-01T00:00:00+00:00")
+        store = a_store(tmp_path / "store", versions=2)
+    store.withdraw("reply", why="a leak")
+    store.promote("reply", store.publish(SmallPrompt("reply", "better"), PASSED))
+    assert [found.version for found in store.gc(keep=0, grace=60).versions] == [1]  # a reader who looked before may still load 2
+
+
 def test_the_history_outlives_the_versions(address: str) -> None:
     store = a_store(address, versions=4)
     before = store.history("reply")

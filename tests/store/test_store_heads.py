@@ -54,6 +54,8 @@ def test_every_look_sees_what_others_did_since_the_last_one(address: str) -> Non
     assert aliases(store) == {"a-reply": {}, "reply": {"production": 2}}
     other.rollback("reply")
     assert aliases(store)["reply"] == {"production": 1}
+    other.withdraw("reply", why="a leak")
+    assert aliases(store)["reply"] == {}
 
 
 def test_a_store_that_was_made_anew_is_read_anew(address: str) -> None:
