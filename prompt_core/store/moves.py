@@ -86,7 +86,7 @@ def _broken_rule(state: State, alias: str, number: int, live: int | None, instea
     """What speaks against a move, and the way out."""
     if alias == PRODUCTION and not state.versions[number].passed:
         return f"version {number} did not pass its evaluation", "Promote one that did, or force it with a reason."
-    if number in state.taken_back.get(alias, ()):
+    if _taken_back(state, alias, number):
         return f"version {number} was taken back", "Publish a better one, or force it with a reason."
     if not isinstance(instead_of, EllipsisType):
         if instead_of == (state.versions[live].digest if live else None):
@@ -98,9 +98,15 @@ def _broken_rule(state: State, alias: str, number: int, live: int | None, instea
     return None
 
 
+def _taken_back(state: State, alias: str, number: int) -> set[int]:
+    """The versions with the content of this one that were taken off an alias: what was forced and passes later has two numbers."""
+    found = {other: state.versions[other].digest for other in state.taken_back.get(alias, ()) if other in state.versions}
+    return {other for other, digest in found.items() if digest == state.versions[number].digest}
+
+
 def _moved(state: State, alias: str, trail: tuple[int, ...], forced: bool) -> tuple[Change, State]:
     walked, number = state.aliases.get(alias, ()), trail[-1]
-    before, off = walked[-1] if walked else None, set(state.taken_back.get(alias, ())) - {number}
+    before, off = walked[-1] if walked else None, set(state.taken_back.get(alias, ())) - _taken_back(state, alias, number)
     if len(trail) < len(walked) and before is not None:
         off |= {before}
     taken_back = {**state.taken_back, alias: tuple(sorted(off))}

@@ -225,6 +225,20 @@ def test_a_withdrawn_alias_stands_for_nothing_and_its_version_comes_back_by_forc
     assert_whole(store)
 
 
+def test_what_was_forced_and_taken_back_does_not_return_under_a_new_number_when_it_passes(address: str) -> None:
+    store = a_store(address)
+    risky = SmallPrompt("reply", "risky")
+    store.promote("reply", store.publish(risky, FAILED, why="the fair", force=True), why="the fair", force=True)
+    store.withdraw("reply", why="rude")
+    assert store.publish(risky, PASSED) == 2  # nothing is live by now that it could be worse than
+    with pytest.raises(PromptmillError, match="version 2 was taken back"):
+        store.promote("reply", 2, instead_of=None)
+    store.promote("reply", 2, why="it was the data", force=True)
+    store.promote("reply", store.publish(SmallPrompt("reply", "better"), PASSED))
+    store.promote("reply", 2, instead_of=store.record("reply", 3).digest)  # as data that return to an earlier state bring it back
+    assert [move.forced for move in store.history("reply")] == [True, False, True, False, False]
+
+
 def test_an_alias_is_withdrawn_with_a_reason_and_once(tmp_path: Path) -> None:
     store = a_store(tmp_path / "store", versions=1)
     before = files(tmp_path)

@@ -218,33 +218,34 @@ def test_a_forged_prompt_is_refused_though_its_digests_are_right(address: str, f
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
-    """A log entry and a publication as a store writes them."""
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, bytes], bytes]:
+    """Log entries by number, of a move and of a withdrawal, and a publication as a store writes them."""
     folder = tmp_path_factory.mktemp("written")
-    a_store(folder, versions=2)
+    a_store(folder, versions=2).withdraw("reply", why="a leak")
     files = open_files(folder)
-    return files.read(entry(4)), files.read(content_paths(files)["publication.json"])
+    return {number: files.read(entry(number)) for number in (4, 5)}, files.read(content_paths(files)["publication.json"])
 
 
 @given(st.data())
 @many_inputs
-def test_any_log_entry_is_read_or_refused_in_one_line(written: tuple[bytes, bytes], data: st.DataObject) -> None:
-    sealed = json.loads(written[0])
+def test_any_log_entry_is_read_or_refused_in_one_line(written: tuple[dict[int, bytes], bytes], data: st.DataObject) -> None:
+    number = data.draw(st.sampled_from(sorted(written[0])))
+    sealed = json.loads(written[0][number])
     document = data.draw(changed(sealed["entry"]) | changed(sealed))
     if "entry" not in document:
         text = json.dumps(document, indent=1, sort_keys=True) + "\n"
         document = {"entry": document, "sha256": sha256(text.encode(errors="replace"))}
-    content = data.draw(st.sampled_from([json.dumps(document).encode()]) | scratched(written[0]) | st.binary(max_size=50))
+    content = data.draw(st.sampled_from([json.dumps(document).encode()]) | scratched(written[0][number]) | st.binary(max_size=50))
     try:
-        found = unseal(content, "here", "reply", 4)
-        assert unseal(seal(found), "here", "reply", 4) == found
+        found = unseal(content, "here", "reply", number)
+        assert unseal(seal(found), "here", "reply", number) == found
     except PromptmillError as error:
         assert str(error).startswith("here: ") and "\n" not in str(error) and len(str(error)) < 1000
 
 
 @given(st.data())
 @many_inputs
-def test_any_publication_is_read_or_refused_in_one_line(written: tuple[bytes, bytes], data: st.DataObject) -> None:
+def test_any_publication_is_read_or_refused_in_one_line(written: tuple[dict[int, bytes], bytes], data: st.DataObject) -> None:
     document = json.dumps(data.draw(changed(json.loads(written[1])))).encode()
     content = data.draw(st.sampled_from([document]) | scratched(written[1]) | st.binary(max_size=50))
     try:
