@@ -23,6 +23,7 @@ from prompt_core.store.garbage import Garbage, collect, find_garbage
 from prompt_core.store.heads import Heads
 from prompt_core.store.log import Log
 from prompt_core.store.moves import PRODUCTION, check_alias, check_name, check_reason, promoted, rolled_back, withdrawn
+from prompt_core.store.publications import check_forced, same_content
 from prompt_core.store.records import (
     AliasMove,
     Change,
@@ -90,20 +91,20 @@ class PromptStore:
         log = self._log(prompt.name)
         good = passed(evaluation)
         if not good:
-            _check_forced(prompt.name, evaluation, force, why)
-        found = _same(log.state(), prompt.digest, good)
+            check_forced(prompt.name, evaluation, force, why)
+        found = same_content(log.state(), prompt.digest, good)
         if found:
             return found
         content = self._contents(prompt.name).put(prompt, evaluation, pages or {}, who=who, why=why, forced=not good)
 
         def claim(state: State) -> tuple[Change, State] | None:
-            if _same(state, prompt.digest, good):  # another publisher of the same content was first
+            if same_content(state, prompt.digest, good):  # another publisher of the same content was first
                 return None
             number = state.next_version
             update = {"next_version": number + 1, "versions": {**state.versions, number: content}}
             return Published(version=number), state.model_copy(update=update)
 
-        version = _same(log.append(claim, who, why), prompt.digest, good)
+        version = same_content(log.append(claim, who, why), prompt.digest, good)
         assert version is not None
         return version
 
@@ -322,17 +323,3 @@ class PromptStore:
     def _no_prompt(self, name: str) -> PromptmillError:
         known = [summary.name for summary in self.list()]
         return PromptmillError(f"store {self.url}", f'there is no prompt "{name}"', nearest(name, known) or "The store is empty.")
-
-
-def _same(state: State, digest: str, good: bool) -> int | None:
-    """The version with this content; one that did not pass is not the same as one that did."""
-    found = [number for number, content in state.versions.items() if content.digest == digest and (content.passed or not good)]
-    return max(found, default=None)
-
-
-def _check_forced(name: str, evaluation: Mapping[str, Any], force: bool, why: str) -> None:
-    """Refuse to publish what did not pass, unless somebody says why it must be."""
-    if not force:
-        what = f"did not pass its evaluation (verdict: {evaluation.get('verdict')})"
-        raise PromptmillError(f"prompt {name}", what, "Only a prompt that passed is published; force it with a reason.")
-    check_reason(f"prompt {name}", "forced", why)
