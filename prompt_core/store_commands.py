@@ -20,7 +20,10 @@ def list_(store_url: str, as_json: bool) -> None:
     """All published prompts with their versions and aliases."""
     from prompt_core import PromptStore
 
-    summaries = PromptStore(store_url).list()
+    store = PromptStore(store_url)
+    summaries = store.list()
+    if not summaries:
+        store.check_exists()
     if as_json:
         click.echo(json.dumps([summary.model_dump(mode="json") for summary in summaries], indent=1))
         return
@@ -112,7 +115,10 @@ def verify(name: str | None, store_url: str, as_json: bool) -> None:
     """
     from prompt_core import PromptStore
 
-    found = PromptStore(store_url).verify(name)
+    store = PromptStore(store_url)
+    found = store.verify(name)
+    if not found.prompts:
+        store.check_exists()
     if as_json:
         click.echo(found.model_dump_json(indent=1))
     else:
@@ -139,7 +145,10 @@ def gc(name: str | None, keep: int, grace: float, delete: bool, why: str, store_
     """
     from prompt_core import PromptStore
 
-    found = PromptStore(store_url).gc(name, keep=keep, grace=grace * 3600, delete=delete, who=current_user(), why=why)
+    store = PromptStore(store_url)
+    found = store.gc(name, keep=keep, grace=grace * 3600, delete=delete, who=current_user(), why=why)
+    if not found.bytes:
+        store.check_exists()
     if as_json:
         click.echo(json.dumps({**found.model_dump(mode="json"), "bytes": found.bytes, "deleted": delete}, indent=1))
         return

@@ -73,11 +73,12 @@ class Catalogue:
             PromptmillError: the store cannot be read, holds no prompt, or lacks one of the given names.
         """
         known = {summary.name: summary for summary in self._store.list()}
+        if not known:
+            self._store.check_exists()
+            raise PromptmillError(f"store {self._store.url}", "holds no prompt", "Publish one: `promptmill evaluate --publish`.")
         for name in self._names:
             if name not in known:
                 raise PromptmillError(f"store {self._store.url}", f'there is no prompt "{name}"', nearest(name, known))
-        if not known:
-            raise PromptmillError(f"store {self._store.url}", "holds no prompt", "Publish one: `promptmill evaluate --publish`.")
         served = self._names or tuple(known)
         self._shelf.pin((name, version) for name in served for version in known[name].aliases.values())
         summaries, live, failures, unloaded = {}, {}, dict[str, Exception](), 0

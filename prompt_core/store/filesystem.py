@@ -121,6 +121,13 @@ class Files:
         wanted = re.compile(rf"{folder}/[^/]+/{name}/[^/]+")
         return {path: said for path, said in self.find(folder).items() if wanted.fullmatch(path)}
 
+    def has_mark(self) -> bool:
+        """Whether anybody published here."""
+        try:
+            return self.read_record(_MARK) == _FORMAT
+        except FileNotFoundError:
+            return False
+
     def age(self, path: str) -> float:
         """Seconds since a file was written; 0 for one that is gone."""
         with self._one_line("read"):

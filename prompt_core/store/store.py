@@ -254,6 +254,16 @@ class PromptStore:
             if state.versions
         ]
 
+    def check_exists(self) -> None:
+        """Tell a wrong address from an empty store: it is for callers that found no prompt here.
+
+        Raises:
+            PromptmillError: nobody published at this address.
+        """
+        if not self._files.has_mark():
+            fix = "Name the right one with --store or PROMPTMILL_STORE; the first `promptmill evaluate --publish` makes a new one."
+            raise PromptmillError(f"store {self.url}", "there is no prompt store at this address", fix)
+
     def verify(self, name: str | None = None) -> Verified:
         """Read everything and compare it with its digests: every log entry, publication and file, of one prompt or of all."""
         if name is not None:
@@ -322,4 +332,6 @@ class PromptStore:
 
     def _no_prompt(self, name: str) -> PromptmillError:
         known = [summary.name for summary in self.list()]
+        if not known:
+            self.check_exists()
         return PromptmillError(f"store {self.url}", f'there is no prompt "{name}"', nearest(name, known) or "The store is empty.")

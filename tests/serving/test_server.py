@@ -370,7 +370,7 @@ def test_a_server_that_cannot_start_says_why_in_one_line_with_status_2(tmp_path:
     for arguments, finding in (
         (["--store", str(tmp_path / "only")], str(tmp_path / "elsewhere")),
         (["other", "--store", str(tmp_path / "all")], str(tmp_path / "elsewhere")),
-        (["--store", str(tmp_path / "none")], "holds no prompt"),
+        (["mood", "--store", str(tmp_path / "none")], "there is no prompt store at this address"),
         (["mod", "--store", store.url], 'there is no prompt "mod". Did you mean "mood"?'),
     ):
         result = CliRunner().invoke(main, ["serve", "--port", "0", *arguments])

@@ -14,6 +14,7 @@ from store_builders import FAILED, PASSED, SmallPrompt, a_store, a_tuned_prompt,
 
 from prompt_core.errors import PromptmillError, Unreachable
 from prompt_core.store import PromptStore
+from prompt_core.store.filesystem import open_files
 
 
 class BrokenPrompt(SmallPrompt):
@@ -120,9 +121,6 @@ def test_names_that_are_no_plain_names_are_refused(tmp_path: Path, name: str) ->
 
 
 def test_unknown_names_versions_and_aliases_are_answered_with_the_nearest(address: str) -> None:
-    store = a_store(address)
-    with pytest.raises(PromptmillError, match=r'there is no prompt "reply". The store is empty'):
-        store.resolve("reply", 1)
     store = a_store(address, versions=2, live=False)
     with pytest.raises(PromptmillError, match=r'there is no prompt "repyl". Did you mean "reply"\?'):
         store.history("repyl")
@@ -290,6 +288,17 @@ def test_a_rollback_after_a_new_promotion_skips_the_version_that_was_taken_off(a
 def test_a_store_that_is_not_there_yet_is_empty(address: str) -> None:
     store = PromptStore(address)
     assert (store.list(), store.verify().problems, store.gc().versions, store.live("reply")) == ([], (), (), None)
+
+
+def test_a_wrong_address_is_told_from_an_empty_store(address: str) -> None:
+    store = PromptStore(address)
+    for attempt in (store.check_exists, lambda: store.get("reply"), lambda: store.history("reply"), lambda: store.promote("reply", 1)):
+        with pytest.raises(PromptmillError, match=r"there is no prompt store at this address\. Name the right one with --store"):
+            attempt()
+    open_files(address).create("half", b"")  # as a publisher that died before its first entry
+    store.check_exists()
+    with pytest.raises(PromptmillError, match=r'there is no prompt "reply"\. The store is empty'):
+        store.get("reply")
 
 
 def test_the_store_is_a_path_or_a_url(tmp_path: Path) -> None:

@@ -66,6 +66,15 @@ def test_verify_names_what_was_changed_and_ends_with_status_1(tmp_path: Path) ->
     assert len(json.loads(run("verify", "--json", status=1).stdout)["problems"]) == 1
 
 
+def test_a_folder_that_is_no_store_is_named_and_the_first_publication_makes_it_one(tmp_path: Path) -> None:
+    (tmp_path / "wrong").mkdir()
+    for command in ("list", "verify", "gc", "show reply", "history reply", "rollback reply", f"export reply {tmp_path / 'out'}"):
+        stderr = run(*command.split(), "--store", str(tmp_path / "wrong"), status=2).stderr
+        assert f"store {tmp_path / 'wrong'}: there is no prompt store at this address. Name the right one with --store or" in stderr
+    a_store(tmp_path / "wrong", versions=1)
+    assert run("list", "--store", str(tmp_path / "wrong")).stdout.startswith("reply  versions 1")
+
+
 def test_gc_shows_and_removes_only_when_told(store: PromptStore) -> None:
     shown = run("gc", "--keep", "0", "--grace", "0")
     assert [line.split("  ")[0] for line in shown.stdout.splitlines()] == ["reply@1", "reply@2"]
