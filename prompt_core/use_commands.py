@@ -29,7 +29,7 @@ def predict(name: str, input: Path, output: Path, prompt_column: str | None, par
     """Run NAME[@VERSION] over INPUT (CSV, JSONL or Parquet) and write OUTPUT: all columns and the prediction.
 
     Tables of any size take the same memory. A run that was killed goes on when it is started again. A row that cannot be
-    answered goes to OUTPUT.rejected.jsonl with its number and the reason.
+    answered goes to OUTPUT.rejected.jsonl with its number and the reason; if all do, the command ends with status 2.
     """
     from prompt_core.batch import predict_table
     from prompt_core.progress import Progress
@@ -41,6 +41,11 @@ def predict(name: str, input: Path, output: Path, prompt_column: str | None, par
         done = predict_table(Shelf(PromptStore(store_url)), given, input, output, prompt_column, part_rows, progress.rows)
     if as_json:
         click.echo(json.dumps({"rows": done.rows, "rejected": done.rejected, "found": done.found}))
+    if done.rejected_path and not done.rows:
+        with done.rejected_path.open(encoding="utf-8") as file:
+            first = json.loads(file.readline())
+        what = f"has all {done.rejected} rows of {input}, none was answered; row {first['row']}: {first['reason'].removesuffix('.')}"
+        raise PromptmillError(str(done.rejected_path), what)
     click.echo(f"{done.rows} rows -> {output}" + (f" ({done.found} found finished)" if done.found else ""), err=True)
     if done.rejected_path:
         click.echo(f"{done.rejected} rows rejected -> {done.rejected_path}", err=True)

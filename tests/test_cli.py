@@ -217,6 +217,9 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     ]
     rejected = json.loads(Path("a.csv.rejected.jsonl").read_text())
     assert rejected == {"row": 2, "reason": 'task desk: template: field "text" is empty. Give it a text.'}
+    pl.DataFrame({"text": [" ", ""]}).write_csv("blank.csv")
+    none = 'b.csv.rejected.jsonl: has all 2 rows of blank.csv, none was answered; row 1: task desk: template: field "text" is empty.'
+    assert (nothing := run("predict", "desk", "blank.csv", "b.csv")).exit_code == 2 and none in nothing.stderr
     pl.DataFrame({"txt": ["a"]}).write_csv("other.csv")
     missing = refused(tmp_path, "predict", "desk", "other.csv", "a.csv")
     assert 'there is no column "text", a field of the template of desk. Did you mean "txt"?' in missing
