@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from typing import Any
 
@@ -11,6 +12,7 @@ from prompt_core.errors import PromptmillError
 
 _MOST_MERGED = 1000
 _MERGE = "tag:yaml.org,2002:merge"
+_BEFORE_VALUE = re.compile(r"\s*(- +)*(\S+: +)?")
 
 
 class _Short(reprlib.Repr):
@@ -51,15 +53,29 @@ def read_yaml(text: str) -> Any:
     """The document in a text.
 
     Raises:
-        PromptmillError: a key stands twice in one mapping.
+        PromptmillError: a key stands twice in one mapping, or a value with `{{` has no quotes.
         yaml.YAMLError: it is not YAML, or asks for more than plain data.
         ValueError, RecursionError: a date that is none, a number without end, or mappings nested without end.
     """
     loader = _Loader(text)
     try:
         return loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        _check_quotes(text, error)
+        raise
     finally:
         loader.dispose()
+
+
+def _check_quotes(text: str, error: yaml.MarkedYAMLError) -> None:
+    """Refuse a template without quotes by name: YAML's own words for it are about mappings."""
+    if (mark := error.problem_mark) is None:
+        return
+    line = text[text.rfind("\n", 0, mark.index) + 1 :].split("\n", 1)[0]
+    value = _BEFORE_VALUE.sub("", line, count=1)
+    if (opened := re.search(r"\{[{%]", value)) and value[0] not in "\"'":
+        what = f'"{opened[0]}" stands in a value without quotes'
+        raise PromptmillError(f"line {mark.line + 1}", what, "Put the whole value in quotes: YAML takes braces and colons for its own.")
 
 
 def shown(value: Any) -> str:

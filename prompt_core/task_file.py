@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from prompt_core.criteria import EvaluateSpec
 from prompt_core.errors import PromptmillError, kind_of_fault, nearest
@@ -20,7 +21,7 @@ def load_task(path: str | Path) -> TaskSpec:
     """Read a task file.
 
     Raises:
-        PromptmillError: the file is missing, is not YAML, or has a repeated, unknown, missing or unfit field; the message names
+        PromptmillError: the file is missing, is not YAML, or has a repeated, unknown, missing, empty or unfit field; the message names
             file, field, value and the way out.
     """
     path = Path(path)
@@ -62,10 +63,8 @@ def parse_task(content: dict[str, Any], where: str, folder: Path) -> TaskSpec:
 
 def _explained(error: ValidationError, where: str) -> PromptmillError:
     """The first finding of a validation as one line that names the field and the way out."""
-    finding = error.errors()[0]
-    location = [" ".join(str(part).split())[:100] for part in finding["loc"]]
-    if finding["type"] == "string_type" and location[-1] == "str":
-        location.pop()  # where a text is one of several types, pydantic adds which one it tried
+    finding, place = _first_finding(error)
+    location = [" ".join(str(part).split())[:100] for part in place]
     field = ".".join(location) or "the file"
     if finding["type"] == "extra_forbidden":
         model: type[BaseModel] = TaskSpec
@@ -75,11 +74,25 @@ def _explained(error: ValidationError, where: str) -> PromptmillError:
         return PromptmillError(f"{where}: {field}", "unknown field", nearest(location[-1], known))
     if finding["type"] == "missing":
         return PromptmillError(f"{where}: {field}", "is missing", "Add it; `promptmill schema` describes every field.")
+    if finding["input"] is None:
+        return PromptmillError(f"{where}: {field}", "is empty", "Fill it in, or leave it out.")
     if isinstance(own := finding.get("ctx", {}).get("error"), PromptmillError):
         return PromptmillError(f"{where}: {own.where}", own.what, own.fix)
     message = " ".join(finding["msg"].removeprefix("Value error, ").split())[:500]
     found = "" if finding["type"] == "value_error" else f" (found {shown(finding['input'])})"
     return PromptmillError(f"{where}: {field}", message + found, "`promptmill schema` describes every field.")
+
+
+def _first_finding(error: ValidationError) -> tuple[ErrorDetails, tuple[int | str, ...]]:
+    """The first finding and its place in the file. Of a list where a text may stand as well: what is wrong inside of the list."""
+    first, *others = error.errors()
+    if first["type"] != "string_type" or first["loc"][-1] != "str":
+        return first, first["loc"]
+    place = first["loc"][:-1]  # where a text is one of several types, pydantic adds which one it tried
+    inside = [other for other in others if isinstance(first["input"], list) and other["loc"][: len(place)] == place]
+    if not inside:
+        return first, place
+    return inside[0], (*place, *(part for part in inside[0]["loc"][len(place) + 1 :] if part != "[key]"))
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
