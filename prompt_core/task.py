@@ -65,7 +65,7 @@ class DataSpec(Part):
         default=None, description="more inputs, without labels, for tune.calibrate and tune.self_training; relative to the task file"
     )
     test_path: str | None = Field(default=None, description="a fixed test file; without it, test rows are split off by content hash")
-    test: float = Field(default=0.3, ge=0.05, le=0.9, description="share of rows held out for the evaluation")
+    test: float = Field(default=0.3, ge=0.05, le=0.9, description="share of rows held out for the evaluation; not beside test_path")
     validation: float = Field(default=0.15, ge=0.0, le=0.5, description="share of rows that choose when to stop")
     near_duplicate: float = Field(
         default=0.9,

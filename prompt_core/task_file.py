@@ -40,7 +40,12 @@ def load_task(path: str | Path) -> TaskSpec:
         raise PromptmillError(str(path), f"is not YAML ({' '.join(str(error).split())[:500]})", "See the example in README.md.") from None
     if not isinstance(content, dict):
         raise PromptmillError(str(path), f"holds {type(content).__name__}, not fields", "Start with `name: ...`.")
-    return parse_task(content, str(path), path.parent)
+    task = parse_task(content, str(path), path.parent)
+    # Only here: the record of a published prompt has every field, those too that its file left out.
+    if task.data.test_path and "test" in task.data.model_fields_set:
+        what = "is a share of the rows to test on, beside data.test_path, a file of them"
+        raise PromptmillError(f"{path}: data.test", what, "Keep one of the two.")
+    return task
 
 
 def parse_task(content: dict[str, Any], where: str, folder: Path) -> TaskSpec:

@@ -160,6 +160,10 @@ def test_a_missing_field_of_a_section_is_named(tmp_path: Path) -> None:
         ({"template": [{"system": "a", "user": "{{ b }}"}]}, "template: the template is empty or a message has not exactly one role"),
         ({"template": [{"human": "{{ text }}"}]}, "template.0.human: Input should be 'system', 'user' or 'assistant' (found 'human')"),
         ({"template": [{"user": None}]}, "template.0.user: is empty. Fill it in, or leave it out."),
+        (
+            {"data": {"path": "a.csv", "target": "label", "test": 0.2, "test_path": "b.csv"}},
+            "data.test: is a share of the rows to test on, beside data.test_path, a file of them. Keep one of the two.",
+        ),
         ({"tune": None}, "tune: is empty. Fill it in, or leave it out."),
         ({"labels": {"a": 1}}, "labels.a: Input should be a valid string (found 1)"),
         ({"labels": {"a": []}}, "labels.a: Tuple should have at least 1 item"),

@@ -101,7 +101,7 @@ def split(frame: pl.DataFrame, task: TaskSpec, test_frame: pl.DataFrame | None =
     for side in _SIDES:
         if shares[side] and getattr(splits, side).is_empty():
             what = f"none of {len(frame)} usable rows falls on the side for {side}"
-            raise PromptmillError(where, what, "Add examples or change data.test and data.validation.")
+            raise PromptmillError(where, what, f"Add examples or change {_shares(task)}.")
     _check_coverage(splits, task)
     return splits
 
@@ -115,7 +115,7 @@ def prepare(task: TaskSpec) -> tuple[Splits, CleaningReport]:
     frame, report = clean(read_examples(task), task)
     if task.data.test_path is None:
         return split(frame, task), report
-    test, test_report = remove_unusable(read_examples(task, task.locate(task.data.test_path)), task)
+    test, test_report = _test_rows(task, task.data.test_path)
     frame, leakage = remove_leakage(frame, test, Template(task).fields, task.data.near_duplicate)
     if frame.is_empty():
         raise PromptmillError(f"task {task.name}: data.path", "every row stands in data.test_path too", "Give two different files.")
@@ -144,8 +144,17 @@ def outside_test(inputs: pl.DataFrame, task: TaskSpec) -> pl.DataFrame:
     frame = inputs.select(ids, *fields).sort("_id", *fields).unique("_id", keep="first", maintain_order=True)
     if task.data.test_path is None:
         return frame.filter(_draw(frame) >= task.data.test)
-    test, _ = remove_unusable(read_examples(task, task.locate(task.data.test_path)), task)
+    test, _ = _test_rows(task, task.data.test_path)
     return frame.filter(~pl.col("_id").is_in(test["_id"].implode()))
+
+
+def _test_rows(task: TaskSpec, path: str) -> tuple[pl.DataFrame, CleaningReport]:
+    """The usable rows of the test file; what is wrong with them is said of this file."""
+    examples = read_examples(task, task.locate(path))
+    try:
+        return remove_unusable(examples, task)
+    except PromptmillError as error:
+        raise PromptmillError(f"task {task.name}: data.test_path", f'in "{path}" {error.what}', error.fix) from None
 
 
 def _draw(frame: pl.DataFrame) -> pl.Series:
@@ -166,10 +175,19 @@ def _check_coverage(splits: Splits, task: TaskSpec) -> None:
         _check_named_labels({label for side in _SIDES for label in getattr(splits, side)[target]}, task)
     labels = entity_labels if task.tags else set[str]
     told_apart = {task.evaluate.out_of_scope}  # of test rows: how sure a prompt is of the others is measured on them
-    untaught = sorted({*labels(splits.validation[target]), *(labels(splits.test[target]) - told_apart)} - labels(splits.train[target]))
-    if untaught:
+    taught = labels(splits.train[target])
+    held_out, tested = labels(splits.validation[target]), labels(splits.test[target]) - told_apart
+    if task.data.test_path and (untaught := sorted(tested - taught - held_out)):
+        what = f'"{task.data.test_path}" has labels without an example in data.path: {named(untaught)}'
+        raise PromptmillError(f"task {task.name}: data.test_path", what, "Add examples for them, or take these rows out of the test file.")
+    if untaught := sorted((held_out | tested) - taught):
         what = f'column "{target}" has labels without a training example: {named(untaught)}'
-        raise PromptmillError(f"task {task.name}: data.target", what, "Add examples for them or lower data.test and data.validation.")
+        raise PromptmillError(f"task {task.name}: data.target", what, f"Add examples for them or lower {_shares(task)}.")
+
+
+def _shares(task: TaskSpec) -> str:
+    """The fields that hold rows out of the training examples."""
+    return "data.validation" if task.data.test_path else "data.test and data.validation"
 
 
 def _check_named_labels(known: set[str], task: TaskSpec) -> None:

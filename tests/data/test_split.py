@@ -168,6 +168,21 @@ def test_a_test_file_equal_to_the_training_file_is_refused(tmp_path: Path) -> No
         prepare(a_task(tmp_path, test_path="examples.csv"))
 
 
+@pytest.mark.parametrize(
+    ("test", "finding"),
+    [
+        (rows(("one", "a"), ("two", None), ("three", "c")), r'"test.csv" has labels without an example in data.path: "c"\. Add examples'),
+        (rows(("one", None), ("two", None)), r'in "test.csv" column "label" is empty in all 2 rows\. Fill it in'),
+        (rows(("one", None), (None, "a")), r'in "test.csv" no usable row is left of 2 \(2 empty'),
+    ],
+)
+def test_what_is_wrong_in_the_test_file_is_said_of_it(tmp_path: Path, test: pl.DataFrame, finding: str) -> None:
+    MANY.write_csv(tmp_path / "examples.csv")
+    test.write_csv(tmp_path / "test.csv")
+    with pytest.raises(PromptmillError, match=f"task t: data.test_path: {finding}"):
+        prepare(a_task(tmp_path, test_path="test.csv"))
+
+
 def test_prepare_gives_the_same_digest_every_time(tmp_path: Path) -> None:
     MANY.write_csv(tmp_path / "examples.csv")
     assert prepare(a_task(tmp_path))[0].digest == prepare(a_task(tmp_path))[0].digest

@@ -96,7 +96,7 @@ def test_a_label_that_is_only_held_out_is_refused(tmp_path: Path) -> None:
         found = [{"text": t, "label": [{"text": t[-3:], "label": "place" if side == "train" else "date"}]} for t in texts]
         (tmp_path / f"{side}.jsonl").write_text("\n".join(map(json.dumps, found)))
     data = {"path": "train.jsonl", "test_path": "test.jsonl", "target": "label", "validation": 0.0, "near_duplicate": 1.0}
-    with pytest.raises(PromptmillError, match=r'task t: data.target: column "label" has labels without a training example: "date"'):
+    with pytest.raises(PromptmillError, match=r'task t: data.test_path: "test.jsonl" has labels without an example in data.path: "date"'):
         prepare(entity_task(folder=tmp_path, data=data))
 
 
