@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
 
 import prompt_core
 from prompt_core.errors import PromptmillError, Unreachable
@@ -116,7 +117,17 @@ def _add_errors(app: FastAPI, limits: Limits) -> None:
     @app.exception_handler(RequestValidationError)
     async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
         found = error.errors()[0]
-        return refused(422, f"{'.'.join(map(str, found['loc'][1:])) or 'body'}: {found['msg']}")
+        place = [] if found["type"] == "json_invalid" else found["loc"][1:]  # a position says little without the body
+        return refused(422, f"{'.'.join(map(str, place)) or 'body'}: {found['msg']}")
+
+    @app.exception_handler(HTTPException)
+    async def unfit(request: Request, error: HTTPException) -> JSONResponse:
+        """No such route or method, or a body that cannot be read."""
+        return refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}", **(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> JSONResponse:
+        return refused(500, "the server failed; its log says why", "server_error")
 
     @app.exception_handler(ClientGone)
     async def gone(_: Request, error: ClientGone) -> Response:

@@ -21,6 +21,7 @@ from prompt_core.errors import PromptmillError
 from prompt_core.sampling import Sampling
 from prompt_core.serving.disconnect import while_connected
 from prompt_core.serving.engine import Job
+from prompt_core.serving.limits import error_body
 from prompt_core.serving.models import ChatRequest
 from prompt_core.serving.service import Service, a_job
 from prompt_core.serving.stream import TextStream
@@ -134,7 +135,7 @@ async def _events(stream: TextStream, head: dict[str, Any], used: int, with_usag
     except asyncio.CancelledError:
         raise
     except Exception as error:  # the answer has begun: what went wrong is said in it
-        yield f"data: {json.dumps({'error': {'message': str(error), 'type': 'server_error'}})}\n\n"
+        yield f"data: {json.dumps(error_body(str(error), 'server_error'))}\n\n"
         return
     yield event(choice({}, stream.finish_reason))
     if with_usage:
