@@ -5,18 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
-import yaml
 
 from prompt_core import PromptmillError, TaskSpec, load_task
-from prompt_core.plain_yaml import read_yaml
+from prompt_core.task_file import field_on_its_line
 
 # Dynamic, so that a file that appears becomes a partition without a new deployment: see `sensors.py`.
 TASKS = dg.DynamicPartitionsDefinition(name="tasks")
-
-_TOP_LEVEL = {field: re.compile(rf"^{field}[ \t]*:.*$", re.MULTILINE) for field in ("name", "schedule")}
 
 
 @dataclass(frozen=True)
@@ -98,21 +94,12 @@ def _described(path: Path, mtime_ns: int, size: int) -> TaskFile:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return TaskFile(path.stem, path)
-    name, schedule = (_field(text, field) for field in ("name", "schedule"))
+    name, schedule = (field_on_its_line(text, field) for field in ("name", "schedule"))
     return TaskFile(
         name if isinstance(name, str) and re.fullmatch(r"[\w\-]+", name) else path.stem,
         path,
         schedule if isinstance(schedule, str) and _is_cron(schedule) else None,
     )
-
-
-def _field(text: str, field: str) -> Any:
-    """The value that stands on a field's own line; None where there is no such line."""
-    line = _TOP_LEVEL[field].search(text)
-    try:
-        return read_yaml(line.group())[field] if line else None
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError, KeyError):
-        return None
 
 
 @lru_cache(maxsize=1024)

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -49,7 +50,7 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write, for one task; default: .promptmill/prompts/NAME-DIGEST.")
 @as_json
 def tune(tasks: tuple[str, ...], out: Path | None, as_json: bool) -> None:
-    """Tune the prompts of TASKS: task files or names of such in the folder PROMPTMILL_TASKS, else tasks/.
+    """Tune the prompts of TASKS: task files, or names of tasks in the folder PROMPTMILL_TASKS, else tasks/.
 
     Several on one backbone are tuned side by side, which is faster than one after another. One that fails or whose file is
     broken is named at the end, with exit status 2, and keeps none of the others from being written. A run that was interrupted goes on
@@ -222,11 +223,23 @@ def _task(given: str) -> TaskSpec:
     folder = Path(os.environ.get("PROMPTMILL_TASKS") or "tasks")
     if Path(given).exists() or Path(given).name != given or Path(given).suffix in _TASK_FILES:
         return load_task(given)
-    for ending in _TASK_FILES:
-        if (named := folder / f"{given}{ending}").is_file():
-            return load_task(named)
-    known = [path.stem for path in folder.glob("*") if path.suffix in _TASK_FILES]
-    raise PromptmillError(str(folder), f'there is no task "{given}"', nearest(given, known) or "Name a task file.")
+    named = _task_files(folder)
+    if given not in named:
+        raise PromptmillError(str(folder), f'there is no task "{given}"', nearest(given, named) or "Name a task file.")
+    return load_task(named[given])
+
+
+def _task_files(folder: Path) -> dict[str, Path]:
+    """The task files of a folder: by the names in them, and by their own where no task has that name."""
+    from prompt_core.task_file import field_on_its_line
+
+    paths = sorted((path for path in folder.glob("*") if path.suffix in _TASK_FILES and path.is_file()), reverse=True)
+    named: dict[str, Path] = {path.stem: path for path in paths}
+    for path in paths:
+        with suppress(OSError):
+            name = field_on_its_line(path.read_text(encoding="utf-8", errors="replace"), "name")
+            named |= {name: path} if isinstance(name, str) else {}
+    return named
 
 
 def _readable(tasks: Sequence[str], failures: list[PromptmillError]) -> list[TaskSpec]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -64,6 +65,15 @@ def parse_task(content: dict[str, Any], where: str, folder: Path) -> TaskSpec:
             schema = read_schema(Path(task.locate(path)), f"{where}: {name}.schema")
             task = task.model_copy(update={name: part.model_copy(update={"json_schema": schema})})
     return task
+
+
+def field_on_its_line(text: str, field: str) -> Any:
+    """The value of a field of a task file, of which only the field's own line is read; None where there is no such line."""
+    line = re.search(rf"^{field}[ \t]*:.*$", text, re.MULTILINE)
+    try:
+        return read_yaml(line.group())[field] if line else None
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, KeyError):
+        return None
 
 
 def _explained(error: ValidationError, where: str) -> PromptmillError:

@@ -332,6 +332,10 @@ def test_a_name_is_looked_up_where_the_pipeline_looks_and_the_nearest_is_offered
     assert refused(tmp_path, "tune", "dsk") == 'Error: tasks: there is no task "dsk". Name a task file.'
     monkeypatch.setenv("PROMPTMILL_TASKS", str(tmp_path / "mill"))
     assert "has only one label" in refused(tmp_path, "tune", "desk")
+    Path("mill/desk.yml").rename("mill/by_hand.yaml")
+    Path("mill/desk.yml").write_text("name: other")  # the name in a file goes before the name of one, as in the pipeline
+    assert "has only one label" in refused(tmp_path, "tune", "desk")
+    assert "other" in refused(tmp_path, "tune", "othe") and "desk.yml: backbone: is missing" in refused(tmp_path, "tune", "other")
     assert refused(tmp_path, "tune", "dsk") == f'Error: {tmp_path / "mill"}: there is no task "dsk". Did you mean "desk"?'
 
 
