@@ -223,23 +223,25 @@ def _task(given: str) -> TaskSpec:
     folder = Path(os.environ.get("PROMPTMILL_TASKS") or "tasks")
     if Path(given).exists() or Path(given).name != given or Path(given).suffix in _TASK_FILES:
         return load_task(given)
-    named = _task_files(folder)
-    if given not in named:
-        raise PromptmillError(str(folder), f'there is no task "{given}"', nearest(given, named) or "Name a task file.")
-    return load_task(named[given])
+    at_hand = [path for ending in _TASK_FILES if (path := folder / f"{given}{ending}").is_file()]
+    for path in at_hand:  # of thousands of tasks the others are not read
+        if _name_in(path) in (None, given):
+            return load_task(path)
+    others = sorted((path for path in folder.glob("*") if path.suffix in _TASK_FILES and path.is_file()), reverse=True)
+    named = {_name_in(path) or path.stem: path for path in others}
+    if found := named.get(given) or next(iter(at_hand), None):
+        return load_task(found)
+    raise PromptmillError(str(folder), f'there is no task "{given}"', nearest(given, named) or "Name a task file.")
 
 
-def _task_files(folder: Path) -> dict[str, Path]:
-    """The task files of a folder: by the names in them, and by their own where no task has that name."""
+def _name_in(path: Path) -> str | None:
+    """The name that a task file says; None where it says none that can be read."""
     from prompt_core.task_file import field_on_its_line
 
-    paths = sorted((path for path in folder.glob("*") if path.suffix in _TASK_FILES and path.is_file()), reverse=True)
-    named: dict[str, Path] = {path.stem: path for path in paths}
-    for path in paths:
-        with suppress(OSError):
-            name = field_on_its_line(path.read_text(encoding="utf-8", errors="replace"), "name")
-            named |= {name: path} if isinstance(name, str) else {}
-    return named
+    with suppress(OSError):
+        name = field_on_its_line(path.read_text(encoding="utf-8", errors="replace"), "name")
+        return name if isinstance(name, str) else None
+    return None
 
 
 def _readable(tasks: Sequence[str], failures: list[PromptmillError]) -> list[TaskSpec]:
