@@ -64,8 +64,8 @@ class EvaluateSpec(Part):
         default=1,
         ge=1,
         le=16,
-        description="beginnings of a text that are followed at once (beam search), wherever the prompt writes: better texts, at about as "
-        "many times the cost; 1: the likeliest token after token",
+        description="beginnings of a text that are followed at once (beam search), wherever the prompt writes; each takes a row of the "
+        "batch. 1: the likeliest token after token",
     )
 
     @field_validator("json_schema", mode="before")

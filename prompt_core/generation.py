@@ -38,7 +38,7 @@ def generate(
         on_progress: called with (finished, all).
         sampling: draw the tokens instead.
         closing: tokens that end a text too and are part of the result.
-        beams: more than one: the likeliest text that a beam search finds, see `BeamSearch`.
+        beams: more than one, and nothing is drawn: the likeliest text that a beam search finds, see `BeamSearch`.
 
     Returns:
         Generated ids per input, in the order of `inputs`.

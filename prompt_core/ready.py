@@ -174,10 +174,9 @@ class ReadyPrompt:
     def text(self, example: Encoded, max_new_tokens: int | None = None, sampling: Sampling | None = None) -> Text:
         """What the model is to write of an input, by default as when it was evaluated."""
         longest = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        uniforms = sampling.uniforms(0, longest) if sampling else None
         ends, closing = self.encoding.ends, self.encoding.closing
-        if sampling:
-            return Text(self.state, example.input, longest, ends, closing, sampling, sampling.uniforms(0, longest))
-        return Text(self.state, example.input, longest, ends, closing, beams=self.beams)
+        return Text(self.state, example.input, longest, ends, closing, sampling, uniforms, self.beams)
 
     def answer_of_text(self, text: Text) -> Answer:
         """The answer in a text that is written."""

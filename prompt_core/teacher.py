@@ -134,7 +134,7 @@ class Teacher:
     def _teach(self, inputs: Sequence[tuple[int, ...]], sampling: Sampling | None) -> list[dict[str, Tensor]]:
         """Answers, and in one pass over them the likeliest tokens at each position."""
         most, ends, closing = self._spec.answer_tokens, self._encoding.ends, self._encoding.closing
-        beams = 1 if sampling else self._task.evaluate.beams
+        beams = self._task.evaluate.beams
         texts = generate(self._backbone, self.state, inputs, most, ends, sampling=sampling, closing=closing, beams=beams)
         behind = [() if len(text) == most or not closing.isdisjoint(text[-1:]) else ends[-1] for text in texts]
         answered = [Encoded(ids, (*text, *end), False) for ids, text, end in zip(inputs, texts, behind, strict=True)]

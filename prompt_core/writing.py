@@ -39,7 +39,8 @@ class Text:
         closing: tokens that end it too and are part of it, since they may hold its last characters.
         sampling, uniforms: how tokens are drawn, and the numbers that they are drawn with, float64 [max_new_tokens]; None for
             the most likely ones.
-        beams: how many beginnings are followed at once; with more than one the text is there when the search has ended.
+        beams: how many beginnings are followed at once, 1 where tokens are drawn; with more than one the text is there when the
+            search has ended.
         ids: what is written so far.
         log_chance: sum of the log-probabilities of its tokens, those that ended it included, before any temperature.
         ended: whether the model ended it by itself.
@@ -62,6 +63,7 @@ class Text:
     cancelled: bool = False
 
     def __post_init__(self) -> None:
+        self.beams = 1 if self.sampling else self.beams
         self._search = BeamSearch(self) if self.beams > 1 else None
 
     @property

@@ -81,7 +81,7 @@ class Opened:
             "stop": encoding.stop or self.backbone.tokenizer.decode(ends),
             "stop_token_ids": ends,
         }
-        if prompt.task.objective == "generate":
+        if prompt.task.writes:
             return recipe | {"max_new_tokens": prompt.manifest.max_new_tokens, "num_beams": prompt.task.evaluate.beams}
         said = {label: descriptions(prompt.worded, label) for label in prompt.manifest.labels}
         words = {text: encoding.encode_answer(text) for own in said.values() for text in own}

@@ -36,6 +36,17 @@ def test_keys_and_values_in_transformers_generate(family: str, parts: dict[str, 
         assert names["tokenizer"].decode(names["answer"], skip_special_tokens=True).strip() == expected
 
 
+def test_a_distilled_prompt_says_how_its_texts_are_written(llama: Backbone, tmp_path: Path) -> None:
+    (tmp_path / "policy.md").write_text("Parcels up to 2 kg cost 49 kroner.", encoding="utf-8")
+    parts = {"objective": "distill", "data": {"path": "questions.csv"}, "distill": {"context": "policy.md", "answer_tokens": 6, "top_k": 8}}
+    settings = {"prompt": {"kind": "soft", "tokens": 4}, "tune": {"steps": 1, "max_tokens": 64}, "evaluate": {"beams": 2}}
+    task = a_task(llama.identity.name, folder=tmp_path, template="Answer briefly. {{ text }}\n", **parts, **settings)
+    prompt = tune(task, examples(*[(text, "") for text in TEXTS]), None, llama)
+    export([Published(prompt, 1, EVALUATION)], tmp_path / "out", "tokens")
+    (recipe,) = json.loads((tmp_path / "out" / "prompts.json").read_text(encoding="utf-8"))
+    assert (recipe["max_new_tokens"], recipe["num_beams"]) == (prompt.manifest.max_new_tokens, 2) and "labels" not in recipe
+
+
 @pytest.fixture(scope="module")
 def capitals(smollm2: Backbone) -> Published:
     """A text prompt of solved lines, which the model goes on with."""
