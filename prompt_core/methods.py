@@ -10,7 +10,7 @@ from prompt_core.extraction.schema import checked_schema
 from prompt_core.parts import Part
 from prompt_core.space import SearchSpec
 
-Start = Literal["root", "text", "labels", "demonstrations", "vocabulary", "random", "zero", "prompt", "context"]
+Start = Literal["root", "text", "labels", "demonstrations", "vocabulary", "random", "zero", "prompt", "context", "compaction"]
 
 
 class PromptSpec(Part):
@@ -32,7 +32,8 @@ class PromptSpec(Part):
         default=None,
         description="root: the text before the first field; text: prompt.text; labels: the labels' words; demonstrations: the root and "
         "solved examples; vocabulary: words drawn at random; random: numbers at the model's own scale; zero (deep only); prompt: "
-        "prompt.start_from; context: the first tokens of what is distilled. Default: context (distill), root where there is one, else "
+        "prompt.start_from; context: the first tokens of what is distilled; compaction (deep only): a few keys and values attended to "
+        "as all of what is distilled. Default: compaction (distill, deep), context (distill, soft), root where there is one, else "
         "vocabulary (models that write) or random (encoders)",
     )
     text: str | None = Field(default=None, min_length=1, description="for start: text")
@@ -53,8 +54,8 @@ class PromptSpec(Part):
             if (self.start == start) != (value is not None):
                 field = "text" if start == "text" else "start_from"
                 raise ValueError(f"start: {start} and the field {field} go together; give both or neither")
-        if self.kind == "soft" and (self.start == "zero" or self.sink):
-            raise ValueError(f"{'sink' if self.sink else 'start: zero'} is for kind: deep; a soft prompt has no keys and values")
+        if self.kind == "soft" and (self.start in ("zero", "compaction") or self.sink):
+            raise ValueError(f"{'sink' if self.sink else f'start: {self.start}'} is for kind: deep; a soft prompt has no keys and values")
         changed = (n for n, field in type(self).model_fields.items() if n != "kind" and getattr(self, n) != field.default)
         if self.kind == "text" and (other := next(changed, None)):
             raise ValueError(f"{other} is not for kind: text, which is words; the part text says how they are searched")

@@ -148,8 +148,8 @@ class TaskSpec(Part):
     @model_validator(mode="after")
     def _inputs_are_named(self) -> TaskSpec:
         if self.objective != "distill":
-            if self.distill or self.prompt.start == "context":
-                what = "the part distill" if self.distill else "start: context"
+            if self.distill or self.prompt.start in ("context", "compaction"):
+                what = "the part distill" if self.distill else f"start: {self.prompt.start}"
                 raise ValueError(f"{what} is for objective: distill, which this is not ({self.objective})")
             self._require("data", *(() if self.data == DataSpec() else ("path",)), given=self.data.path)
             self._require("data", "target", given=self.data.target)

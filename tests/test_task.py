@@ -310,6 +310,8 @@ DISTILL = {"objective": "distill", "distill": {"context": "policy.md"}}
         ({**DISTILL, "distill": {"context": "p.md", "answers": 3}}, "distill: 3 answers at temperature 0 are one answer"),
         ({"distill": {"context": "p.md"}}, "the part distill is for objective: distill, which this is not (classify)"),
         ({"prompt": {"start": "context"}}, "start: context is for objective: distill"),
+        ({"prompt": {"start": "compaction"}}, "start: compaction is for objective: distill"),
+        ({**DISTILL, "prompt": {"kind": "soft", "start": "compaction"}}, "start: compaction is for kind: deep"),
         ({"evaluate": {"metrics": ["agreement"]}}, "metric 'agreement' does not fit objective 'classify'"),
         ({"data": {}}, "data: is missing"),
     ],

@@ -7,10 +7,11 @@ from prompt_core.prompts.padded import encoder_states
 from prompt_core.prompts.prompt import Prompt, PromptState
 from prompt_core.prompts.reparameterised import Reparameterised
 from prompt_core.prompts.soft import SoftPrompt
-from prompt_core.prompts.start import starting_prompt
+from prompt_core.prompts.start import Context, starting_prompt
 from prompt_core.prompts.tree import Tree
 
 __all__ = [
+    "Context",
     "DeepPrefix",
     "MultitaskPrompt",
     "Prompt",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
+from prompt_core.methods import Start
+from prompt_core.prompts.compaction import compact
 from prompt_core.prompts.deep import DeepPrefix
 from prompt_core.prompts.packed import lower
 from prompt_core.prompts.prompt import Prompt, PromptState
@@ -25,6 +28,21 @@ _ENCODER_DEVIATION = 0.5
 _SAMPLE = 512  # vocabulary tokens that the scale of a random deep prefix is measured on
 
 
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a distilled prompt is to stand for.
+
+    Attributes:
+        ids: token ids that a teacher reads in front of every input.
+        read: gives them lowered, as keys and values.
+        texts: token ids of what stands behind, inputs with the teacher's answers.
+    """
+
+    ids: Sequence[int]
+    read: Callable[[], PromptState]
+    texts: Sequence[Sequence[int]]
+
+
 def starting_prompt(
     task: TaskSpec,
     encoding: TaskEncoding,
@@ -33,16 +51,16 @@ def starting_prompt(
     labels: Sequence[str] = (),
     demonstrations: Sequence[tuple[Mapping[str, Any], str]] = (),
     source: TunedPrompt | None = None,
-    context: Sequence[int] = (),
+    context: Context | None = None,
 ) -> Prompt:
     """The untuned prompt of a task.
 
     A start is a text (the root, a given one, the labels' words, solved examples, words drawn from the vocabulary, the
-    first tokens of a context), whose embeddings a soft prompt takes and whose keys and values a deep one; or numbers at
-    the model's own scale; or another tuned prompt. Where another length is asked for, it is repeated to that and its
-    last tokens stay: they lead over to the example. A random start for an encoder is small keys and values, which leave
-    its embeddings as good as they are: those of 16 vocabulary tokens cost 9 points of nearest-class-mean accuracy before
-    the first step (Banking77, all-MiniLM-L6-v2).
+    first tokens of a context), whose embeddings a soft prompt takes and whose keys and values a deep one; or a whole
+    context's keys and values made few (`compact`); or numbers at the model's own scale; or another tuned prompt. Where
+    another length is asked for, a text is repeated to that and its last tokens stay: they lead over to the example. A
+    random start for an encoder is small keys and values, which leave its embeddings as good as they are: those of 16
+    vocabulary tokens cost 9 points of nearest-class-mean accuracy before the first step (Banking77, all-MiniLM-L6-v2).
 
     Args:
         task: `prompt` says kind, length, start and network.
@@ -52,7 +70,7 @@ def starting_prompt(
         labels: their descriptions, for `labels`.
         demonstrations: fields and answer of training examples, for `demonstrations`.
         source: the tuned prompt, for `prompt`; of the same backbone. Where it is words, the task has its template.
-        context: token ids that a teacher reads, for `context`.
+        context: what is distilled, for `context` and `compaction`.
 
     Raises:
         PromptmillError: the start, the kind, the template and the backbone do not fit each other.
@@ -73,19 +91,24 @@ class _Start:
         labels: Sequence[str],
         demonstrations: Sequence[tuple[Mapping[str, Any], str]],
         source: TunedPrompt | None,
-        context: Sequence[int],
+        context: Context | None,
     ) -> None:
         self.task, self.encoding, self.backbone, self.generator = task, encoding, backbone, generator
         self.labels, self.demonstrations, self.source = labels, demonstrations, source
         self.context = context
         # In a template with soft(n) the text before the first field stays text; it starts nothing.
         root = encoding.root and not encoding.soft_tokens
-        self.kind = task.prompt.start or ("context" if context else "root" if root else "vocabulary" if backbone.generates else "random")
+        self.kind = task.prompt.start or self._default(bool(root))
         if task.prompt.tokens and encoding.soft_tokens:
             raise self._refused("tokens", f"{task.prompt.tokens}, but the template says soft(n)", "Remove one of the two.")
         if self.kind == "root" and not root:
             what = "root, but the template " + ("says soft(n)" if encoding.soft_tokens else "starts with a field")
             raise self._refused("start", what, "Use text, vocabulary or random, or add an instruction.")
+
+    def _default(self, root: bool) -> Start:
+        if self.context:
+            return "context" if self.task.prompt.kind == "soft" else "compaction"
+        return "root" if root else "vocabulary" if self.backbone.generates else "random"
 
     def soft(self) -> SoftPrompt:
         if not self.backbone.generates:
@@ -105,6 +128,9 @@ class _Start:
             keys, values = self._read(self.encoding.root)
         elif self.kind == "prompt" and not self._from_words:
             keys, values = self._of_source(tokens)
+        elif self.kind == "compaction":
+            context, tokens = self._context(tokens)
+            keys, values = compact(backbone, context.read(), context.texts, tokens, self.generator)
         elif self.kind == "zero":
             keys, values = torch.zeros(2, *self._shape(tokens or _DEFAULT_TOKENS), device=backbone.device)
         elif self.kind == "random":
@@ -158,10 +184,8 @@ class _Start:
         if self.kind == "prompt":
             return self._words_of_source()
         if self.kind == "context":
-            tokens = tokens or _CONTEXT_TOKENS
-            if tokens > len(self.context):
-                raise self._refused("tokens", f"{tokens}, but what is distilled has {len(self.context)}", "Lower prompt.tokens.")
-            return self.encoding.cut_root(self.context, tokens)
+            context, tokens = self._context(tokens)
+            return self.encoding.cut_root(context.ids, tokens)
         if self.kind == "vocabulary":
             return self._vocabulary(tokens or _DEFAULT_TOKENS)
         if self.kind == "demonstrations":
@@ -175,6 +199,14 @@ class _Start:
         if not ids:
             raise self._refused(self.kind, "has no tokens", "Give it words.")
         return ids
+
+    def _context(self, tokens: int | None) -> tuple[Context, int]:
+        """What is distilled, and into how many tokens."""
+        assert self.context is not None  # a task that starts so distils
+        tokens, found = tokens or _CONTEXT_TOKENS, len(self.context.ids)
+        if tokens > found:
+            raise self._refused("tokens", f"{tokens}, but what is distilled has {found}", "Lower prompt.tokens.")
+        return self.context, tokens
 
     def _words_of_source(self) -> Sequence[int]:
         """What a text prompt says before an input, its demonstrations included."""

@@ -26,7 +26,7 @@ from prompt_core.errors import PromptmillError
 from prompt_core.extraction.spans import entity_labels
 from prompt_core.manifest import DataRecord, DistillRecord, EntityRecord, Manifest, TuningRecord
 from prompt_core.methods import TuneSpec
-from prompt_core.prompts import starting_prompt
+from prompt_core.prompts import Context, starting_prompt
 from prompt_core.room import room_for_input
 from prompt_core.task import TaskSpec
 from prompt_core.teacher import Teacher
@@ -93,6 +93,9 @@ class Prepared:
         if self._teacher:
             self._shown: frozenset[int] = frozenset()  # lessons are several to a row, and in the teacher's words
             self._examples = self._teacher.lessons(self._train, encoding, training=True)
+            if not self._examples:
+                what = f"all {len(self._train)} training rows are shown to the teacher, and none is left to learn from"
+                raise PromptmillError(f"task {task.name}: distill.demonstrations", what, "Add inputs, which need no answers, or lower it.")
             self._held_out = self._teacher.lessons(self._validation, encoding)
         else:
             self._shown = _numbers_of(_shown(task, demonstrations, self._source), self._train, encoding.fields)
@@ -109,7 +112,7 @@ class Prepared:
             labels=[describe(task, label) for label in self.labels],
             demonstrations=demonstrations,
             source=self._source,
-            context=self._teacher.root if self._teacher else (),
+            context=self._context(),
         )
         self._objective = build_objective(task, encoding, backbone, self.labels)
         if self._source and self._source.manifest.labels == self.labels:
@@ -120,6 +123,12 @@ class Prepared:
         if isinstance(self._objective, Classification) and task.tune.calibrate:
             self._objective.calibration = Calibration(self._encoded(self._unlabelled), task.tune.batch_tokens)
         self._check_length()
+
+    def _context(self) -> Context | None:
+        teacher = self._teacher
+        if teacher is None:
+            return None
+        return Context(teacher.root, lambda: teacher.state, [(*e.input, *e.target[:-1]) for e in self._examples])
 
     def _check_length(self) -> None:
         state, examples = self.prompt.state(), (*self._examples, *self._held_out)

@@ -204,7 +204,17 @@ def test_a_distilled_prompt_is_closer_to_its_teacher_than_the_cut_context(llama:
     assert tune(task, TEXTS[:9], TEXTS[9:], llama).digest == prompt.digest
 
 
-def test_the_start_is_the_contexts_first_tokens_and_what_leads_over_to_the_input(llama: Backbone, tmp_path: Path) -> None:
+def test_a_deep_prompt_starts_closer_to_its_teacher_than_the_cut_context(llama: Backbone, tmp_path: Path) -> None:
+    parts = {"tune": {"max_tokens": 64, "steps": 1, "learning_rate": 1e-9}}
+    found = {}
+    for start in (None, "context"):
+        prompt = tune(a_distill_task(llama, tmp_path, prompt={"tokens": 16, "start": start}, **parts), TEXTS[:9], TEXTS[9:], llama)
+        assert prompt.manifest.tuning is not None
+        found[start] = prompt.manifest.tuning.validation[0].loss
+    assert found[None] < 0.7 * found["context"]
+
+
+def test_the_cut_context_has_its_first_tokens_and_what_leads_over_to_the_input(llama: Backbone, tmp_path: Path) -> None:
     task = a_distill_task(llama, tmp_path)
     encoding, teacher = TaskEncoding(task, llama), Teacher(task, llama, TEXTS)
     start = encoding.cut_root(teacher.root, 24)
@@ -272,3 +282,6 @@ def test_what_cannot_be_distilled_is_refused_in_one_line(llama: Backbone, tmp_pa
     assert "prompt.tokens: 200, but what is distilled has" in refused(a_distill_task(llama, tmp_path, prompt={"tokens": 200}))
     few = a_distill_task(llama, tmp_path, distill={"context": None, "demonstrations": 2}, data={"path": "x.csv", "target": "label"})
     assert "distill.demonstrations: 2, but 0 training rows have a label" in refused(few)
+    solved = examples(*[(text, "89 kroner") for text in TEXTS["text"][:2]])
+    with pytest.raises(PromptmillError, match="all 2 training rows are shown to the teacher, and none is left to learn from"):
+        tune(few, solved, None, llama)
