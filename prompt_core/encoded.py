@@ -46,8 +46,10 @@ class Taught(Encoded):
         ids: the k likeliest next tokens at each position of the target, int32 [target, k].
         chances: their log-probabilities, float32 [target, k].
         rest: log-probability of all other tokens together, float32 [target].
+        row: `_id` of the input's row, which has a lesson for each answer.
     """
 
     ids: Tensor = field(repr=False)
     chances: Tensor = field(repr=False)
     rest: Tensor = field(repr=False)
+    row: str

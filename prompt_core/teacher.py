@@ -95,11 +95,11 @@ class Teacher:
         rows = list(frame.iter_rows(named=True))
         answers, temperature = (self._spec.answers, self._spec.temperature) if training else (1, 0.0)
         asked = [(self._encoding.encode(row).input, number) for row in rows for number in range(answers)]
-        inputs = [encoding.encode(row) for row in rows for _ in range(answers)]
+        inputs = [(row["_id"], encoding.encode(row)) for row in rows for _ in range(answers)]
         found = self._answers(asked, temperature)
         return [
-            Taught(student.input, tuple(parts["answer"].tolist()), student.truncated, parts["ids"], parts["chances"], parts["rest"])
-            for student, parts in zip(inputs, found, strict=True)
+            Taught(student.input, tuple(parts["answer"].tolist()), student.truncated, parts["ids"], parts["chances"], parts["rest"], row)
+            for (row, student), parts in zip(inputs, found, strict=True)
         ]
 
     def decode(self, lesson: Taught) -> str:

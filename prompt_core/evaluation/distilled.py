@@ -58,8 +58,7 @@ def distilled_contenders(
     """
     plain = TaskEncoding(task, backbone, soft=False)
     teacher = Teacher(task, backbone, splits.train)
-    frame = splits.test.unique("_id", keep="first", maintain_order=True)
-    lessons = dict(zip(frame["_id"], teacher.lessons(frame, plain), strict=True))
+    lessons = {lesson.row: lesson for lesson in teacher.lessons(splits.test, plain)}
     rows = list(splits.test.iter_rows(named=True))
     first = plain.cut_root(teacher.root, prompt.manifest.tokens)
     ways = [

@@ -12,6 +12,7 @@ from torch import nn
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.encoded import Encoded
+from prompt_core.errors import PromptmillError
 from prompt_core.manifest import TuningRecord
 from prompt_core.space import Setting
 from prompt_core.task import TaskSpec
@@ -82,7 +83,10 @@ class Candidate:
             generator = torch.Generator()
             generator.set_state(ready.generator.get_state())
             members.append(Member([part], task.tune, generator))
-            out.append([ready.example(number) for number in held_out])
+            out.append(ready.examples(held_out))
+            if not train or not out[-1]:
+                what = f"{len(folds)}, but not every fold has an input that the teacher is asked"
+                raise PromptmillError(f"task {task.name}: tune.search.folds", what, "Add inputs or lower it.")
         return cls(backbone, members, out)
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from prompt_core.data import outside_test, prepare, read_unlabelled
 from prompt_core.data.demonstrations import fair_draw
 from prompt_core.data.digest import frame_digest
 from prompt_core.data.drift import profile_of
-from prompt_core.encoded import Encoded
+from prompt_core.encoded import Encoded, Taught
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.extraction.spans import entity_labels
@@ -148,7 +148,7 @@ class Prepared:
     @property
     def part(self) -> Part:
         """What the gradient loop needs of it."""
-        train = self.learned_from(range(len(self._examples)))
+        train = self.learned_from(range(len(self._train)))
         if self.lessons:
             train = [*train * _WEIGHT_OF_LABELLED, *self.lessons]
         return Part(self.prompt, self._objective, train, self._held_out)
@@ -186,16 +186,19 @@ class Prepared:
         return other
 
     def learned_from(self, numbers: Sequence[int]) -> list[Encoded]:
-        """What is learned from: these training examples and the labels' names.
+        """What is learned from: the examples of these training rows and the labels' names.
 
         Examples that stand in the prompt that tuning starts from would teach it to copy: they are left out, unless there are no others.
         """
         others = [number for number in numbers if number not in self._shown] or numbers
-        return [*(self._examples[number] for number in others), *self._named]
+        return [*self.examples(others), *self._named]
 
-    def example(self, number: int) -> Encoded:
-        """A training example by its place in the training frame."""
-        return self._examples[number]
+    def examples(self, numbers: Sequence[int]) -> list[Encoded]:
+        """Of these training rows: one each, or the lessons that a teacher gave, which may be several or none."""
+        if not self._teacher:
+            return [self._examples[number] for number in numbers]
+        rows = set(self._train["_id"].gather(list(numbers)))
+        return [example for example in self._examples if isinstance(example, Taught) and example.row in rows]
 
     @property
     def tokens(self) -> int:

@@ -24,6 +24,7 @@ from prompt_core.task import TaskSpec
 from prompt_core.teacher import Teacher, likeliest
 from prompt_core.tuning import distillation, tune
 from prompt_core.tuning.distillation import teacher_divergences
+from prompt_core.tuning.prepared import Prepared
 
 CHAT = [{"system": "Answer briefly."}, {"user": "{{ text }}"}]
 POLICY = "Parcels up to 2 kg cost 49 kroner. Parcels up to 10 kg cost 89 kroner. Drivers wait three minutes and ring once at the door."
@@ -266,6 +267,26 @@ def test_a_lesson_ends_with_the_token_that_holds_the_blank_line(tmp_path: Path) 
     assert closed and all(lesson.target[-1] in encoding.closing and len(lesson.chances) == len(lesson.target) for lesson in closed)
     assert all(len(encoding.closing & set(lesson.target)) == 1 for lesson in closed)
     assert all(lesson.target[-1] == encoding.ends[-1][-1] for lesson in lessons if len(lesson.target) < 24 and lesson not in closed)
+
+
+def test_a_search_holds_out_all_lessons_of_a_row_and_none_of_what_the_teacher_reads(llama: Backbone, tmp_path: Path) -> None:
+    distill = {"context": None, "demonstrations": 2, "answers": 2, "temperature": 1.0}
+    search = {"trials": 2, "together": 2, "folds": 2, "space": {"tune.learning_rate": [0.01, 0.001]}}
+    solved = examples(*[(text, "89 kroner") for text in TEXTS["text"]])
+    data, tune_parts = {"path": "x.csv", "target": "label"}, {"max_tokens": 64, "steps": 4, "search": search}
+    task = a_distill_task(llama, tmp_path, distill=distill, data=data, tune=tune_parts)
+    ready = Prepared(task, (solved, None), llama)
+    assert len(ready.examples(range(12))) == 2 * (12 - 2)
+    per_row = [ready.examples([row]) for row in range(12)]
+    assert sorted(map(len, per_row)) == [0, 0, *[2] * 10]
+    for row, own in enumerate(per_row):
+        assert {lesson.input for lesson in own} <= {TaskEncoding(task, llama).encode(solved.row(row, named=True)).input}
+        others = ready.learned_from([number for number in range(12) if number != row])
+        assert len(others) + len(own) == 20 and not set(map(id, own)) & set(map(id, others))
+    prompt = tune(task, solved, None, llama)
+    assert prompt.manifest.search is not None and prompt.manifest.search.rows == 12
+    with pytest.raises(PromptmillError, match="not every fold has an input that the teacher is asked"):
+        tune(task, solved[:3], None, llama)
 
 
 def test_what_cannot_be_distilled_is_refused_in_one_line(llama: Backbone, tmp_path: Path) -> None:
