@@ -125,11 +125,12 @@ class TuneSpec(Part):
         "label's tokens (causal models); pairs: squared error of each pair's cosine, supervised_contrastive: of each text against the "
         "others of its batch (encoders; a head is fitted at the end)",
     )
-    contrast: float = Field(
-        default=1.0,
+    contrast: float | None = Field(
+        default=None,
         ge=0.0,
         le=1000.0,
-        description="in label_set of an encoder: weight of the loss pairs, which is added to the cross-entropy; 0: the cross-entropy alone",
+        description="in label_set of an encoder: weight of the loss pairs, which is added to the cross-entropy; 0: the cross-entropy "
+        "alone. Default: 1, with self_training 0",
     )
     head: Literal["means", "logistic"] | None = Field(
         default=None, description="after pairs and supervised_contrastive: the class means (default), or a logistic regression"
@@ -161,6 +162,12 @@ class TuneSpec(Part):
     def steps_for(self, examples: int, rounds: int = _ROUNDS) -> int:
         """`steps`; where they are left out five (or other) rounds over so many examples, but 80 at least and 500 at most."""
         return self.steps or min(max(_FEWEST_STEPS, -(-rounds * examples // self.batch_examples)), _MOST_STEPS)
+
+    @property
+    def weight_of_pairs(self) -> float:
+        """`contrast`; where it is left out 1, but 0 for self-training: texts that were drawn to their labels' others know little
+        of their neighbours, which are to correct the labels."""
+        return (0.0 if self.self_training else 1.0) if self.contrast is None else self.contrast
 
     @property
     def contrastive(self) -> bool:

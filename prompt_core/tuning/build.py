@@ -56,8 +56,8 @@ def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, 
         head, tokens = spec.head or "means", spec.batch_tokens
         return Contrastive(backbone, len(labels), compare, head=head, scale=spec.anchor_scale, c=spec.head_c, batch_tokens=tokens)
     classifier = build_classifier(task, encoding, backbone, labels)
-    if spec.contrast and isinstance(classifier, LabelAnchors):
-        return ContrastedAnchors(backbone, classifier.anchors, spec.anchor_scale, spec.contrast, smoothing)
+    if spec.weight_of_pairs and isinstance(classifier, LabelAnchors):
+        return ContrastedAnchors(backbone, classifier.anchors, spec.anchor_scale, spec.weight_of_pairs, smoothing)
     return classifier
 
 

@@ -24,6 +24,7 @@ from prompt_core.manifest import TuningRecord
 from prompt_core.prompts import lower
 from prompt_core.task import TaskSpec
 from prompt_core.tuning import tune, tune_fleet, tune_multitask
+from prompt_core.tuning.contrastive import ContrastedAnchors
 from prompt_core.tuning.gradient import optimise
 from prompt_core.tuning.member import Member
 from prompt_core.tuning.objective import Classification, embed_texts
@@ -68,6 +69,14 @@ def test_rounds_are_recorded_and_the_artifact_is_one_of_the_last(tmp_path: Path,
     assert any(not torch.equal(prompt.tensors[name], without.tensors[name]) for name in prompt.tensors)
     prompt.save(tmp_path / "p")
     assert TunedPrompt.load(tmp_path / "p").predict(MORE, backbone) == prompt.predict(MORE, backbone)
+
+
+@pytest.mark.parametrize(("contrast", "compared"), [(None, False), (0.5, True), (0.0, False)])
+def test_examples_are_not_compared_unless_the_task_says_so(tmp_path: Path, bert: Backbone, contrast: float | None, compared: bool) -> None:
+    task = self_trained(bert, tmp_path, contrast=contrast)
+    assert isinstance(Prepared(task, (TRAIN, None), bert).part.objective, ContrastedAnchors) == compared
+    alone = self_trained(bert, tmp_path, contrast=contrast, self_training=0)
+    assert isinstance(Prepared(alone, (TRAIN, None), bert).part.objective, ContrastedAnchors) == (contrast != 0)
 
 
 def test_the_order_of_the_inputs_and_an_interruption_change_nothing(tmp_path: Path, bert: Backbone) -> None:
