@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,10 +17,11 @@ from prompt_core.backbone.attention import layer_of
 from prompt_core.prompts.prompt import PromptState
 from prompt_core.prompts.tree import Tree, input_rows
 
+_log = logging.getLogger("promptmill")
 _ROWS = 4096  # tokens of the texts that are read
 _LOOKS = 2048  # queries of a head that say which tokens of the context matter
 _STEPS = 300
-_QUERIES = 2048  # of a head, in a step
+_QUERIES = 2048  # of a head, at most, in a step
 _RATE = 0.05  # of the size of keys and of values
 _RIDGE = 1e-6
 _VALUE_RIDGE = 1e-3  # relative: tokens that are attended to alike share what they give
@@ -51,6 +53,7 @@ def compact(
     Returns:
         Keys and values, each float32 [L, tokens, Hkv, D].
     """
+    _log.info("compaction: %d tokens of context become %d", context.keys.shape[1], tokens)
     read = _Reading(backbone, context, _drawn(texts, generator), tokens)
     layers = [_compacted(read.layer(number), tokens, generator) for number in range(backbone.num_layers)]
     keys, values = (torch.stack(states) for states in zip(*layers, strict=True))
@@ -240,11 +243,11 @@ def _fitted(layer: _Layer, keys: Tensor, values: Tensor, generator: torch.Genera
     free = [states[:, 1:].clone().requires_grad_() for states in (keys, values)]
     rates = [_RATE * states.square().mean().sqrt().item() for states in free]
     optimizer = torch.optim.Adam([{"params": [states]} for states in free], betas=(0.9, 0.99))
-    size = layer.out.square().sum(-1).mean(1)
+    size, count = layer.out.square().sum(-1).mean(1), layer.queries.shape[1]
     for step in range(_STEPS):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / _STEPS))
-        at = torch.randint(layer.queries.shape[1], (_QUERIES,), generator=generator).to(layer.queries.device)
+        at = torch.randint(count, (min(_QUERIES, count),), generator=generator).to(layer.queries.device)
         with torch.enable_grad():
             keys, values = (torch.cat(parts, 1) for parts in zip(first, free, strict=True))
             result, _ = layer.result(keys, values, at)

@@ -19,7 +19,7 @@ from prompt_core.errors import PromptmillError
 from prompt_core.evaluation.distilled import measure
 from prompt_core.generation import generate
 from prompt_core.prediction import restore
-from prompt_core.prompts import PromptState
+from prompt_core.prompts import PromptState, compaction
 from prompt_core.task import TaskSpec
 from prompt_core.teacher import Teacher, likeliest
 from prompt_core.tuning import distillation, tune
@@ -32,8 +32,9 @@ TEXTS = examples(*[(f"What does a parcel of {i} kg cost?", "") for i in range(12
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache_and_fewer_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(compaction, "_STEPS", 20)  # enough for two layers
 
 
 @pytest.fixture(scope="module")
