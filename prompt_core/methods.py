@@ -165,8 +165,7 @@ class TuneSpec(Part):
 
     @property
     def weight_of_pairs(self) -> float:
-        """`contrast`; where it is left out 1, but 0 for self-training: texts that were drawn to their labels' others know little
-        of their neighbours, which are to correct the labels."""
+        """`contrast`, or its default: 1, but 0 with self-training, whose rounds gain less from a prompt that compared its examples."""
         return (0.0 if self.self_training else 1.0) if self.contrast is None else self.contrast
 
     @property

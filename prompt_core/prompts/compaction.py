@@ -73,7 +73,7 @@ def _drawn(texts: Sequence[Sequence[int]], generator: torch.Generator) -> list[S
 
 @dataclass
 class _Watched(ForestPass):
-    """A pass that keeps what each layer attends with, and what it gets."""
+    """A pass that keeps of each layer its queries, keys and values, what they give, and the settings of its scores."""
 
     seen: dict[int, dict[str, Any]] = field(default_factory=dict)
 
@@ -153,7 +153,10 @@ class _Layer:
 
 
 class _Reading:
-    """The texts, read behind a context and once more at the positions behind a prompt of `tokens`."""
+    """The texts, read behind a context and once more at the positions behind a prompt of `tokens`.
+
+    What every layer saw in both readings is held until `layer` is asked for it: of 4,096 tokens a few times the model's activations.
+    """
 
     def __init__(self, backbone: Backbone, context: PromptState, texts: Sequence[Sequence[int]], tokens: int) -> None:
         self._context, self._lengths = context, [len(text) for text in texts]
