@@ -144,7 +144,7 @@ class Backbone:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits of a model that generates. hidden [N, H] -> [N, V]."""
-        logits = hidden @ self.head_weight.T
+        logits = self.head(hidden)
         return logits if self.logit_cap is None else torch.tanh(logits / self.logit_cap) * self.logit_cap
 
     @staticmethod

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _MAX_PACKED_BYTES = 2 << 30  # of all packed copies of a model; beyond it memory matters more than the last tenth of speed
 
@@ -15,7 +17,8 @@ class Product:
     """x W^T + b of a frozen weight, and the way back through it.
 
     On the CPU it goes through oneDNN, whose float32 products are faster than the default library's on some processors
-    (AMD: a tenth). `pack` stores copies in the layout that oneDNN computes in: bfloat16 both ways, float32 forward.
+    (AMD: a tenth; of few rows and a vocabulary, half the time). `pack` stores copies in the layout that oneDNN computes in:
+    float32 forward, bfloat16 both ways, the one for the way back when it is first gone.
 
     Args:
         weight: [out, in], a view is fine.
@@ -28,22 +31,39 @@ class Product:
     def __init__(self, weight: Tensor, bias: Tensor | None, pack: bool = False) -> None:
         self.weight, self._bias = weight, bias
         self._onednn = _onednn_computes(weight.device.type, weight.dtype)
-        self._forward_weight, self._back_weight = weight, weight.t()
-        if self._onednn and pack:
-            self._forward_weight = _packed(weight)
-            if weight.dtype == torch.bfloat16:
-                self._back_weight = _packed(weight.t().contiguous())
+        self._pack = pack and self._onednn
+        self._forward_weight = _packed(weight) if self._pack else weight
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [S, in] -> [S, out]."""
+        if torch.is_grad_enabled() and x.requires_grad:
+            product: Tensor = _Differentiable.apply(x, self)  # type: ignore[no-untyped-call]
+            return product
         return self._linear(x, self._forward_weight, self._bias)
 
     def back(self, grad: Tensor) -> Tensor:
         """Gradient of the output [S, out] -> gradient of the input [S, in]."""
         return self._linear(grad, self._back_weight, None)
 
+    @cached_property
+    def _back_weight(self) -> Tensor:
+        transposed = self.weight.t()
+        return _packed(transposed.contiguous()) if self._pack and transposed.dtype == torch.bfloat16 else transposed
+
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _onednn_linear(x.contiguous(), weight, bias) if self._onednn else F.linear(x, weight, bias)
+
+
+class _Differentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, product: Product) -> Tensor:
+        ctx.product = product
+        return product(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.product.back(grad), None
 
 
 def packs(weights: list[Tensor]) -> bool:
