@@ -47,6 +47,11 @@ class Trial(_Record):
         """The rung with the least score, the earlier of equal ones; none of a trial that failed."""
         return None if self.outcome == "failed" else min(self.rungs, key=lambda rung: rung.score, default=None)
 
+    @property
+    def kind_and_start(self) -> tuple[str, str]:
+        """What its prompts are, and what they start from, empty by default: one of the ways that a ladder compares."""
+        return str(self.settings["prompt.kind"]), str(self.settings.get("prompt.start") or "")
+
 
 class SearchRecord(_Record):
     """A whole search.

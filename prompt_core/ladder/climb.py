@@ -131,10 +131,10 @@ def _rungs_above(record: SearchRecord, search: Search) -> list[Rung]:
     """The trials of the search by what they tune and where they start, the best of each."""
     groups: dict[tuple[str, str], list[int]] = {}
     for number, trial in enumerate(record.trials):
-        kind, start = str(trial.settings["prompt.kind"]), trial.settings.get("prompt.start")
-        groups.setdefault((kind, "text" if start == "prompt" else str(start or "")), []).append(number)
+        groups.setdefault(trial.kind_and_start, []).append(number)
     rungs = []
-    for (kind, start), numbers in groups.items():
+    for (kind, begun), numbers in groups.items():
+        start = "text" if begun == "prompt" else begun
         best = min((n for n in numbers if record.trials[n].best), key=lambda n: (_score(record.trials[n]), n), default=None)
         rungs.append(
             Rung(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -64,7 +64,8 @@ class Search:
 
     Every trial has a prompt per fold, tuned on the others. `together` trials make a wave, one fleet. After each rung
     the trials are scored on what their folds hold out, and one in `eta` goes on (Jamieson & Talwalkar 2016,
-    arXiv:1502.07943). A trial's steps are those of its best rung.
+    arXiv:1502.07943); in the first wave of a ladder one of each kind and start, for some learn late and end ahead. A trial's
+    steps are those of its best rung.
 
     Args:
         task: with a search.
@@ -233,12 +234,23 @@ class Search:
                 self._note()
             through = sorted((n for n in going if len(wave[n].rungs) > rung), key=lambda n: (wave[n].rungs[rung].score, n))
             last = rung + 1 == len(self._rungs)
-            kept = through if last else through[: -(-len(through) // self._spec.eta)]
+            kept = through if last else [n for alike in self._alike(through) for n in alike[: self._staying(len(alike))]]
             for number in through:
                 if last or number not in kept:
                     wave[number] = wave[number].model_copy(update={"outcome": "complete" if last else "dropped"})
             for number in [number for number in going if number not in kept]:
                 fleet.drop(going.pop(number).members)
+
+    def _alike(self, numbers: Iterable[int]) -> list[list[int]]:
+        """Trials of the wave by what they are compared with after a rung: in the first wave of a ladder their own kind and start."""
+        apart = self.starts is not None and not self._diary.trials
+        groups: dict[object, list[int]] = {}
+        for number in numbers:
+            groups.setdefault(self._diary.wave[number].kind_and_start if apart else None, []).append(number)
+        return list(groups.values())
+
+    def _staying(self, trials: int) -> int:
+        return -(-trials // self._spec.eta)
 
     def _measured(self, fleet: Fleet, trial: Trial, candidate: Candidate, steps: int) -> Trial:
         """The trial with one more rung, or failed."""
@@ -271,8 +283,8 @@ class Search:
         planned, after = len(diary.trials) + len(diary.wave), 0
         while planned < spec.trials:
             size = min(spec.together, spec.trials - planned)
-            planned, after = planned + size, after + self._cost(size)
-        total = done + self._cost(len(going), rung, step) + after
+            planned, after = planned + size, after + self._cost([size])
+        total = done + self._cost([len(alike) for alike in self._alike(going)], rung, step) + after
         seconds = time.monotonic() - self._began
         eta = seconds / max(1, done - self._done_before) * (total - done)
         if spec.minutes is not None:
@@ -282,12 +294,12 @@ class Search:
         wave = min(waves, len(diary.trials) // spec.together + 1)
         self.on_search(SearchStep(self.task.name, wave, waves, step, self._rungs[rung], len(going), done, total, best, eta))
 
-    def _cost(self, trials: int, rung: int = 0, step: int = 0) -> int:
-        """Prompt-steps of a wave from here on."""
+    def _cost(self, trials: Sequence[int], rung: int = 0, step: int = 0) -> int:
+        """Prompt-steps of a wave from here on, which has so many trials that are alike."""
         cost = 0
         for steps in self._rungs[rung:]:
-            cost += trials * len(self._folds) * (steps - step)
-            trials, step = -(-trials // self._spec.eta), steps
+            cost += sum(trials) * len(self._folds) * (steps - step)
+            trials, step = [self._staying(alike) for alike in trials], steps
         return cost
 
     def _score_of(self, trial: Trial) -> float:

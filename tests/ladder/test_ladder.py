@@ -134,6 +134,20 @@ def test_the_text_is_taken_where_gradients_only_destroy(llama: Backbone) -> None
     assert prompt.manifest.data.train_rows == len(ROWS) and prompt.render({"text": "It is late"})
 
 
+def test_every_kind_and_start_has_its_time_in_the_first_wave(llama: Backbone) -> None:
+    steps: list[SearchStep] = []
+    task = task_over(llama, search={"trials": 8, "eta": 10})
+    search = tune(task, TRAIN, VALIDATION, llama, on_search=steps.append).manifest.search
+    assert search
+    waves = search.trials[:4], search.trials[4:]
+    ways = {trial.kind_and_start for trial in waves[0]}
+    assert ways == {("deep", "prompt"), ("soft", "prompt"), ("deep", "")}  # of the four trials two are alike
+    going_on = [[trial.kind_and_start for trial in wave if len(trial.rungs) == 2] for wave in waves]
+    assert set(going_on[0]) == ways and (len(going_on[0]), len(going_on[1])) == (3, 1)
+    first = [step for step in steps if step.wave == 1]
+    assert [step.trials for step in first] == [4, 4, 3, 3] and first[0].total - 4 * 2 - 2 == first[-1].done == 4 * 2 + 3 * 2
+
+
 def test_tasks_that_write_climb_by_their_loss_per_token(llama: Backbone) -> None:
     pairs = examples(*[(f"Where is parcel {i}?", f"In depot {i % 3}") for i in range(9)])
     task = task_over(llama, objective="generate", evaluate={"metrics": ["chrf"], "max_new_tokens": 6}, search={"space": SPACE})

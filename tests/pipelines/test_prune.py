@@ -131,7 +131,7 @@ def test_runs_that_come_back_to_old_values_while_these_are_pruned_have_them(tmp_
     for frame in frames:
         write(manager, frame)
     pruned = 0
-    for _ in range(60):
+    for _ in range(25):
         frame = chance.choice(frames)
         age(tmp_path, 2)
         counted: list[Pruned] = []
@@ -144,7 +144,7 @@ def test_runs_that_come_back_to_old_values_while_these_are_pruned_have_them(tmp_
         pruned += counted[0].objects
         for other in chance.sample(frames, 8):
             write(manager, other, "another")
-    assert pruned > 60
+    assert pruned > 25
     assert not [name for name in names(tmp_path / "objects" / "examples") if name.startswith(".")]
 
 
