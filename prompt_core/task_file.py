@@ -46,6 +46,9 @@ def load_task(path: str | Path) -> TaskSpec:
     if task.data.test_path and "test" in task.data.model_fields_set:
         what = "is a share of the rows to test on, beside data.test_path, a file of them"
         raise PromptmillError(f"{path}: data.test", what, "Keep one of the two.")
+    if task.data.unlabelled and not task.reads_unlabelled:
+        what, fix = "nothing reads these inputs", "Say what they are for, tune.calibrate or tune.self_training, or leave them out."
+        raise PromptmillError(f"{path}: data.unlabelled", what, fix)
     return task
 
 

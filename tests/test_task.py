@@ -164,6 +164,10 @@ def test_a_missing_field_of_a_section_is_named(tmp_path: Path) -> None:
             {"data": {"path": "a.csv", "target": "label", "test": 0.2, "test_path": "b.csv"}},
             "data.test: is a share of the rows to test on, beside data.test_path, a file of them. Keep one of the two.",
         ),
+        (
+            {"data": {"path": "a.csv", "target": "label", "unlabelled": "b.csv"}, "prompt": {"kind": "text"}},
+            "data.unlabelled: nothing reads these inputs. Say what they are for, tune.calibrate or tune.self_training, or leave them out.",
+        ),
         ({"tune": None}, "tune: is empty. Fill it in, or leave it out."),
         ({"labels": {"a": 1}}, "labels.a: Input should be a valid string (found 1)"),
         ({"labels": {"a": []}}, "labels.a: Tuple should have at least 1 item"),
@@ -175,6 +179,12 @@ def test_a_missing_field_of_a_section_is_named(tmp_path: Path) -> None:
 def test_a_value_that_does_not_fit_is_named_with_its_field(tmp_path: Path, changed: dict[str, Any], finding: str) -> None:
     path = write(tmp_path, **changed)
     assert re.match(re.escape(f"{path}: {finding}").replace(r"\.\*", ".*"), refused(path))
+
+
+@pytest.mark.parametrize("tune", [{"calibrate": True}, {"search": {"space": {"tune.self_training": [0, 2]}}}])
+def test_inputs_without_labels_are_taken_where_the_tuning_or_a_trial_of_its_search_reads_them(tmp_path: Path, tune: dict[str, Any]) -> None:
+    task = load_task(write(tmp_path, data={"path": "a.csv", "target": "label", "unlabelled": "b.csv"}, tune=tune))
+    assert task.reads_unlabelled
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "../up", ".hidden", "a b", "", "a\nb", "x" * 101])
