@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 
 
@@ -10,3 +12,11 @@ def fair_draw(frame: pl.DataFrame, count: int) -> pl.DataFrame:
     of a text with several targets the first one is taken."""
     ordered = frame.sort("_id", *sorted(set(frame.columns) - {"_id"}))  # an order of content alone
     return ordered.unique("_id", keep="first", maintain_order=True).head(count)
+
+
+def first_rows(ids: Sequence[str]) -> dict[str, int]:
+    """The number of the first row of each text, whose target is shown as by `fair_draw`; `ids` are the rows', in an order of content."""
+    numbers: dict[str, int] = {}
+    for number, _id in enumerate(ids):
+        numbers.setdefault(_id, number)
+    return numbers

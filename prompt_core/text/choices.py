@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 from torch import Tensor
 
+from prompt_core.data.demonstrations import first_rows
 from prompt_core.task import TaskSpec
 from prompt_core.text.candidate import Candidate, Structure, structures
 from prompt_core.text.demonstrations import chosen, exemplars
@@ -26,7 +27,7 @@ class Choices:
 
     Args:
         task: `text` says what there is to choose from.
-        rows: the training rows; of a text with several targets the last one is shown.
+        rows: the training rows; of a text with several targets the first one is shown.
         features: of the rows, unit length, float32 [n, H], for the choice of examples.
         model: that they are from.
         encoder: whether an encoder reads the prompt, which takes examples as exemplars of their labels.
@@ -38,7 +39,7 @@ class Choices:
     def __init__(self, task: TaskSpec, rows: Sequence[Mapping[str, Any]], features: Tensor, model: EmbeddingModel, encoder: bool) -> None:
         self._task, self._spec, self._model, self._encoder = task, task.text, model, encoder
         self.structures = structures(task, encoder)
-        numbers = {str(row["_id"]): number for number, row in enumerate(rows)}  # one of each text
+        numbers = first_rows([str(row["_id"]) for row in rows])
         self._ids, self._features = list(numbers), features[list(numbers.values())]
         self._classifies = task.objective == "classify"
         self._targets = [str(rows[number][task.data.target]) if self._classifies else "" for number in numbers.values()]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from prompt_core.backbone import Backbone
+from prompt_core.data.demonstrations import first_rows
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.task import TaskSpec
@@ -32,13 +33,13 @@ class Judge(ABC):
     Args:
         task: whose template the candidates vary.
         backbone: the frozen model.
-        rows: the training rows.
+        rows: the training rows, in an order of content.
         labels: of a classifier, in order; none for a task that generates.
         journal: what was scored before.
         budget: is asked before each pass.
 
     Attributes:
-        rows, by_id: the training rows, and by their ids.
+        rows, by_id: the training rows, and by their ids; of a text with several targets the first.
         budget: as given.
     """
 
@@ -53,7 +54,8 @@ class Judge(ABC):
     ) -> None:
         self._task, self._backbone, self._labels = task, backbone, list(labels)
         self.rows, self._journal, self.budget = [dict(row) for row in rows], journal, budget
-        self.by_id = {row["_id"]: row for row in rows}
+        self._first = first_rows([row["_id"] for row in self.rows])
+        self.by_id = {row: self.rows[number] for row, number in self._first.items()}
         self._right = np.array([self._labels.index(row[task.data.target]) for row in self.rows] if labels else [], dtype=np.int64)
         spec, identity = task.tune, backbone.identity
         reading = [spec.max_tokens, spec.truncate, spec.batch_tokens, backbone.device.type]

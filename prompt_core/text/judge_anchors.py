@@ -49,7 +49,6 @@ class AnchorJudge(Judge):
     ) -> None:
         super().__init__(task, backbone, rows, labels, journal, budget)
         self._base += f"\n{task.tune.anchor_scale}"
-        self._numbers = {row["_id"]: number for number, row in enumerate(self.rows)}
         self._encodings: dict[str, TaskEncoding] = {}
         self._inputs: dict[str, list[tuple[int, ...]]] = {}
         self._embedded: dict[str, Tensor] = {}  # [rows, H] under each template
@@ -145,7 +144,7 @@ class AnchorJudge(Judge):
             said = dict(candidate.words)
             texts = [said.get(label) or descriptions(self._task, label) for label in self._labels]
             sums = torch.stack([torch.stack([self._described[text] for text in own]).sum(0) for own in texts])
-            shown = torch.tensor([self._numbers[row] for row in candidate.shown], dtype=torch.int64)
+            shown = torch.tensor([self._first[row] for row in candidate.shown], dtype=torch.int64)
             labels, own = torch.from_numpy(self._right), torch.full((len(self.rows),), -1)
             own[shown] = labels[shown]
             if len(shown):

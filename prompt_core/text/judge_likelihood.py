@@ -50,8 +50,7 @@ class LikelihoodJudge(Judge):
     ) -> None:
         super().__init__(task, backbone, rows, labels, journal, budget)
         self._base += f"\n{task.tune.label_score}"
-        number_of = {row["_id"]: number for number, row in enumerate(self.rows)}
-        self._pool = [number_of[row] for row in self.by_id]  # as the rows stand in a prompt that retrieves
+        self._pool = list(self._first.values())  # as the rows stand in a prompt that retrieves
         self._kinds = [self.rows[number][task.data.target] if labels else "" for number in self._pool]
         self._features, self._pooled = features, features[self._pool]
         self._near: dict[tuple[int, int, bool], list[int]] = {}

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from prompt_core import PromptmillError, TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.data import Splits
+from prompt_core.data.demonstrations import fair_draw
 from prompt_core.evaluation.evaluate import evaluate
 from prompt_core.export import Published, export
 from prompt_core.ready import ReadyPrompt
@@ -30,6 +31,7 @@ from prompt_core.text.judge_likelihood import LikelihoodJudge
 from prompt_core.text.prompt import Retrieval
 from prompt_core.text.score import score_prompts
 from prompt_core.tuning import tune
+from prompt_core.tuning.folds import join_sides
 
 CHAT = [{"system": "Sort the message."}, {"user": "{{ text }}"}]
 ROWS = [
@@ -70,6 +72,18 @@ def rows() -> pl.DataFrame:
 @pytest.fixture(scope="module")
 def found(llama: Backbone, rows: pl.DataFrame) -> TunedPrompt:
     return tune(text_task(llama), rows, None, llama)
+
+
+def test_of_several_targets_a_text_prompt_shows_the_one_that_the_baseline_shows(llama: Backbone) -> None:
+    rows = join_sides((examples(*[(text, f"{n}. {text}") for text in "ABC" for n in (2, 1)]), None))
+    judge = judge_of(text_task(llama, objective="generate"), llama, rows)
+    fixed = Candidate("", "system", shown=tuple(judge.by_id))
+    drawn = {row["text"]: row["label"] for row in fair_draw(rows, 3).rows(named=True)}
+    assert drawn == {text: f"1. {text}" for text in "ABC"}
+    for candidate in (fixed, retrieving(llama, 3)):
+        shown = candidate.prompt(text_task(llama, objective="generate"), judge.by_id).demonstrations
+        assert {each.fields["text"]: each.answer for each in shown} == drawn
+    assert {row["label"] for row in (judge.rows[number] for number in judge._pool)} == set(drawn.values())
 
 
 @given(
