@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
@@ -27,6 +28,8 @@ Messages = Sequence[dict[str, str]]
 
 _log = logging.getLogger("promptmill")
 _PER_MESSAGE = 16  # tokens that a chat format may put around a message
+_LATER = (408, 409, 429)  # and a server's own errors
+_OF_THIS_QUESTION = (400, 413, 422)  # too long for the model, or held back by a filter; else all questions are refused
 
 
 class _Unusable(Exception):
@@ -42,7 +45,7 @@ class Endpoint:
         budget: is asked before each call, for the most that the call can cost.
 
     Raises:
-        PromptmillError: the environment variable that `spec.key_variable` names is not set.
+        PromptmillError: the address is none, or the environment variable that `spec.key_variable` names is not set.
     """
 
     def __init__(self, spec: EndpointSpec, journal: Journal, budget: Budget) -> None:
@@ -51,8 +54,10 @@ class Endpoint:
             what = f"names {spec.key_variable}, which is not set in the environment"
             raise PromptmillError("text.endpoint.key_variable", what, "Set it, or leave the field out for a server without keys.")
         self._spec, self._journal, self._budget, self._lock = spec, journal, budget, Lock()
+        _check_address(spec.url)
         self._client = openai.OpenAI(base_url=spec.url, api_key=key, timeout=spec.timeout, max_retries=0)
         self._answered = False
+        self._refusal: PromptmillError | None = None
 
     def ask(self, questions: Sequence[tuple[Messages, int]]) -> list[str | None]:
         """One answer per question, side by side; None where there is none, for a reason that is logged.
@@ -61,24 +66,28 @@ class Endpoint:
             questions: chat messages and a seed; the same pair has the same answer, from the journal.
 
         Raises:
-            PromptmillError: nobody answers at the address, or it refuses the key or the model.
+            PromptmillError: nobody answers at the address, or it refuses the key, the model or all questions.
         """
         with ThreadPoolExecutor(self._spec.concurrency) as pool:
-            return list(pool.map(lambda question: self._answer(*question), questions))
+            answers = list(pool.map(lambda question: self._answer(*question), questions))
+        if self._refusal and not self._answered:
+            raise self._refusal
+        return answers
 
     def _answer(self, messages: Messages, seed: int) -> str | None:
         about = json.dumps([self._spec.url, self._spec.model, self._spec.temperature, self._spec.max_tokens, list(messages), seed])
         key = hashlib.sha256(about.encode()).hexdigest()[:32]
-        known = self._journal.get(key)
+        known, paid = self._journal.get(key) or (None, 0.0)
+        with self._lock:
+            self._budget.spent_dollars += paid  # as the first time: the limit is of a search, however often it is interrupted
         if known is not None:
-            with self._lock:
-                self._budget.spent_dollars += known[1]  # as the first time: the limit is of a search, however often it is interrupted
-            return str(known[0])
+            self._answered = True
+            return str(known)
         costs: list[float] = []
         answer = self._paid(messages, seed, costs)
-        if answer is not None:
+        if answer is not None or any(costs):
             with self._lock:
-                self._journal.put({key: [answer, sum(costs)]})
+                self._journal.put({key: [answer, paid + sum(costs)]})
         return answer
 
     def _paid(self, messages: Messages, seed: int, costs: list[float]) -> str | None:
@@ -94,6 +103,12 @@ class Endpoint:
             reason = str(error.last_attempt.exception())
         except _OverBudget as limit:
             _log.warning("endpoint: not asked, the budget of %s would be passed", limit)
+            return None
+        except _Refused as refused:
+            self._refusal = PromptmillError(f"text.endpoint.url {self._spec.url}", str(refused), "Check the model's name and the key.")
+            if not refused.this_question:
+                raise self._refusal from None
+            _log.warning("endpoint: a question without answer, the server %s", refused)
             return None
         if not self._answered:
             fix = "Start the server, correct text.endpoint.url, or leave the endpoint out."
@@ -113,25 +128,26 @@ class Endpoint:
                 max_tokens=self._spec.max_tokens,
                 seed=seed,
             )
+            used = response.usage
+            cost = self._dollars(used.prompt_tokens, used.completion_tokens) if used else reserved
             text = response.choices[0].message.content
             if not isinstance(text, str):
                 raise _Unusable("the answer has no text")
-            used = response.usage
-            cost = self._dollars(used.prompt_tokens, used.completion_tokens) if used else reserved
             self._answered = True
             return text
-        except (openai.RateLimitError, openai.InternalServerError, openai.APIConnectionError, openai.APIResponseValidationError) as error:
-            if isinstance(error, (openai.RateLimitError, openai.InternalServerError)):
-                cost, self._answered = 0.0, True  # refused, not served
+        except (openai.APIConnectionError, openai.APIResponseValidationError) as error:
             raise _Unusable(type(error).__name__) from None
         except (ValueError, AttributeError, IndexError, TypeError):
             raise _Unusable("the answer is not what the protocol says") from None
         except openai.APIStatusError as error:
-            cost = 0.0
+            cost = 0.0  # refused, not served
+            if error.status_code in _LATER or error.status_code >= 500:
+                self._answered = True
+                raise _Unusable(type(error).__name__) from None
             what = f"refuses the request ({error.status_code}: {' '.join(str(error.message).split())[:160]})"
-            raise PromptmillError(f"text.endpoint.url {self._spec.url}", what, "Check the model's name and the key.") from None
+            raise _Refused(what, error.status_code in _OF_THIS_QUESTION) from None
         finally:
-            costs.append(min(cost, reserved))
+            costs.append(min(max(cost, 0.0), reserved))
             with self._lock:
                 self._budget.spent_dollars += costs[-1] - reserved
 
@@ -151,3 +167,21 @@ class Endpoint:
 
 class _OverBudget(Exception):
     """A call that the budget does not admit."""
+
+
+class _Refused(Exception):
+    """A request that would be refused again; `this_question` says whether another one may be answered."""
+
+    def __init__(self, what: str, this_question: bool) -> None:
+        super().__init__(what)
+        self.this_question = this_question
+
+
+def _check_address(url: str) -> None:
+    try:
+        address = urlsplit(url)
+        found = address.scheme in ("http", "https") and address.hostname and (address.port is None or address.port > 0)
+    except ValueError:
+        found = False
+    if not found or url.split() != [url]:
+        raise PromptmillError("text.endpoint.url", f'"{url}" is no address', "Write it as http://127.0.0.1:8000/v1.")

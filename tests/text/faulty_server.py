@@ -24,7 +24,8 @@ class Served:
 def serving(behaviours: Sequence[str]) -> Iterator[Served]:
     """A server whose n-th request gets the n-th behaviour, all further ones "good".
 
-    good: an answer; 429, 500, 401: that status; hang: silence for 5 s; garbage: no JSON; odd: JSON of another shape.
+    good: an answer; 429, 500, 401, ...: that status; hang: silence for 5 s; garbage: no JSON; odd: JSON of another shape; mute: an
+    answer without text, which is charged.
     """
     waiting, lock = list(behaviours), threading.Lock()
 
@@ -39,7 +40,7 @@ def serving(behaviours: Sequence[str]) -> Iterator[Served]:
                 time.sleep(5)
                 return
             status = int(behaviour) if behaviour.isdigit() else 200
-            content = {"good": _GOOD, "odd": '{"choices": 3}', "garbage": "<html>oops"}.get(behaviour, '{"error": {"message": "no"}}')
+            content = _CONTENT.get(behaviour, '{"error": {"message": "no"}}')
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
@@ -58,19 +59,19 @@ def serving(behaviours: Sequence[str]) -> Iterator[Served]:
         server.server_close()
 
 
-_GOOD = json.dumps(
-    {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 0,
-        "model": "m",
-        "choices": [
-            {
-                "index": 0,
-                "finish_reason": "stop",
-                "message": {"role": "assistant", "content": "<instruction>Say which mood the text has.</instruction>"},
-            }
-        ],
-        "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
-    }
-)
+_GOOD = {
+    "id": "1",
+    "object": "chat.completion",
+    "created": 0,
+    "model": "m",
+    "choices": [
+        {
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {"role": "assistant", "content": "<instruction>Say which mood the text has.</instruction>"},
+        }
+    ],
+    "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
+}
+_MUTE = _GOOD | {"choices": [{"index": 0, "finish_reason": "content_filter", "message": {"role": "assistant", "content": None}}]}
+_CONTENT = {"good": json.dumps(_GOOD), "mute": json.dumps(_MUTE), "odd": '{"choices": 3}', "garbage": "<html>oops"}

@@ -20,11 +20,11 @@ _ASKED = ([{"role": "user", "content": "Improve it."}], 7)
 
 
 def _endpoint(url: str, journal: Journal | None = None, budget: Budget | None = None, **changes: Any) -> Endpoint:
-    spec = EndpointSpec(url=url, model="m", attempts=4, wait=0.01, timeout=0.5, concurrency=2, **changes)
+    spec = EndpointSpec(url=url, model="m", attempts=4, wait=0.01, timeout=0.5, **{"concurrency": 2, **changes})
     return Endpoint(spec, journal or Journal(None, Clock()), budget or Budget())
 
 
-@pytest.mark.parametrize("faults", [["429", "500"], ["hang"], ["garbage", "odd"]])
+@pytest.mark.parametrize("faults", [["429", "500"], ["hang"], ["garbage", "odd"], ["408", "mute"]])
 def test_what_passes_is_asked_again(faults: list[str]) -> None:
     with serving(faults) as served:
         (answer,) = _endpoint(served.url).ask([_ASKED])
@@ -40,6 +40,16 @@ def test_an_answer_is_paid_for_once_even_after_a_restart(tmp_path: Path) -> None
         again = _endpoint(served.url, Journal(tmp_path / "journal", Clock()), after, **price).ask([_ASKED])
     assert first == again and len(served.bodies) == 2
     assert after.spent_dollars == before.spent_dollars > 0
+
+
+def test_what_a_question_without_an_answer_cost_counts_after_a_restart_in_which_it_is_asked_again(tmp_path: Path) -> None:
+    price = {"dollars": 1.0, "dollars_per_million_read": 10.0, "dollars_per_million_written": 10.0}
+    before, after, other = Budget(dollars=1.0), Budget(dollars=1.0), (_ASKED[0], 8)
+    with serving(["good", *["garbage"] * 4]) as served:
+        answers = _endpoint(served.url, Journal(tmp_path / "journal", Clock()), before, **price, concurrency=1).ask([_ASKED, other])
+        again = _endpoint(served.url, Journal(tmp_path / "journal", Clock()), after, **price).ask([other, _ASKED])
+    assert answers[1] is None and None not in again and len(served.bodies) == 6
+    assert after.spent_dollars == pytest.approx(before.spent_dollars + 110 * 10 / 1e6)
 
 
 def test_half_of_a_surrogate_pair_in_an_answer_is_kept_and_read_as_text(tmp_path: Path) -> None:
@@ -65,6 +75,31 @@ def test_requests_that_were_refused_cost_nothing() -> None:
     with serving(["429"] * 4) as served:
         assert _endpoint(served.url, budget=budget, **price).ask([_ASKED]) == [None]
     assert len(served.bodies) == 4 and budget.spent_dollars == 0
+
+
+def test_an_answer_without_text_costs_what_the_server_says_it_did() -> None:
+    budget = Budget(dollars=1.0)
+    price = {"dollars": 1.0, "dollars_per_million_read": 0.0, "dollars_per_million_written": 10.0}
+    with serving(["mute"]) as served:
+        assert _endpoint(served.url, budget=budget, **price).ask([_ASKED]) != [None]
+    assert budget.spent_dollars == pytest.approx(2 * 10 * 10 / 1e6)
+
+
+@pytest.mark.parametrize("status", ["400", "413", "422"])
+def test_one_question_that_is_refused_does_not_end_a_search_that_others_answer(status: str, caplog: pytest.LogCaptureFixture) -> None:
+    with serving([status]) as served:
+        answers = _endpoint(served.url).ask([(_ASKED[0], seed) for seed in range(4)])
+    assert answers.count(None) == 1 and len(served.bodies) == 4
+    assert f"a question without answer, the server refuses the request ({status}" in caplog.text
+    with serving([status] * 4) as served, pytest.raises(PromptmillError, match=rf"refuses the request \({status}"):
+        _endpoint(served.url).ask([(_ASKED[0], seed) for seed in range(4)])
+
+
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "127.0.0.1:8000/v1", "http://[::1", "http://h:99999/v1", "http://a b/v1", "ftp://h"])
+def test_what_is_no_address_is_named(url: str) -> None:
+    with pytest.raises(PromptmillError) as raised:
+        _endpoint(url)
+    assert str(raised.value) == f'text.endpoint.url: "{url}" is no address. Write it as http://127.0.0.1:8000/v1.'
 
 
 def test_an_address_where_nobody_answers_is_one_clear_line() -> None:
