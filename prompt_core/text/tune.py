@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -44,8 +44,11 @@ from prompt_core.tuning.parallel import is_writer
 from prompt_core.tuning.prepared import Sides, library_versions
 
 _ID_DIGITS = 12
-# What may change between two starts of a search without making its scores other scores.
+# What may change between two starts of a search without making its scores and proposals other ones.
+_NOT_SCORED = {"owner", "evaluate", "gate", "drift", "deploy"}
 _LIMITS = {"rounds", "patience", "max_tokens", "minutes"}
+_PRICES = {"dollars", "dollars_per_million_read", "dollars_per_million_written"}
+_ASKING = {"key_variable", "concurrency", "timeout", "attempts", "wait", *_PRICES}
 
 
 def tune_text(
@@ -135,15 +138,15 @@ class _Tuning:
         makers: list[tuple[str, Propose]] = [("gradient", GradientEdits(task, self._judge, backbone))]
         if backbone.causal:
             makers.append(("own words", OwnWords(task, self._judge, backbone)))
+        proposers: list[Propose] = [Remembered(name, maker, self._journal, self._budget) for name, maker in makers]
         if task.text.endpoint:
             from prompt_core.text.endpoint import Endpoint  # the client takes long to load
 
             endpoint = Endpoint(task.text.endpoint, self._journal, self._budget)
             together = min(4, task.text.together)
-            reflection = Reflection(task, endpoint, lambda tried: self._judge.mistakes(tried.candidate), together)
-            makers.insert(0, (f"reflection by {task.text.endpoint.model} at {task.text.endpoint.url}", reflection))
-        remembered = [Remembered(name, maker, self._journal, self._budget) for name, maker in makers]
-        return [*remembered, lambda ranked, random: [edited([tried.candidate.wording for tried in ranked], random)]]
+            # What it is asked is remembered answer by answer: a question that had none is asked again.
+            proposers.insert(0, Reflection(task, endpoint, lambda tried: self._judge.mistakes(tried.candidate), together))
+        return [*proposers, lambda ranked, random: [edited([tried.candidate.wording for tried in ranked], random)]]
 
     def _copies(self) -> Copies:
         columns = [*Template(self._task).fields, self._task.data.target]
@@ -206,10 +209,16 @@ class _Tuning:
 
     def _fingerprint(self) -> str:
         """SHA-256 of what decides the scores and proposals of the search."""
-        content = self._task.without_places(self._backbone.identity.name)
-        content["text"] = {name: value for name, value in content["text"].items() if name not in _LIMITS}
+        content = _without(self._task.without_places(self._backbone.identity.name), _NOT_SCORED)
+        content["text"] = _without(content["text"], _LIMITS)
+        if self._task.text.endpoint:
+            content["text"]["endpoint"] = _without(content["text"]["endpoint"], _ASKING)
         about = [content, frame_digest(self._frame), self._backbone.identity.model_dump(), library_versions(), version("optuna")]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _without(content: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name not in names}
 
 
 def _tried_record(tried: Tried, metric: float | None, encoder: bool) -> TriedRecord:

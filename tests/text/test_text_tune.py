@@ -30,6 +30,7 @@ from prompt_core.text.judge_likelihood import LikelihoodJudge
 from prompt_core.text.score import Question, score_prompts
 from prompt_core.text.search import Round
 from prompt_core.tuning import tune
+from tests.text.faulty_server import serving
 
 CHAT = [{"system": "Sort the message."}, {"user": "{{ text }}"}]
 TEXTS = [
@@ -221,6 +222,22 @@ def test_the_minutes_of_an_interrupted_search_count(llama: Backbone, rows: pl.Da
     again = tune(text_task(llama, text={"minutes": 10}), rows, None, llama, checkpoints=tmp_path).manifest.text_search
     assert whole is not None and again is not None and whole.ended == "rounds" and again.ended == "600 seconds"
     assert len(again.tried) < len(whole.tried)
+
+
+def test_a_search_with_more_money_goes_on_from_what_was_paid_for(llama: Backbone, rows: pl.DataFrame, tmp_path: Path) -> None:
+    with serving([]) as served:
+        spent, asked = [], []
+        for dollars, gate in ((0.0003, 1.0), (1.0, 2.0)):
+            price = {"dollars": dollars, "dollars_per_million_written": 10.0, "max_tokens": 10, "attempts": 2, "timeout": 9}
+            endpoint = {"url": served.url, "model": "m", **price}
+            task = text_task(llama, {"endpoint": endpoint}, gate={"min_gain": gate}, owner=f"team:{gate:g}")
+            search = tune(task, rows, None, llama, checkpoints=tmp_path).manifest.text_search
+            assert search is not None
+            spent.append(search.dollars)
+            asked.append(len(served.bodies))
+    assert 0 < spent[0] <= 0.0003 < spent[1] and 0 < asked[0] < asked[1]
+    assert spent[1] == pytest.approx(asked[1] * 10 * 10 / 1e6)  # each question once
+    assert len(list(tmp_path.glob("*.jsonl"))) == 1
 
 
 def test_rendering_loads_no_torch(found: TunedPrompt, tmp_path: Path) -> None:
