@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from prompt_core.criteria import EvaluateSpec
 from prompt_core.errors import PromptmillError, kind_of_fault, nearest
 from prompt_core.extraction.schema import read_schema
-from prompt_core.methods import ExtractSpec
+from prompt_core.methods import READING, ExtractSpec
 from prompt_core.plain_yaml import read_yaml, shown
 from prompt_core.task import TaskSpec
 
@@ -43,12 +43,9 @@ def load_task(path: str | Path) -> TaskSpec:
         raise PromptmillError(str(path), f"holds {type(content).__name__}, not fields", "Start with `name: ...`.")
     task = parse_task(content, str(path), path.parent)
     # Only here: the record of a published prompt has every field, those too that its file left out.
-    if task.data.test_path and "test" in task.data.model_fields_set:
-        what = "is a share of the rows to test on, beside data.test_path, a file of them"
-        raise PromptmillError(f"{path}: data.test", what, "Keep one of the two.")
-    if task.data.unlabelled and not task.reads_unlabelled:
-        what, fix = "nothing reads these inputs", "Say what they are for, tune.calibrate or tune.self_training, or leave them out."
-        raise PromptmillError(f"{path}: data.unlabelled", what, fix)
+    if found := _without_effect(task):
+        field, what, fix = found
+        raise PromptmillError(f"{path}: {field}", what, fix)
     return task
 
 
@@ -77,6 +74,21 @@ def field_on_its_line(text: str, field: str) -> Any:
         return read_yaml(line.group())[field] if line else None
     except (yaml.YAMLError, ValueError, RecursionError, TypeError, KeyError):
         return None
+
+
+def _without_effect(task: TaskSpec) -> tuple[str, str, str] | None:
+    """The first field that is given and would change nothing, why, and the way out."""
+    data, words = task.data, {"labels": task.labels, "text.label_words": task.text.label_words}
+    if data.test_path and "test" in data.model_fields_set:
+        return "data.test", "is a share of the rows to test on, beside data.test_path, a file of them", "Keep one of the two."
+    if data.unlabelled and not task.reads_unlabelled:
+        fix = "Say what they are for, tune.calibrate or tune.self_training, or leave them out."
+        return "data.unlabelled", "nothing reads these inputs", fix
+    if task.writes and (field := next((field for field, given in words.items() if given), None)):
+        return field, f"says words for labels, but objective: {task.objective} writes texts", "Leave it out, or use objective: classify."
+    if task.prompt.kind == "text" and (trained := sorted(task.tune.model_fields_set - set(READING))):
+        return f"tune.{trained[0]}", "says how a prompt is trained, but prompt.kind: text is searched", "Leave it out; see the part text."
+    return None
 
 
 def _explained(error: ValidationError, where: str) -> PromptmillError:

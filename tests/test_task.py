@@ -168,6 +168,18 @@ def test_a_missing_field_of_a_section_is_named(tmp_path: Path) -> None:
             {"data": {"path": "a.csv", "target": "label", "unlabelled": "b.csv"}, "prompt": {"kind": "text"}},
             "data.unlabelled: nothing reads these inputs. Say what they are for, tune.calibrate or tune.self_training, or leave them out.",
         ),
+        (
+            {"objective": "generate", "labels": {"a": "good"}},
+            "labels: says words for labels, but objective: generate writes texts. Leave it out, or use objective: classify.",
+        ),
+        (
+            {"objective": "generate", "prompt": {"kind": "text"}, "text": {"label_words": {"a": ["good"]}}},
+            "text.label_words: says words for labels, but objective: generate writes texts",
+        ),
+        (
+            {"prompt": {"kind": "text"}, "tune": {"steps": 50, "seed": 1}},
+            "tune.steps: says how a prompt is trained, but prompt.kind: text is searched. Leave it out; see the part text.",
+        ),
         ({"tune": None}, "tune: is empty. Fill it in, or leave it out."),
         ({"labels": {"a": 1}}, "labels.a: Input should be a valid string (found 1)"),
         ({"labels": {"a": []}}, "labels.a: Tuple should have at least 1 item"),

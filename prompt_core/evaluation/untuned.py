@@ -8,11 +8,11 @@ import json
 from prompt_core.backbone import Backbone
 from prompt_core.data import Splits, read_unlabelled
 from prompt_core.data.digest import frame_digest
+from prompt_core.methods import READING
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.prepared import library_versions
 
 _ABOUT_PROMPTS = ("name", "description", "owner", "prompt", "text", "gate", "drift", "deploy")
-_TUNE = ("seed", "batch_tokens", "max_tokens", "truncate", "label_score", "anchor_scale")  # what untuned contenders read of `tune`
 
 
 def untuned_digest(task: TaskSpec, splits: Splits, backbone: Backbone) -> str:
@@ -22,7 +22,7 @@ def untuned_digest(task: TaskSpec, splits: Splits, backbone: Backbone) -> str:
         PromptmillError: `data.unlabelled` cannot be read.
     """
     settings = {name: value for name, value in task.without_places(backbone.identity.name).items() if name not in _ABOUT_PROMPTS}
-    settings["tune"] = {name: settings["tune"][name] for name in _TUNE}
+    settings["tune"] = {name: settings["tune"][name] for name in READING}
     content = [
         settings,
         splits.digest,

@@ -38,6 +38,7 @@ from prompt_core.text.record import TextSearchRecord, TriedRecord
 from prompt_core.text.reflection import Reflection
 from prompt_core.text.remembered import Remembered
 from prompt_core.text.search import Found, OnRound, Propose, TextSearch, Tried
+from prompt_core.text.spec import TextSpec
 from prompt_core.tuning.build import answer, label_ids
 from prompt_core.tuning.folds import join_sides
 from prompt_core.tuning.parallel import is_writer
@@ -262,6 +263,11 @@ def _check_backbone(task: TaskSpec, backbone: Backbone) -> None:
     if not backbone.causal and "retrieved" in task.text.choices:
         what = f"retrieved, but {name} is an encoder, which reads no demonstrations"
         raise PromptmillError(f"{where}: text.choices", what, "Leave it out; examples count as exemplars of their labels.")
+    others = ("exemplars",) if backbone.causal else ("demonstrations", "retriever")
+    for field in others:
+        if getattr(task.text, field) != TextSpec.model_fields[field].default:
+            what = f"is for {'encoders' if backbone.causal else 'causal models'}, which {name} is not"
+            raise PromptmillError(f"{where}: text.{field}", what, "Leave it out.")
 
 
 def _check_tokens(task: TaskSpec, rows: Sequence[dict[str, Any]], labels: Sequence[str], backbone: Backbone) -> None:

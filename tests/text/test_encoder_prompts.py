@@ -226,6 +226,8 @@ def test_an_export_as_text_names_encoder_and_exemplars(found: TunedPrompt, tmp_p
     ("parts", "message"),
     [
         ({"text": {"choices": ["retrieved"]}}, "task t: text.choices: retrieved, but tiny-bert is an encoder, which reads no"),
+        ({"text": {"demonstrations": 4}}, "task t: text.demonstrations: is for causal models, which tiny-bert is not. Leave it out."),
+        ({"text": {"retriever": "minilm"}}, "task t: text.retriever: is for causal models, which tiny-bert is not. Leave it out."),
         ({"template": [{"user": "{{ text }}"}]}, "task t: template: backbone tiny-bert has no chat format"),
         ({"template": "word " * 80 + "{{ text }}"}, "task t: template: what precedes the first field has 80 tokens"),
     ],

@@ -297,6 +297,7 @@ def test_a_setting_that_does_not_apply_is_one_line(llama: Backbone, parts: dict[
         ),
         ({"template": "{{ soft(2) }} {{ text }}"}, [("x", "a"), ("y", "b")], "task t: template: has soft(n), which no text can say"),
         ({"text": {"label_words": {"c": ["x"]}}}, [("x", "a"), ("y", "b")], 'task t: text.label_words: "c" is no label of the data'),
+        ({"text": {"exemplars": 4}}, [("x", "a"), ("y", "b")], "task t: text.exemplars: is for encoders, which tiny-llama is not"),
         ({}, [("x", "a")], 'task t: data.target: has only the label "a". A classifier needs examples of at least two.'),
         ({}, [("x", " "), ("y", "b")], 'task t: labels: " " is said as "", which is no token'),
         (
