@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 
 import polars as pl
 
@@ -33,11 +34,12 @@ def folds_of(rows: pl.DataFrame, task: TaskSpec, folds: int, shown: int = 0) -> 
     Raises:
         PromptmillError: there are fewer texts than folds.
     """
-    by_label, shown_ids = task.objective == "classify", set(fair_draw(rows, shown)["_id"])
+    shown_ids = set(fair_draw(rows, shown)["_id"])
+    labels = rows[task.data.target] if task.objective == "classify" else repeat("")  # inputs to distil need no target column
     texts: dict[tuple[str, str], list[int]] = {}
-    for number, (_id, target) in enumerate(rows.select("_id", task.data.target).rows()):
+    for number, (_id, label) in enumerate(zip(rows["_id"], labels, strict=False)):
         if _id not in shown_ids:
-            texts.setdefault((target if by_label else "", _id), []).append(number)
+            texts.setdefault((label, _id), []).append(number)
     if len(texts) < folds:
         what = f"{folds}, but there are {len(texts)} examples to hold out"
         raise PromptmillError(f"task {task.name}: tune.search.folds", what, "Add examples or lower it.")
