@@ -207,6 +207,10 @@ class TaskSpec(Part):
                 raise PromptmillError("tune.decay", what, "Leave it out.")
             if self.search.final == "average" and self.tune.self_training:
                 raise ValueError("tune.self_training beside tune.search.final: average; the mean of the folds' prompts is not tuned again")
+            starts = self.search.space.get("prompt.start", (self.prompt.start,))
+            compacted = self.objective == "distill" and self.prompt.kind != "soft" and not {None, "compaction"}.isdisjoint(starts)
+            if self.search.final == "average" and compacted:
+                raise ValueError("tune.search.final: average beside prompt.start: compaction; starts of different lessons have no mean")
         return self
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """What is tuned: prompts as trainable modules, where they start from, and how a packed batch meets them."""
 
+from prompt_core.prompts.compaction import Compactions
 from prompt_core.prompts.deep import DeepPrefix
 from prompt_core.prompts.multitask import MultitaskPrompt
 from prompt_core.prompts.packed import hidden_states, lower
@@ -11,6 +12,7 @@ from prompt_core.prompts.start import Context, starting_prompt
 from prompt_core.prompts.tree import Tree
 
 __all__ = [
+    "Compactions",
     "Context",
     "DeepPrefix",
     "MultitaskPrompt",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +60,32 @@ def compact(
     layers = [_compacted(read.layer(number), tokens, generator) for number in range(backbone.num_layers)]
     keys, values = (torch.stack(states) for states in zip(*layers, strict=True))
     return keys, values
+
+
+class Compactions:
+    """Compactions, each made once: the trials of a search differ in other settings than those that it depends on."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def compact(
+        self,
+        backbone: Backbone,
+        ids: Sequence[int],
+        read: Callable[[], PromptState],
+        texts: Sequence[Sequence[int]],
+        tokens: int,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        """As the function `compact`, of a context with these token ids that `read` gives lowered; the generator is left as by that."""
+        about = [list(ids), list(map(list, texts)), tokens, generator.get_state().tolist()]
+        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+        if key not in self._made:
+            keys, values = compact(backbone, read(), texts, tokens, generator)
+            self._made[key] = keys, values, generator.get_state()
+        keys, values, state = self._made[key]
+        generator.set_state(state)
+        return keys, values
 
 
 def _drawn(texts: Sequence[Sequence[int]], generator: torch.Generator) -> list[Sequence[int]]:

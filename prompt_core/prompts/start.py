@@ -14,7 +14,7 @@ from prompt_core.backbone import Backbone
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.methods import Start
-from prompt_core.prompts.compaction import compact
+from prompt_core.prompts.compaction import Compactions
 from prompt_core.prompts.deep import DeepPrefix
 from prompt_core.prompts.packed import lower
 from prompt_core.prompts.prompt import Prompt, PromptState
@@ -36,11 +36,13 @@ class Context:
         ids: token ids that a teacher reads in front of every input.
         read: gives them lowered, as keys and values.
         texts: token ids of what stands behind, inputs with the teacher's answers.
+        compactions: those that were made before.
     """
 
     ids: Sequence[int]
     read: Callable[[], PromptState]
     texts: Sequence[Sequence[int]]
+    compactions: Compactions
 
 
 def starting_prompt(
@@ -130,7 +132,8 @@ class _Start:
             keys, values = self._of_source(tokens)
         elif self.kind == "compaction":
             context, tokens = self._context(tokens)
-            keys, values = compact(backbone, context.read(), context.texts, tokens, self.generator)
+            made = context.compactions
+            keys, values = made.compact(backbone, context.ids, context.read, context.texts, tokens, self.generator)
         elif self.kind == "zero":
             keys, values = torch.zeros(2, *self._shape(tokens or _DEFAULT_TOKENS), device=backbone.device)
         elif self.kind == "random":

@@ -14,6 +14,7 @@ from prompt_core.backbone import Backbone
 from prompt_core.encoded import Encoded
 from prompt_core.errors import PromptmillError
 from prompt_core.manifest import TuningRecord
+from prompt_core.prompts import Compactions
 from prompt_core.space import Setting
 from prompt_core.task import TaskSpec
 from prompt_core.task_file import parse_task
@@ -46,7 +47,7 @@ def with_settings(task: TaskSpec, settings: Mapping[str, Setting], steps: int, f
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A trial's prompts, all with the same start.
+    """A trial's prompts, all with the same start, but for one that reads what it is tuned on.
 
     Attributes:
         members: one per fold, tuned on the other folds' examples.
@@ -65,8 +66,10 @@ class Candidate:
         folds: Sequence[Sequence[int]],
         backbone: Backbone,
         sources: Sequence[TunedPrompt] | None = None,
+        compactions: Compactions | None = None,
     ) -> Candidate:
-        """Prompts for each fold of a task without a search; `sources` are what the prompt of each fold starts from.
+        """Prompts for each fold of a task without a search; `sources` are what the prompt of each fold starts from, `compactions` what
+        other trials started from.
 
         Raises:
             PromptmillError: as `Prepared`.
@@ -74,19 +77,18 @@ class Candidate:
         if sources:
             all_ready = [Prepared(task, (rows, None), backbone, source=source) for source in sources]
         else:
-            all_ready = [Prepared(task, (rows, None), backbone)] * len(folds)
+            all_ready = [Prepared(task, (rows, None), backbone, compactions=compactions)] * len(folds)
         members, out = [], []
         for ready, held_out in zip(all_ready, folds, strict=True):
-            whole = ready.part
-            train = ready.learned_from(not_held_out(held_out, len(rows)))
-            part = Part(twin(whole.prompt, backbone), twin(whole.objective, backbone), train, ())
-            generator = torch.Generator()
-            generator.set_state(ready.generator.get_state())
-            members.append(Member([part], task.tune, generator))
+            numbers = not_held_out(held_out, len(rows))
+            train = ready.learned_from(numbers)
             out.append(ready.examples(held_out))
             if not train or not out[-1]:
                 what = f"{len(folds)}, but not every fold has an input that the teacher is asked"
                 raise PromptmillError(f"task {task.name}: tune.search.folds", what, "Add inputs or lower it.")
+            prompt, generator = ready.start(numbers)
+            part = Part(prompt, twin(ready.part.objective, backbone), train, ())
+            members.append(Member([part], task.tune, generator))
         return cls(backbone, members, out)
 
     @torch.no_grad()

@@ -26,7 +26,7 @@ from prompt_core.errors import PromptmillError
 from prompt_core.extraction.spans import entity_labels
 from prompt_core.manifest import DataRecord, DistillRecord, EntityRecord, Manifest, TuningRecord
 from prompt_core.methods import TuneSpec
-from prompt_core.prompts import Context, starting_prompt
+from prompt_core.prompts import Compactions, Context, Prompt, starting_prompt
 from prompt_core.room import room_for_input
 from prompt_core.task import TaskSpec
 from prompt_core.teacher import Teacher
@@ -53,6 +53,7 @@ class Prepared:
         search: what chose the task's settings, for the manifest.
         source: what `prompt.start: prompt` starts from; by default `prompt.start_from` is read. Where it is a text prompt, its
             template and label words take the place of the task's.
+        compactions: where a distillation's start finds what was made for other trials of its search.
 
     Attributes:
         labels: of a classifier, sorted.
@@ -72,6 +73,7 @@ class Prepared:
         backbone: Backbone,
         search: SearchRecord | None = None,
         source: TunedPrompt | None = None,
+        compactions: Compactions | None = None,
     ) -> None:
         sides = sides or own_sides(task)
         self._source = source or _source(task, backbone)
@@ -86,7 +88,8 @@ class Prepared:
             raise PromptmillError(f"task {task.name}: data", "there is no training example", "Add rows.")
         encoding = self._encoding = TaskEncoding(task, backbone)
         self.labels = _labels(task, self._train)
-        demonstrations = _demonstrations(task, self._train) if task.data.target else []
+        self._demonstrations = _demonstrations(task, self._train) if task.data.target else []
+        self._compactions = compactions or Compactions()
         self._teacher = Teacher(task, backbone, self._train) if task.objective == "distill" else None
         self._examples: Sequence[Encoded]
         self._held_out: Sequence[Encoded]
@@ -98,22 +101,12 @@ class Prepared:
                 raise PromptmillError(f"task {task.name}: distill.demonstrations", what, "Add inputs, which need no answers, or lower it.")
             self._held_out = self._teacher.lessons(self._validation, encoding)
         else:
-            self._shown = _numbers_of(_shown(task, demonstrations, self._source), self._train, encoding.fields)
+            self._shown = _numbers_of(_shown(task, self._demonstrations, self._source), self._train, encoding.fields)
             self._examples = encode_frame(task, encoding, self._train, self.labels)
             self._held_out = encode_frame(task, encoding, self._validation, self.labels)
         self._named = label_examples(task, encoding, backbone, self.labels)
         self._profile = profile_of(pl.concat([self._train, self._validation]), task)
-        self.generator = torch.Generator().manual_seed(task.tune.seed)
-        self.prompt = starting_prompt(
-            task,
-            encoding,
-            backbone,
-            self.generator,
-            labels=[describe(task, label) for label in self.labels],
-            demonstrations=demonstrations,
-            source=self._source,
-            context=self._context(),
-        )
+        self.prompt, self.generator = self._started(range(len(self._train)))
         self._objective = build_objective(task, encoding, backbone, self.labels)
         if self._source and self._source.manifest.labels == self.labels:
             continue_from(self._objective, self._source)
@@ -124,11 +117,15 @@ class Prepared:
             self._objective.calibration = Calibration(self._encoded(self._unlabelled), task.tune.batch_tokens)
         self._check_length()
 
-    def _context(self) -> Context | None:
-        teacher = self._teacher
-        if teacher is None:
-            return None
-        return Context(teacher.root, lambda: teacher.state, [(*e.input, *e.target[:-1]) for e in self._examples])
+    def _started(self, numbers: Sequence[int]) -> tuple[Prompt, torch.Generator]:
+        task, teacher, context = self.task, self._teacher, None
+        if teacher:
+            texts = [(*e.input, *e.target[:-1]) for e in self.examples(numbers)]
+            context = Context(teacher.root, lambda: teacher.state, texts, self._compactions)
+        generator = torch.Generator().manual_seed(task.tune.seed)
+        labels = [describe(task, label) for label in self.labels]
+        prompt = starting_prompt(task, self._encoding, self._backbone, generator, labels, self._demonstrations, self._source, context)
+        return prompt, generator
 
     def _check_length(self) -> None:
         state, examples = self.prompt.state(), (*self._examples, *self._held_out)
@@ -184,6 +181,15 @@ class Prepared:
         other.generator.set_state(self.generator.get_state())
         other.found, other.seconds = dict(self.found), dict(self.seconds)
         return other
+
+    def start(self, numbers: Sequence[int]) -> tuple[Prompt, torch.Generator]:
+        """Where a tuning on these training rows alone starts, and the random stream behind that: what a distillation starts from has
+        read lessons, and of no other rows then. Else a copy of the prompt as it stands."""
+        if self._teacher:
+            return self._started(numbers)
+        generator = torch.Generator()
+        generator.set_state(self.generator.get_state())
+        return twin(self.prompt, self._backbone), generator
 
     def learned_from(self, numbers: Sequence[int]) -> list[Encoded]:
         """What is learned from: the examples of these training rows and the labels' names.

@@ -14,6 +14,7 @@ import polars as pl
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.errors import PromptmillError, Unreachable
+from prompt_core.prompts import Compactions
 from prompt_core.space import Range, Setting
 from prompt_core.task import TaskSpec
 from prompt_core.trials import Measured, SearchRecord, Trial
@@ -104,6 +105,7 @@ class Search:
         if self._path and not self._path.exists():
             self._forget()  # what lies about belongs to a search whose diary is gone
         self._diary = Diary.read(self._path)
+        self._compactions = Compactions()
         self._since = time.monotonic() - self._diary.seconds - (self.starts.seconds if self.starts else 0.0)
         self._began, self._done_before = time.monotonic(), self._diary.prompt_steps
 
@@ -158,7 +160,7 @@ class Search:
         assert trial.best is not None  # only what was measured is tuned
         task = self._with(trial.settings, trial.best.steps)
         source = self.starts.whole if self.starts and task.prompt.start == "prompt" else None
-        return Prepared(task, (self.rows, None), self.backbone, record, source)
+        return Prepared(task, (self.rows, None), self.backbone, record, source, self._compactions)
 
     def _with(self, settings: Mapping[str, Setting], steps: int) -> TaskSpec:
         handed = {"prompt.start_from": "-"} if self.starts and settings.get("prompt.start") == "prompt" else {}
@@ -166,7 +168,7 @@ class Search:
 
     def _candidate(self, task: TaskSpec) -> Candidate:
         sources = self.starts.texts if self.starts and task.prompt.start == "prompt" else None
-        return Candidate.of(task, self.rows, self._folds, self.backbone, sources)
+        return Candidate.of(task, self.rows, self._folds, self.backbone, sources, self._compactions)
 
     def averaged(self, ready: Prepared) -> TunedPrompt:
         """The mean of the folds' prompts under the settings chosen, in place of a tuning on all examples.

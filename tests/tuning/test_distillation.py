@@ -23,6 +23,7 @@ from prompt_core.prompts import PromptState, compaction
 from prompt_core.task import TaskSpec
 from prompt_core.teacher import Teacher, likeliest
 from prompt_core.tuning import distillation, tune
+from prompt_core.tuning.candidate import Candidate
 from prompt_core.tuning.distillation import teacher_divergences
 from prompt_core.tuning.prepared import Prepared
 
@@ -288,6 +289,30 @@ def test_a_search_holds_out_all_lessons_of_a_row_and_none_of_what_the_teacher_re
     assert prompt.manifest.search is not None and prompt.manifest.search.rows == 12
     with pytest.raises(PromptmillError, match="not every fold has an input that the teacher is asked"):
         tune(task, solved[:3], None, llama)
+
+
+def test_a_fold_starts_from_its_own_lessons_and_trials_share_its_start(
+    llama: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = a_distill_task(llama, tmp_path, tune={"max_tokens": 64, "steps": 2})
+    others = examples(*[(f"Who rings at door {i}?", "") for i in range(6)])
+    one, other = (Candidate.of(task, rows, [range(6), range(6, 12)], llama) for rows in (TEXTS, pl.concat([others, TEXTS[6:]])))
+    starts = [[member.parts[0].prompt.state().keys for member in candidate.members] for candidate in (one, other)]
+    assert torch.equal(starts[0][0], starts[1][0]) and not torch.equal(starts[0][1], starts[1][1])  # what fold 0 holds out is another text
+
+    caplog.clear()
+    caplog.set_level("INFO", "promptmill")
+    search = {"trials": 4, "together": 2, "folds": 2, "space": {"tune.learning_rate": [0.01, 0.003, 0.002, 0.001]}}
+    prompt = tune(a_distill_task(llama, tmp_path, tune={"max_tokens": 64, "steps": 2, "search": search}), TEXTS, None, llama)
+    assert prompt.manifest.search is not None and len(prompt.manifest.search.trials) == 4
+    assert sum("compaction" in line for line in caplog.messages) == 2 + 1  # the folds' and that of the final tuning
+
+
+def test_folds_that_start_from_different_lessons_are_not_averaged(llama: Backbone, tmp_path: Path) -> None:
+    with pytest.raises(PromptmillError, match=r"tune\.search\.final: average beside prompt\.start: compaction"):
+        a_distill_task(llama, tmp_path, tune={"search": {"final": "average"}})
+    for parts in ({"kind": "soft"}, {"start": "context"}):
+        a_distill_task(llama, tmp_path, prompt=parts, tune={"search": {"final": "average"}})
 
 
 def test_what_cannot_be_distilled_is_refused_in_one_line(llama: Backbone, tmp_path: Path) -> None:
