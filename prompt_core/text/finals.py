@@ -35,27 +35,40 @@ class Finals:
         self._longest, self._journal = max_new_tokens, journal
 
     def measure(self, candidates: Sequence[Candidate]) -> list[float] | None:
-        """The metric of each candidate in points, over all rows. A row that the candidate shows is answered from the others.
+        """The metric of each candidate in points, over all rows. A row that the candidate shows is answered from the others; of a
+        text with several targets each is a right one, as in the evaluation.
 
         None where the budget does not admit it, or where none gets anything right: the likeliest is then to be taken, while
         the metric could only tell the shortest.
         """
-        rows = self._judge.rows
+        numbers, alike = self._asked()
         try:
-            written = [self._written(candidate) for candidate in candidates]
+            written = [self._written(candidate, numbers) for candidate in candidates]
         except OutOfBudget:
             return None
-        wanted = wanted_of(self._task, rows)
+        rows = [self._judge.rows[number] for number in numbers]
+        wanted = wanted_of(self._task, rows, alike)
         targets = [str(row[self._task.data.target]) for row in rows]
         judged = [as_judged(self._task, texts) for texts in written] if self._task.objective == "extract" else written
         metrics = [summary(self._task.gate_metric, texts, targets, wanted) for texts in judged]
         return metrics if any(metrics) else None
 
-    def _written(self, candidate: Candidate) -> list[str]:
+    def _asked(self) -> tuple[Sequence[int], dict[str, list[str]] | None]:
+        """Numbers of the rows, of a generator each text once; and by `_id` all the answers that the data has to it."""
+        judge = self._judge
+        if self._task.objective != "generate":
+            return range(len(judge.rows)), None
+        alike: dict[str, list[str]] = {}
+        for row in judge.rows:
+            alike.setdefault(row["_id"], []).append(str(row[self._task.data.target]))
+        return list(judge.numbers.values()), alike
+
+    def _written(self, candidate: Candidate, numbers: Sequence[int]) -> list[str]:
         question, judge = self._judge.question(candidate), self._judge
-        ids = [str(row["_id"]) for row in judge.rows]
+        ids = [str(judge.rows[number]["_id"]) for number in numbers]
         plain, shown = judge.each_without_itself(candidate)
-        read = [(plain, shown[row]) if row in shown else (question.root.root, judge.read(candidate, n)) for n, row in enumerate(ids)]
+        asked = zip(numbers, ids, strict=True)
+        read = [(plain, shown[row]) if row in shown else (question.root.root, judge.read(candidate, n)) for n, row in asked]
         roots = {root for root, _ in read}
         beams = self._task.evaluate.beams
         judge.budget.charge(sum(map(len, roots)) + sum(len(example.input) + beams * self._longest for _, example in read))

@@ -40,6 +40,7 @@ class Judge(ABC):
 
     Attributes:
         rows, by_id: the training rows, and by their ids; of a text with several targets the first.
+        numbers: of those first rows, by id.
         budget: as given.
     """
 
@@ -54,8 +55,8 @@ class Judge(ABC):
     ) -> None:
         self._task, self._backbone, self._labels = task, backbone, list(labels)
         self.rows, self._journal, self.budget = [dict(row) for row in rows], journal, budget
-        self._first = first_rows([row["_id"] for row in self.rows])
-        self.by_id = {row: self.rows[number] for row, number in self._first.items()}
+        self.numbers = first_rows([row["_id"] for row in self.rows])
+        self.by_id = {row: self.rows[number] for row, number in self.numbers.items()}
         self._right = np.array([self._labels.index(row[task.data.target]) for row in self.rows] if labels else [], dtype=np.int64)
         spec, identity = task.tune, backbone.identity
         reading = [spec.max_tokens, spec.truncate, spec.batch_tokens, backbone.device.type]

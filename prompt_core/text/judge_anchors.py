@@ -144,7 +144,7 @@ class AnchorJudge(Judge):
             said = dict(candidate.words)
             texts = [said.get(label) or descriptions(self._task, label) for label in self._labels]
             sums = torch.stack([torch.stack([self._described[text] for text in own]).sum(0) for own in texts])
-            shown = torch.tensor([self._first[row] for row in candidate.shown], dtype=torch.int64)
+            shown = torch.tensor([self.numbers[row] for row in candidate.shown], dtype=torch.int64)
             labels, own = torch.from_numpy(self._right), torch.full((len(self.rows),), -1)
             own[shown] = labels[shown]
             if len(shown):

@@ -50,7 +50,7 @@ class LikelihoodJudge(Judge):
     ) -> None:
         super().__init__(task, backbone, rows, labels, journal, budget)
         self._base += f"\n{task.tune.label_score}"
-        self._pool = list(self._first.values())  # as the rows stand in a prompt that retrieves
+        self._pool = list(self.numbers.values())  # as the rows stand in a prompt that retrieves
         self._kinds = [self.rows[number][task.data.target] if labels else "" for number in self._pool]
         self._features, self._pooled = features, features[self._pool]
         self._near: dict[tuple[int, int, bool], list[int]] = {}

@@ -19,6 +19,7 @@ from prompt_core import PromptmillError, TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.evaluation.metrics import summary
 from prompt_core.evaluation.sidebyside import side_by_side
+from prompt_core.evaluation.wanted import wanted_of
 from prompt_core.export import Published, export
 from prompt_core.prediction import generate_texts
 from prompt_core.task import TaskSpec
@@ -30,6 +31,7 @@ from prompt_core.text.judge_likelihood import LikelihoodJudge
 from prompt_core.text.score import Question, score_prompts
 from prompt_core.text.search import Round
 from prompt_core.tuning import tune
+from prompt_core.tuning.folds import join_sides
 from tests.text.faulty_server import serving
 
 CHAT = [{"system": "Sort the message."}, {"user": "{{ text }}"}]
@@ -201,6 +203,26 @@ def test_finalists_are_measured_over_all_rows_a_shown_one_behind_the_others(llam
         texts += generate_texts(llama, question.encoding, question.root, [question.encoding.encode(row)], 6)
     expected = summary("chrf", texts, pairs["label"].to_list())
     assert Finals(task, judge, llama, 6, journal).measure([candidate]) == [pytest.approx(expected, abs=1e-6)]
+
+
+def test_finalists_write_each_text_once_and_every_target_of_it_is_right(llama: Backbone) -> None:
+    pairs = join_sides(
+        (examples(*[(f"Where is parcel {i}?", f"In {place} {i}") for i in range(4) for place in ("depot", "hall", "bin")]), None)
+    )
+    task = text_task(llama, objective="generate", evaluate={"metrics": ["chrf"], "max_new_tokens": 6})
+    rows, budget = pairs.rows(named=True), Budget()
+    judge = LikelihoodJudge(task, llama, rows, [], Journal(None, Clock()), budget, torch.zeros(len(rows), 1))
+    finals = Finals(task, judge, llama, 6, Journal(None, Clock()))
+    candidate = Candidate("Answer.", "system")
+    question = judge.question(candidate)
+    once = pairs.unique("_id", keep="first", maintain_order=True)
+    texts = generate_texts(llama, question.encoding, question.root, [question.encoding.encode(row) for row in once.rows(named=True)], 6)
+    alike = dict(pairs.group_by("_id", maintain_order=True).agg("label").rows())
+    wanted = wanted_of(task, once.rows(named=True), alike)
+    assert finals.measure([candidate]) == [pytest.approx(summary("chrf", texts, once["label"].to_list(), wanted), abs=1e-6)]
+    assert budget.spent_tokens == len(question.root.root) + sum(
+        len(question.encoding.encode(row).input) + 6 for row in once.rows(named=True)
+    )
 
 
 def test_where_no_finalist_writes_what_is_wanted_the_likeliest_is_taken_not_the_shortest(llama: Backbone) -> None:
