@@ -84,6 +84,8 @@ def _without_effect(task: TaskSpec) -> tuple[str, str, str] | None:
     if data.unlabelled and not task.reads_unlabelled:
         fix = "Say what they are for, tune.calibrate or tune.self_training, or leave them out."
         return "data.unlabelled", "nothing reads these inputs", fix
+    if "text" in task.model_fields_set and task.prompt.kind not in ("text", "auto"):
+        return "text", f"says how words are searched, but prompt.kind is {task.prompt.kind}", "Leave it out, or use kind: text or auto."
     if task.writes and (field := next((field for field, given in words.items() if given), None)):
         return field, f"says words for labels, but objective: {task.objective} writes texts", "Leave it out, or use objective: classify."
     if task.prompt.kind == "text" and (trained := sorted(task.tune.model_fields_set - set(READING))):
@@ -102,6 +104,9 @@ def _explained(error: ValidationError, where: str) -> PromptmillError:
             model = (_model_in(model.model_fields[part].annotation) if part in model.model_fields else None) or model
         known = [field.alias or name for name, field in model.model_fields.items()]
         return PromptmillError(f"{where}: {field}", "unknown field", nearest(location[-1], known))
+    if location[-1:] == ["[key]"]:
+        what = f"has the key {shown(finding['input'])}, which YAML reads as no text"
+        return PromptmillError(f"{where}: {'.'.join(location[:-2])}", what, "Put it in quotes.")
     if finding["type"] == "missing":
         return PromptmillError(f"{where}: {field}", "is missing", "Add it; `promptmill schema` describes every field.")
     if finding["input"] is None:

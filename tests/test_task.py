@@ -180,6 +180,8 @@ def test_a_missing_field_of_a_section_is_named(tmp_path: Path) -> None:
             {"prompt": {"kind": "text"}, "tune": {"steps": 50, "seed": 1}},
             "tune.steps: says how a prompt is trained, but prompt.kind: text is searched. Leave it out; see the part text.",
         ),
+        ({"text": {}}, "text: says how words are searched, but prompt.kind is deep. Leave it out, or use kind: text or auto."),
+        ({"labels": {True: "fine"}}, "labels: has the key True, which YAML reads as no text. Put it in quotes."),
         ({"tune": None}, "tune: is empty. Fill it in, or leave it out."),
         ({"labels": {"a": 1}}, "labels.a: Input should be a valid string (found 1)"),
         ({"labels": {"a": []}}, "labels.a: Tuple should have at least 1 item"),
