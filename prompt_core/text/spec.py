@@ -32,8 +32,9 @@ class EndpointSpec(Part):
 
     @model_validator(mode="after")
     def _cap_needs_prices(self) -> EndpointSpec:
-        if self.dollars is not None and not (self.dollars_per_million_read or self.dollars_per_million_written):
-            raise ValueError("dollars needs dollars_per_million_read and dollars_per_million_written, else nothing is counted")
+        prices = {name: getattr(self, name) for name in ("dollars_per_million_read", "dollars_per_million_written")}
+        if self.dollars is not None and not (prices.keys() <= self.model_fields_set and any(prices.values())):
+            raise ValueError(f"dollars needs {' and '.join(prices)}, else what is not named costs nothing; write 0 where that is so")
         return self
 
 

@@ -208,7 +208,7 @@ def test_a_prompt_that_starts_from_a_text_prompt_says_what_that_says(llama: Back
 
 
 def test_what_the_text_searches_may_spend_is_shared_among_them(llama: Backbone) -> None:
-    endpoint = {"url": "http://x/v1", "model": "m", "dollars": 3.0, "dollars_per_million_read": 1.0}
+    endpoint = {"url": "http://x/v1", "model": "m", "dollars": 3.0, "dollars_per_million_read": 1.0, "dollars_per_million_written": 0.0}
     both = task_over(llama, text={"max_tokens": 1000, "endpoint": endpoint}, search={"minutes": 10})
     shared = as_text_task(both, 0.4).text
     assert (shared.max_tokens, shared.minutes) == (400, pytest.approx(2.0))  # the texts have half of the minutes

@@ -47,6 +47,7 @@ def test_the_whole_search_runs_through_it_and_is_paid_for_once(smollm2: Backbone
         "max_tokens": 40,
         "concurrency": 2,
         "dollars": 1.0,
+        "dollars_per_million_read": 0.0,
         "dollars_per_million_written": 1000.0,
     }
     text = {"rounds": 1, "together": 4, "demonstrations": 0, "block": 4, "endpoint": endpoint}

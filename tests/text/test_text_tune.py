@@ -250,8 +250,8 @@ def test_a_search_with_more_money_goes_on_from_what_was_paid_for(llama: Backbone
     with serving([]) as served:
         spent, asked = [], []
         for dollars, gate in ((0.0003, 1.0), (1.0, 2.0)):
-            price = {"dollars": dollars, "dollars_per_million_written": 10.0, "max_tokens": 10, "attempts": 2, "timeout": 9}
-            endpoint = {"url": served.url, "model": "m", **price}
+            price = {"dollars": dollars, "dollars_per_million_read": 0.0, "dollars_per_million_written": 10.0}
+            endpoint = {"url": served.url, "model": "m", **price, "max_tokens": 10, "attempts": 2, "timeout": 9}
             task = text_task(llama, {"endpoint": endpoint}, gate={"min_gain": gate}, owner=f"team:{gate:g}")
             search = tune(task, rows, None, llama, checkpoints=tmp_path).manifest.text_search
             assert search is not None
@@ -300,6 +300,10 @@ def test_without_the_prompt_the_tasks_own_words_answer(found: TunedPrompt, llama
         ({"tune": {"calibrate": True}}, "tune.calibrate is not for prompt.kind: text"),
         ({"prompt": {"kind": "soft"}}, "the part text is for prompt.kind: text or auto; this one is soft"),
         ({"text": {"wordings": ["Say {{ it }}"]}}, 'text: wordings: "Say {{ it }}" holds template code'),
+        (
+            {"text": {"endpoint": {"url": "http://h/v1", "model": "m", "dollars": 1, "dollars_per_million_written": 2}}},
+            "text.endpoint: dollars needs dollars_per_million_read and dollars_per_million_written, else what is not named costs nothing",
+        ),
         ({"text": {"label_words": {"a": []}}}, "text: label_words: a has none, or an empty one"),
     ],
 )
