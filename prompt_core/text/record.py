@@ -53,8 +53,8 @@ class TextSearchRecord(_Record):
         chosen: number of the one that was taken.
         pareto: numbers of the finalists that no shorter one equals, the shortest first.
         rejected: wordings that were not tried, and why.
-        judged_by: by what the finalists were compared: "accuracy", the metric, or "log-likelihood" where the budget admitted
-            no texts or none of these was right.
+        judged_by: by what the finalists were compared: "accuracy + sureness / 10", the metric, or "log-likelihood" where the budget
+            admitted no texts or none of these was right.
         ended: "rounds", "patience", or the limit of the budget that ended it.
         rows: examples, training and validation.
         tokens: through the frozen model.

@@ -200,7 +200,7 @@ class _Tuning:
             chosen=numbers[finalists[0].candidate.digest],
             pareto=tuple(numbers[tried.candidate.digest] for _, tried in front),
             rejected=dict(found.rejected),
-            judged_by="accuracy" if self._labels else self._task.gate_metric if metrics else "log-likelihood",
+            judged_by="accuracy + sureness / 10" if self._labels else self._task.gate_metric if metrics else "log-likelihood",
             ended=found.ended,
             rows=len(self._rows),
             tokens=self._budget.spent_tokens,
