@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from prompt_core.text.search import OnRound, Round
 from prompt_core.text.tune import tune_text
 from prompt_core.tuning.fingerprint import fingerprint
 from prompt_core.tuning.folds import folds_of, join_sides, not_held_out
-from prompt_core.tuning.parallel import is_writer
+from prompt_core.tuning.parallel import by_first, is_writer
 from prompt_core.tuning.prepared import Sides
 from prompt_core.tuning.starts import Starts
 
@@ -70,7 +71,7 @@ class Texts:
         searched = seen if self.validates else [*seen, list(range(len(self._rows)))]
         shares = [len(numbers) / sum(map(len, searched)) for numbers in searched]
         found = [
-            self._once(number, numbers, share, title)
+            by_first(partial(self._once, number, numbers, share, title))
             for number, (numbers, share, title) in enumerate(zip(searched, shares, [*titles, "text"], strict=False))
         ]
         seconds = sum(text.seconds["text"] for text in found)
@@ -88,7 +89,7 @@ class Texts:
             return TunedPrompt.load(folder)
         task, sides = as_text_task(self._task, share), (self._rows[list(rows)], None)
         found = tune_text(task, sides, self._backbone, self._titled(title), self._checkpoints)
-        if folder and is_writer():
+        if folder:
             found.save(folder)
         return found
 

@@ -41,7 +41,6 @@ from prompt_core.text.search import Found, OnRound, Propose, TextSearch, Tried
 from prompt_core.text.spec import TextSpec
 from prompt_core.tuning.build import answer, label_ids
 from prompt_core.tuning.folds import join_sides
-from prompt_core.tuning.parallel import is_writer
 from prompt_core.tuning.prepared import Sides, library_versions
 
 _ID_DIGITS = 12
@@ -90,7 +89,7 @@ class _Tuning:
             seconds=None if spec.minutes is None else 60 * spec.minutes,
             dollars=spec.endpoint.dollars if spec.endpoint else None,
         )
-        kept = checkpoints / f"text-{self._fingerprint()[:32]}.jsonl" if checkpoints and is_writer() else None
+        kept = checkpoints / f"text-{self._fingerprint()[:32]}.jsonl" if checkpoints else None
         self._journal = Journal(kept, self._budget.clock)
         self._retriever = retriever_of(task, backbone)
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from prompt_core.errors import PromptmillError
+
 T = TypeVar("T")
+_LONGEST_WAIT = timedelta(days=7)  # for the first process, while it searches words; torchrun ends the others where it dies
 
 
 @contextmanager
@@ -22,7 +26,7 @@ def process_group() -> Iterator[bool]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=_LONGEST_WAIT)
     try:
         yield dist.get_rank() == 0
     finally:
@@ -32,6 +36,28 @@ def process_group() -> Iterator[bool]:
 def is_writer() -> bool:
     """Whether this process writes what all have."""
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def by_first(make: Callable[[], T]) -> T:
+    """What the first process of the group makes, for all: what costs money or ends by a clock is done once.
+
+    Raises:
+        PromptmillError: in every process, where the first one raises it.
+    """
+    if not dist.is_initialized():
+        return make()
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = make()
+        except PromptmillError as error:
+            outcome[1] = type(error), error.where, error.what, error.fix
+    dist.broadcast_object_list(outcome, 0)
+    made, failed = outcome
+    if failed:
+        kind, *about = failed
+        raise kind(*about)
+    return made  # type: ignore[no-any-return]  # of the type that was made
 
 
 def share(items: Sequence[T]) -> Sequence[T]:

@@ -19,6 +19,7 @@ from prompt_core.prompts import MultitaskPrompt, SoftPrompt
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.gradient import optimise
 from prompt_core.tuning.member import Member, OnStep, Step
+from prompt_core.tuning.parallel import by_first
 from prompt_core.tuning.prepared import Prepared, Sides, own_sides
 from prompt_core.tuning.search import OnSearch, Search
 from prompt_core.tuning.self_training import SelfTraining
@@ -115,7 +116,7 @@ def tune_fleet(
             if task.prompt.kind == "text":
                 from prompt_core.text.tune import tune_text  # which is made of parts of this package
 
-                results[number] = tune_text(task, sides, backbone, on_round, checkpoints)
+                results[number] = by_first(partial(tune_text, task, sides, backbone, on_round, checkpoints))
                 continue
             if task.climbs:
                 from prompt_core.ladder.climb import Ladder

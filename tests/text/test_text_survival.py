@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,11 +13,44 @@ from pathlib import Path
 
 import pytest
 
+from tests.text.faulty_server import serving
+
 SCRIPT = Path(__file__).parent / "searched.py"
 
 
 def journal_lines(folder: Path) -> list[bytes]:
     return [line for path in folder.glob("*.jsonl") for line in path.read_bytes().splitlines()]
+
+
+@pytest.mark.slow
+def test_several_processes_search_once_and_go_on_from_the_same_words(llama_folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "parallel.py"
+    script.write_text(
+        "import sys\nimport torch.distributed as dist\nfrom pathlib import Path\n"
+        "from searched import ROWS, a_text_task\nfrom helpers import backbone_at\n"
+        "from prompt_core.errors import PromptmillError\nfrom prompt_core.tuning import tune\n"
+        "from prompt_core.tuning.parallel import process_group\n"
+        "with process_group():\n"
+        "    model, url, checkpoints = sys.argv[1], sys.argv[2], Path(sys.argv[3])\n"
+        "    for url in (url, 'http://127.0.0.1:9/v1'):\n"
+        "        endpoint = {'url': url, 'model': 'm', 'attempts': 1, 'timeout': 9, 'wait': 0}\n"
+        "        try:\n"
+        "            told = tune(a_text_task(model, endpoint=endpoint), ROWS, None, backbone_at(model), checkpoints=checkpoints).digest\n"
+        "        except PromptmillError as error:\n"
+        "            told = str(error)\n"
+        "        print(f'{dist.get_rank()} {told}', flush=True)\n"
+    )
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent), *sys.path]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), str(llama_folder)]
+    with serving([]) as served:
+        done = subprocess.run([*command, served.url, str(tmp_path / "c")], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    asked = [json.dumps(body) for body in served.bodies]
+    assert 0 < len(asked) == len(set(asked))  # one process asked each question
+    digests, errors = [sorted(line for line in done.stdout.splitlines() if ("9/v1" in line) == wrong) for wrong in (False, True)]
+    assert [line[0] for line in digests] == ["0", "1"] and digests[0][1:] == digests[1][1:] and len(digests[0]) == 66
+    assert [line[0] for line in errors] == ["0", "1"] and all("gives no answer" in line for line in errors)
 
 
 def start(model: Path, folder: Path) -> subprocess.Popen[str]:
