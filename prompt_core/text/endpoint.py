@@ -84,10 +84,13 @@ class Endpoint:
             self._answered = True
             return str(known)
         costs: list[float] = []
-        answer = self._paid(messages, seed, costs)
-        if answer is not None or any(costs):
-            with self._lock:
-                self._journal.put({key: [answer, paid + sum(costs)]})
+        answer = None
+        try:
+            answer = self._paid(messages, seed, costs)
+        finally:  # the search may end here, and go on later
+            if answer is not None or any(costs):
+                with self._lock:
+                    self._journal.put({key: [answer, paid + sum(costs)]})
         return answer
 
     def _paid(self, messages: Messages, seed: int, costs: list[float]) -> str | None:

@@ -52,6 +52,16 @@ def test_what_a_question_without_an_answer_cost_counts_after_a_restart_in_which_
     assert after.spent_dollars == pytest.approx(before.spent_dollars + 110 * 10 / 1e6)
 
 
+def test_what_was_paid_before_a_search_ended_without_an_answer_counts_when_it_goes_on(tmp_path: Path) -> None:
+    price = {"dollars": 1.0, "dollars_per_million_read": 10.0, "dollars_per_million_written": 10.0}
+    before, after = Budget(dollars=1.0), Budget(dollars=1.0)
+    with serving(["garbage"] * 4) as served:
+        with pytest.raises(PromptmillError, match="gives no answer"):
+            _endpoint(served.url, Journal(tmp_path / "journal", Clock()), before, **price).ask([_ASKED])
+        assert _endpoint(served.url, Journal(tmp_path / "journal", Clock()), after, **price).ask([_ASKED]) != [None]
+    assert before.spent_dollars > 0 and after.spent_dollars == pytest.approx(before.spent_dollars + 110 * 10 / 1e6)
+
+
 def test_half_of_a_surrogate_pair_in_an_answer_is_kept_and_read_as_text(tmp_path: Path) -> None:
     answer = "<instruction>Say it \ud83d.</instruction>"
     Journal(tmp_path / "journal", Clock()).put({"a": [answer, 0.1]})
