@@ -99,9 +99,12 @@ def _usual_space(task: TaskSpec, backbone: Backbone, rows: int) -> dict[str, Val
         if task.objective == "classify":
             return space | {"tune.loss": ("label_set", "pairs"), "tune.anchor_scale": Range(low=5, high=40, log=True)}
         return space | {"tune.label_smoothing": (0.0, 0.1)}
-    space["tune.label_smoothing"] = (0.0, 0.1)
+    lengths: dict[str, Values] = {} if soft else {"prompt.tokens": (None, 32)}
+    if task.objective == "distill":  # it starts from what is distilled, and learns distributions rather than targets
+        return space | lengths
+    space |= {"tune.label_smoothing": (0.0, 0.1), **lengths}
     if not soft:
-        space |= {"prompt.tokens": (None, 32), "prompt.start": (None, "demonstrations")}
+        space["prompt.start"] = (None, "demonstrations")
     if isinstance(backbone, EncoderDecoder):
         space.pop("prompt.start", None)
     one_way = all(len(descriptions(task, label)) == 1 for label in task.labels)

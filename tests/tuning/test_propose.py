@@ -107,6 +107,12 @@ def test_steps_that_are_left_out_are_five_rounds_over_the_examples(examples: int
     assert task_with(steps=7).tune.steps_for(examples) == 7
 
 
+def test_of_a_distillation_no_start_is_searched_that_it_cannot_have_and_no_setting_that_it_does_not_read(llama: Backbone) -> None:
+    task = a_task(objective="distill", data={"path": "questions.csv"}, distill={"context": "policy.md"})
+    found = space_of(task, SearchSpec(), llama, 50)
+    assert found.keys() == {"tune.learning_rate", "tune.average", "tune.steps", "prompt.tokens"}
+
+
 def test_what_the_file_gives_is_not_searched(llama: Backbone, bert: Backbone) -> None:
     open_task = a_task(llama.identity.name, template="Sort: {{ text }}", prompt={"kind": "auto"})
     spec = SearchSpec()
