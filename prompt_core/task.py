@@ -246,10 +246,9 @@ class TaskSpec(Part):
         search, minutes = self.tune.search or SearchSpec(), self.text.minutes
         if self.objective == "distill":
             raise ValueError("the part text is not for objective: distill, whose text is what is distilled")
-        if self.prompt.start:
-            raise ValueError(
-                f"prompt.start: {self.prompt.start} beside the part text; a search chooses between the text found and the root"
-            )
+        if self.prompt.start or "prompt.start" in search.space:  # another start may show rows that a fold holds out
+            given = f"prompt.start: {self.prompt.start}" if self.prompt.start else "tune.search.space: prompt.start"
+            raise ValueError(f"{given} beside the part text; a search chooses between the text found and the root")
         if "retrieved" in self.text.choices:
             raise ValueError("text.choices: retrieved is for prompt.kind: text; a soft or deep prompt starts from the same words for all")
         if search.final == "average":

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import repeat
 
 import polars as pl
 
-from prompt_core.data.demonstrations import fair_draw
 from prompt_core.errors import PromptmillError
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.prepared import Sides
@@ -20,7 +19,7 @@ def join_sides(sides: Sides) -> pl.DataFrame:
     return rows.sort("_id", *sorted(set(rows.columns) - {"_id"}))
 
 
-def folds_of(rows: pl.DataFrame, task: TaskSpec, folds: int, shown: int = 0) -> list[list[int]]:
+def folds_of(rows: pl.DataFrame, task: TaskSpec, folds: int, shown: Collection[str] = ()) -> list[list[int]]:
     """Row numbers that each fold holds out.
 
     Texts are dealt out in the order of label and `_id`, the hash of their content: every fold then has as many of each
@@ -29,16 +28,15 @@ def folds_of(rows: pl.DataFrame, task: TaskSpec, folds: int, shown: int = 0) -> 
     Args:
         rows: what `join_sides` gives.
         folds: how many.
-        shown: as many of the first texts are held out nowhere, since the start of a prompt shows them.
+        shown: `_id` of texts that are held out nowhere, since the start of a prompt shows them.
 
     Raises:
         PromptmillError: there are fewer texts than folds.
     """
-    shown_ids = set(fair_draw(rows, shown)["_id"])
     labels = rows[task.data.target] if task.objective == "classify" else repeat("")  # inputs to distil need no target column
     texts: dict[tuple[str, str], list[int]] = {}
     for number, (_id, label) in enumerate(zip(rows["_id"], labels, strict=False)):
-        if _id not in shown_ids:
+        if _id not in shown:
             texts.setdefault((label, _id), []).append(number)
     if len(texts) < folds:
         what = f"{folds}, but there are {len(texts)} examples to hold out"

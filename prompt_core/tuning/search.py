@@ -13,10 +13,13 @@ import polars as pl
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
+from prompt_core.data.clean import example_id
+from prompt_core.data.demonstrations import fair_draw
 from prompt_core.errors import PromptmillError, Unreachable
 from prompt_core.prompts import Compactions
 from prompt_core.space import Range, Setting
 from prompt_core.task import TaskSpec
+from prompt_core.template import Template
 from prompt_core.trials import Measured, SearchRecord, Trial
 from prompt_core.tuning.candidate import Candidate, with_settings
 from prompt_core.tuning.diary import Diary
@@ -97,7 +100,7 @@ class Search:
         if self.starts:
             self._folds = [list(held_out) for held_out in self.starts.folds]
         else:
-            self._folds = folds_of(self.rows, self.task, self._spec.folds, shown_rows(self.task, self._space))
+            self._folds = folds_of(self.rows, self.task, self._spec.folds, self._shown())
         space = {path: values.model_dump() if isinstance(values, Range) else values for path, values in self._space.items()}
         texts = [text.digest for text in (*self.starts.texts, self.starts.whole)] if self.starts else []
         self._name = fingerprint(self.task, self.rows, self.backbone, space, self._folds, texts)[:32]
@@ -108,6 +111,14 @@ class Search:
         self._compactions = Compactions()
         self._since = time.monotonic() - self._diary.seconds - (self.starts.seconds if self.starts else 0.0)
         self._began, self._done_before = time.monotonic(), self._diary.prompt_steps
+
+    def _shown(self) -> set[str]:
+        """Ids of the texts that some prompt starts from as solved examples."""
+        place, fields = self.task.prompt.start_from, Template(self.task).fields
+        text = TunedPrompt.load(self.task.locate(place)).manifest.text if place else None
+        solved = text.demonstrations if text and not text.retrieval else ()
+        drawn = fair_draw(self.rows, shown_rows(self.task, self._space))["_id"]
+        return {*drawn, *(example_id([each.fields.get(name, "") for name in fields]) for each in solved)}
 
     def run(self) -> SearchRecord:
         """Go through the waves, or what an interruption left of them.

@@ -99,7 +99,7 @@ def test_a_rung_is_measured_on_rows_that_its_texts_and_prompts_have_not_seen(lla
     assert deep.best and deep.best.accuracy == pytest.approx(by_deep / len(ROWS))
 
 
-def test_gradients_start_from_the_words_of_a_text_and_learn_from_the_examples_that_it_shows(llama: Backbone) -> None:
+def test_gradients_start_from_the_words_of_a_text_and_learn_from_the_examples_that_it_shows(llama: Backbone, tmp_path: Path) -> None:
     found = Texts(task_over(llama), (TRAIN, VALIDATION), llama, None, None).search().whole
     assert found.manifest.text
     shown = tuple(Demonstration(fields={"text": text}, answer=label) for text, label in ROWS["text", "label"].rows()[:2])
@@ -111,6 +111,13 @@ def test_gradients_start_from_the_words_of_a_text_and_learn_from_the_examples_th
     task = parse_task({**task_over(llama).model_dump(mode="json", exclude={"text"}), **parts}, "t.yaml", Path())
     learned = [len(Prepared(task, (ROWS, None), llama, source=each).learned_from(range(len(ROWS)))) for each in (text, words)]
     assert learned[0] < learned[1] == len(ROWS)
+
+    # A search that starts from the text by hand measures no prompt by a row that this shows.
+    text.save(tmp_path / "text")
+    search = {"trials": 1, "together": 1, "folds": 2, "space": {"tune.steps": [2]}}
+    started = {"prompt": {**parts["prompt"], "start_from": str(tmp_path / "text")}, "tune": {"max_tokens": 96, "search": search}}
+    searched = tune(parse_task({**task.model_dump(mode="json"), **started}, "t.yaml", Path()), ROWS, None, llama).manifest.search
+    assert searched and searched.rows == len(ROWS) - len(shown)
 
 
 def test_with_validation_rows_one_text_is_searched_without_them(llama: Backbone) -> None:
@@ -249,6 +256,10 @@ def test_the_time_of_the_texts_counts_for_the_search(llama: Backbone) -> None:
         ({"search": {"final": "average"}}, "tune.search.final: average beside the part text; prompts of different texts have no mean"),
         ({"search": {"together": 2}}, "tune.search.trials and together are at least 3 beside the part text, to meet every rung"),
         ({"prompt": {"kind": "auto", "start": "labels"}}, "prompt.start: labels beside the part text"),
+        (
+            {"search": {"space": {"prompt.start": ["prompt", "demonstrations"]}}},
+            "tune.search.space: prompt.start beside the part text; a search chooses between the text found and the root",
+        ),
         ({"text": {"minutes": 5}, "search": {"minutes": 5}}, "text.minutes 5 leave nothing of tune.search.minutes 5"),
     ],
 )

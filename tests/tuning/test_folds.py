@@ -58,13 +58,15 @@ def test_a_text_with_several_targets_is_held_out_as_one() -> None:
 
 def test_rows_that_a_start_shows_are_held_out_nowhere() -> None:
     rows = join_sides((examples(*[(f"text {i}", "xy"[i % 2]) for i in range(10)]), None))
-    assert sorted(number for fold in folds_of(rows, a_task(), 2, shown=3) for number in fold) == list(range(3, 10))
+    assert sorted(number for fold in folds_of(rows, a_task(), 2, shown=set(fair_draw(rows, 3)["_id"])) for number in fold) == list(
+        range(3, 10)
+    )
 
 
 def test_a_shown_text_with_several_targets_is_held_out_nowhere() -> None:
     rows = join_sides((examples(*[(f"source {i}", f"target {j}") for i in range(6) for j in range(3)]), None))
     task = a_task("smollm2", objective="generate")
-    held_out = {row for fold in folds_of(rows, task, 2, shown=2) for row in rows["_id"].gather(fold)}
+    held_out = {row for fold in folds_of(rows, task, 2, shown=set(fair_draw(rows, 2)["_id"])) for row in rows["_id"].gather(fold)}
     assert held_out == set(rows["_id"]) - set(fair_draw(rows, 2)["_id"]) and len(held_out) == 4
 
 
