@@ -46,8 +46,11 @@ class Reflection:
         return [wording for answer in self._endpoint.ask(questions) if answer for wording in wordings_in(answer)]
 
     def _question(self, ranked: Sequence[Tried], best: Tried, random: Random) -> str:
-        distinct = list({tried.candidate.wording: tried for tried in reversed(ranked)}.values())[-_SHOWN:]
-        scored = "\n".join(f"score {100 * tried.value:.0f}: {tried.candidate.wording or '(no instruction)'}" for tried in distinct)
+        best_of: dict[str, Tried] = {}
+        for tried in ranked:
+            best_of.setdefault(tried.candidate.wording, tried)
+        distinct = list(best_of.values())[:_SHOWN]
+        scored = "\n".join(f"score {100 * tried.value:.0f}: {tried.candidate.wording or '(no instruction)'}" for tried in distinct[::-1])
         wrong = list(self._mistakes(best))
         random.shuffle(wrong)
         shown = "\n".join(

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, cast
 
+import numpy as np
 import pytest
+from helpers import a_task
 
 from prompt_core.errors import PromptmillError
 from prompt_core.text.budget import Budget, Clock
+from prompt_core.text.candidate import Candidate
 from prompt_core.text.endpoint import Endpoint
 from prompt_core.text.journal import Journal
-from prompt_core.text.reflection import wordings_in
+from prompt_core.text.reflection import Reflection, wordings_in
+from prompt_core.text.search import Tried
 from prompt_core.text.spec import EndpointSpec
 from tests.text.faulty_server import serving
 
@@ -139,6 +145,16 @@ def test_a_key_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("SOME_KEY", raising=False)
     with pytest.raises(PromptmillError, match="SOME_KEY, which is not set"):
         _endpoint("http://127.0.0.1:9/v1", key_variable="SOME_KEY")
+
+
+def test_a_question_shows_the_best_of_each_wording_the_better_ones_later() -> None:
+    values = [("Best.", 0.9), *((f"Middle {i}.", 0.8 - i / 100) for i in range(6)), ("Best.", 0.1)]
+    ranked = [Tried(Candidate(wording, "system"), 5, np.array([value]), value) for wording, value in values]
+    with serving([]) as served:
+        Reflection(a_task(), _endpoint(served.url), lambda _: [], 1)(ranked, Random(0))
+    (message,) = cast("list[dict[str, str]]", served.bodies[0]["messages"])
+    shown = re.findall(r"^score (\d+): (.*)$", message["content"], re.MULTILINE)
+    assert shown[-1] == ("90", "Best.") and [int(score) for score, _ in shown] == [76, 77, 78, 79, 80, 90]
 
 
 @pytest.mark.parametrize(
