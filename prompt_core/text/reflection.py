@@ -19,7 +19,8 @@ Mistakes = Callable[[Tried], Sequence[tuple[str, str, str]]]
 _SHOWN = 6  # candidates in a question
 _MISTAKES = 4
 _CLIPPED = 300  # characters of a text that is shown
-_TAGGED = re.compile(r"<instruction>(.*?)</instruction>", re.DOTALL | re.IGNORECASE)
+_THOUGHTS = re.compile(r"\A.*</think>|<think>.*", re.DOTALL | re.IGNORECASE)  # of a model that reasons aloud, which quote the tags
+_TAGGED = re.compile(r"<instruction>(.*?)(?:</instruction>|\Z)", re.DOTALL | re.IGNORECASE)
 _MARKS = re.compile(r"^\s*(?:[-*]|\d+[.)])\s+|^\s*[\"'“]|[\"'”]\s*$")
 
 
@@ -69,8 +70,9 @@ class Reflection:
 
 
 def wordings_in(answer: str) -> list[str]:
-    """The instructions in an answer: what stands between the tags, or the first line of a model that forgot them."""
+    """The instructions in an answer behind its thoughts: what stands between the tags, or the first line of a model that forgot them."""
     answer = answer.encode(errors="replace").decode()  # half of a surrogate pair is no text, and no tokenizer takes it
+    answer = _THOUGHTS.sub("", answer)
     tagged = [" ".join(found.split()) for found in _TAGGED.findall(answer)]
     if tagged:
         return [wording for wording in tagged if wording]

@@ -163,6 +163,10 @@ def test_a_question_shows_the_best_of_each_wording_the_better_ones_later() -> No
         ("Sure! <instruction>Do  it.</instruction> or <instruction>Do that.</instruction>", ["Do it.", "Do that."]),
         ("Here is one:\n- Classify the text.\n- Another", ["Classify the text."]),
         ('1. "Say it in French."', ["Say it in French."]),
+        ("<think>\nBetween <instruction> and </instruction>.\n</think>\n<instruction>Do it.</instruction>", ["Do it."]),
+        ("It goes in <instruction> and </instruction>.</think>\n\nDo it.", ["Do it."]),
+        ("<think>\nOkay, the user wants", []),
+        ("<instruction>Say whether it", ["Say whether it"]),
         ("", []),
     ],
 )
