@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import json
@@ -123,6 +124,10 @@ def _csv(path: Path) -> tuple[Iterator[_Raw], Callable[[Sequence[Mapping[str, An
 
 
 def _jsonl(path: Path) -> tuple[Iterator[_Raw], Callable[[Sequence[Mapping[str, Any]]], pl.DataFrame]]:
+    with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):  # no row can be read, for one reason
+            check_bytes(path, is_text=True)  # says which encoding and what to do
+
     def rows() -> Iterator[_Raw]:
         with path.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
             for number, line in enumerate(filter(str.strip, lines), 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import glob
 import json
@@ -23,6 +22,7 @@ from prompt_core.task import TaskSpec
 from prompt_core.template import Template
 
 PREDICTION = "prediction"  # the column that `promptmill predict` adds
+_MARK = "\ufeff"
 SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet")
 
 
@@ -119,17 +119,22 @@ def _read(task: TaskSpec, source: str, where: str, needed: dict[str, str], also:
     objects: str | bytes | None = None
     try:
         if suffix == ".csv":
-            frame, known = _scan_csv(pattern, _line_end(local))
+            frame, known = _scan_csv(pattern, "\n" if local is None else _line_end(local))
+            if local is None and frame.is_empty() and any("\r" in name for name in known):  # a file that is one line, read as its header
+                frame, known = _scan_csv(pattern, "\r")
         elif suffix == ".parquet":
             frame, known = _scan_parquet(pattern, [*needed, *also])
         else:
-            objects = pattern if local is None else _without_mark(local, pattern)
+            objects = _without_mark(pattern)
             frame, known = _scan_json(objects, [*needed], also)
     except (pl.exceptions.PolarsError, csv.Error, OSError, ValueError, RecursionError) as error:
         if local is not None:
             explain_line(local, suffix)
         reason = str(error).strip().split("\n")[0]
-        raise kind_of_fault(error)(where, f'"{source}" cannot be read ({reason})', "Check the file, its address and access.") from None
+        fix = "Check the file, which has to be UTF-8, its address and access."
+        raise kind_of_fault(error)(where, f'"{source}" cannot be read ({reason})', fix) from None
+    if any("\0" in name for name in known):
+        raise PromptmillError(where, f'"{source}" is not UTF-8', "Save the file as UTF-8: `iconv -f UTF-16 -t UTF-8 old > new`.")
     for column, field in needed.items():
         if column not in known:
             raise _unknown_column(task, field, column, source, known)
@@ -201,10 +206,8 @@ def _objects(source: str | bytes) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _line_end(local: Path | None) -> str:
+def _line_end(local: Path) -> str:
     """What ends the first line of a CSV file: a carriage return alone, as old programs for the Mac write it, or a line feed."""
-    if local is None:
-        return "\n"
     with local.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file)
         next(rows, None)
@@ -213,10 +216,11 @@ def _line_end(local: Path | None) -> str:
     return "\r" if header.endswith("\r") else "\n"
 
 
-def _without_mark(local: Path, pattern: str) -> str | bytes:
-    """A local JSONL file as polars reads it: its content where it begins with a byte order mark, else its pattern."""
-    with local.open("rb") as file:
-        return file.read() if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else pattern
+def _without_mark(pattern: str) -> str | bytes:
+    """JSONL files as polars reads them: their content where they begin with a byte order mark, else their pattern."""
+    if not pl.scan_lines(pattern).head(1).collect()["line"].str.starts_with(_MARK).any():
+        return pattern
+    return "\n".join(pl.scan_lines(pattern).collect()["line"].str.strip_prefix(_MARK)).encode()
 
 
 def _local_file(source: str, where: str) -> Path | None:

@@ -198,6 +198,18 @@ def test_lines_of_a_csv_file_may_end_in_carriage_returns(tmp_path: Path, mark: s
     assert "a.csv: line 3: has 3 fields" in error_of(tmp_path, "a.csv", "text,label\ra,x\ra,b,x\r")
 
 
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_files_that_polars_opens_are_read_like_local_ones(tmp_path: Path, mark: str) -> None:
+    for number in "12":  # a pattern, as an address in a bucket, names no local file
+        written(tmp_path, f"a{number}.jsonl", f'{mark}{{"text": "a", "label": "x"}}\n')
+        written(tmp_path, f"a{number}.csv", f'{mark}text,label\r"a\nb, c",x\rd,y\r')
+    assert read_examples(a_task(tmp_path, path="a*.jsonl")).rows() == [("a", "x")] * 2
+    assert read_examples(a_task(tmp_path, path="a*.csv")).rows() == [("a\nb, c", "x"), ("d", "y")] * 2
+    written(tmp_path, "b.csv", "text,label\na,x\n".encode("utf-16"))
+    with pytest.raises(PromptmillError, match=r'b\*.csv" is not UTF-8. Save'):
+        read_examples(a_task(tmp_path, path="b*.csv"))
+
+
 def test_a_column_that_is_there_twice_is_refused_where_it_is_used(tmp_path: Path) -> None:
     message = error_of(tmp_path, "a.csv", "text,label,label\na,x,y\n")
     assert 'a.csv" names the column "label" twice. Give every column a name of its own.' in message
@@ -222,10 +234,11 @@ def test_endings_may_be_in_capitals_for_predictions_too(tmp_path: Path, ending: 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
 def test_a_file_in_utf16_is_told_how_to_become_utf8(tmp_path: Path, encoding: str) -> None:
-    content = ("\ufeff" * (encoding != "utf-16") + "text,label\na,x\n").encode(encoding)
-    assert "from UTF-16: `iconv -f UTF-16 -t UTF-8 old > new`" in error_of(tmp_path, "a.csv", content)
-    with pytest.raises(PromptmillError, match="iconv -f UTF-16"):
-        list(read_chunks(tmp_path / "a.csv", 10))
+    for name, text in (("a.csv", "text,label\na,x\n"), ("a.jsonl", '{"text": "a", "label": "x"}\n')):
+        content = ("\ufeff" * (encoding != "utf-16") + text).encode(encoding)
+        assert "from UTF-16: `iconv -f UTF-16 -t UTF-8 old > new`" in error_of(tmp_path, name, content)
+        with pytest.raises(PromptmillError, match="iconv -f UTF-16"):
+            list(read_chunks(tmp_path / name, 10))
 
 
 def test_a_message_lists_no_more_columns_than_anybody_reads(tmp_path: Path) -> None:
