@@ -11,6 +11,7 @@ import yaml
 from prompt_core.errors import PromptmillError
 
 _MOST_MERGED = 1000
+_DEEPEST = 100
 _MERGE = "tag:yaml.org,2002:merge"
 _BEFORE_VALUE = re.compile(r"\s*(- +)*(\S+: +)?")
 
@@ -27,8 +28,13 @@ class _Short(reprlib.Repr):
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, in which a key stands once, and merged mappings (`<<`) cannot grow without end: each level may double
-    what is below."""
+    """PyYAML's safe loader, in which a key stands once, merged mappings (`<<`) cannot grow without end (each level may double what is
+    below), and neither can brackets in brackets (each token looks at all that are open)."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        if self.flow_level >= _DEEPEST:
+            raise yaml.scanner.ScannerError(None, None, f"more than {_DEEPEST} brackets in one another", self.get_mark())
+        super().fetch_flow_collection_start(token)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

@@ -105,6 +105,7 @@ MERGES = "\n".join(["m0: &m0 {a: 1}", *(f"m{n}: &m{n} {{<<: [{', '.join([f'*m{n 
         f"{MERGES}\nname: t",
         "name: &n [*n]",
         "name: " + "[" * 100_000,
+        "name: " + "{" * 100_000,
         "name: " + "9" * 100_000,
         "name: " + "{a: " * 10_000,
         "name: 0x" + "f" * 100_000,
