@@ -62,6 +62,14 @@ def withdrawn(state: State, alias: str) -> tuple[Change, State]:
     return Withdrawn(alias=alias, before=live), state.model_copy(update=update)
 
 
+def taken_off(state: State, number: int) -> list[str]:
+    """The aliases that a version was taken off, by a rollback or withdrawn; none where an alias stands for its content now."""
+    digest = state.versions[number].digest
+    if any(state.versions[trail[-1]].digest == digest for trail in state.aliases.values()):
+        return []
+    return [alias for alias in state.taken_back if _taken_back(state, alias, number)]
+
+
 def check_reason(where: str, done: str, why: str) -> None:
     """Refuse without a reason what is to be explained; `done` says what is done, such as `forced`."""
     if not why.strip():

@@ -10,6 +10,7 @@ entry appears whole or not at all.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from prompt_core.store.filesystem import open_files
 from prompt_core.store.garbage import Garbage, collect, find_garbage
 from prompt_core.store.heads import Heads
 from prompt_core.store.log import Log
-from prompt_core.store.moves import PRODUCTION, check_alias, check_name, check_reason, promoted, rolled_back, withdrawn
+from prompt_core.store.moves import PRODUCTION, check_alias, check_name, check_reason, promoted, rolled_back, taken_off, withdrawn
 from prompt_core.store.publications import check_forced, same_content
 from prompt_core.store.records import (
     AliasMove,
@@ -42,6 +43,7 @@ from prompt_core.store.verify import Verified, verify_prompt
 if TYPE_CHECKING:
     from prompt_core.artifact import TunedPrompt
 
+_log = logging.getLogger(__name__)
 _DAY = 24 * 3600.0
 _Summaries = list[PromptSummary]  # inside the class, `list` is the method
 
@@ -111,12 +113,17 @@ class PromptStore:
     def get(self, name: str, version: int | str = PRODUCTION) -> TunedPrompt:
         """Load a version, given by number or alias; its content is checked against the recorded digest.
 
+        Of a version that was taken back and that no alias stands for, a warning is logged: whoever pinned its number goes on.
+
         Raises:
             PromptmillError: there is no such prompt, version or alias, or the stored content is damaged.
         """
         from prompt_core.artifact import TunedPrompt  # torch loads when there is something to load
 
-        content, record = self._found(name, version)
+        state = self._log(name).state()
+        content, record = self._found(state, name, version)
+        if aliases := taken_off(state, record.version):
+            _log.warning("%s@%d was taken back from %s: `promptmill history %s` says why", name, record.version, ", ".join(aliases), name)
         with self._contents(name).checkout(content, record) as folder:
             prompt = TunedPrompt.load(folder)
         if prompt.digest != record.digest:
@@ -134,12 +141,12 @@ class PromptStore:
 
     def record(self, name: str, version: int | str) -> VersionRecord:
         """What was recorded when a version was published."""
-        return self._found(name, version)[1]
+        return self._found(self._log(name).state(), name, version)[1]
 
     @contextmanager
     def checkout(self, name: str, version: int | str) -> Iterator[Path]:
         """A local folder with a version's files, to be read only: the store's own where it is local, else a copy for this block."""
-        content, record = self._found(name, version)
+        content, record = self._found(self._log(name).state(), name, version)
         with self._contents(name).checkout(content, record) as folder:
             yield folder
 
@@ -305,8 +312,7 @@ class PromptStore:
     def _contents(self, name: str) -> Contents:
         return Contents(self._files, name)
 
-    def _found(self, name: str, version: int | str) -> tuple[Content, VersionRecord]:
-        state = self._log(name).state()
+    def _found(self, state: State, name: str, version: int | str) -> tuple[Content, VersionRecord]:
         number = self._number(state, name, version)
         content = state.versions[number]
         return content, self._contents(name).record(content, number)

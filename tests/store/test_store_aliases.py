@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from store_builders import FAILED, PASSED, SmallPrompt, a_store, assert_whole, files
+from store_builders import FAILED, PASSED, SmallPrompt, a_store, a_tuned_prompt, assert_whole, files
 
 from prompt_core.errors import PromptmillError
 from prompt_core.store import PromptStore
@@ -123,6 +123,23 @@ def test_a_withdrawn_alias_stands_for_nothing_and_its_version_comes_back_by_forc
     assert [(move.before, move.version, move.forced) for move in moves[2:]] == [(2, None, False), (None, 3, False), (3, 2, True)]
     assert (moves[2].who, moves[2].why) == ("ann", "names a customer")
     assert_whole(store)
+
+
+def test_a_version_that_was_taken_back_is_loaded_by_its_number_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = a_store(tmp_path / "store")
+    for value in (1.0, 2.0):
+        store.promote("reply", store.publish(a_tuned_prompt(value), PASSED))
+    store.rollback("reply", why="rude")
+    store.withdraw("reply", why="names a customer")
+    for number in (1, 2):
+        assert store.get("reply", number).tensors["embeddings"].unique().tolist() == [number]
+    line = "reply@{} was taken back from production: `promptmill history reply` says why"
+    assert caplog.messages == [line.format(1), line.format(2)]
+    store.promote("reply", 1, "candidate")
+    store.promote("reply", 2, why="it was the data", force=True)
+    for given in (1, 2, "candidate", "production"):
+        store.get("reply", given)
+    assert len(caplog.messages) == 2
 
 
 def test_what_was_forced_and_taken_back_does_not_return_under_a_new_number_when_it_passes(address: str) -> None:
