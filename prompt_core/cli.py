@@ -131,7 +131,11 @@ def evaluate(task: str, prompt: Path, publish: bool, force: bool, why: str, stor
     splits, cleaning = prepare(spec)
     if sentence := cleaning.sentence():
         click.echo(f"{spec.name}: {sentence}", err=True)
-    live = store.live(spec.name)
+    if (live := store.live(spec.name)) is None:
+        try:
+            store.check_exists()
+        except PromptmillError as error:  # a mistake, or the first evaluation of all
+            click.echo(f"{spec.name}: nothing live to compare with, {error}", err=True)
     with Progress(spec.name) as progress:
         evaluation = evaluate_prompt(spec, tuned, splits, production=live, on_progress=progress.contender)
     if as_json:

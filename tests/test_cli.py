@@ -153,6 +153,10 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     assert tuned["folder"] == str(folder) and len(tuned["digest"]) == 64 and tuned["kind"] == "deep, 4 tokens"
     assert "exists already" in refused(tmp_path, "tune", task, "--out", folder)
 
+    wrong = passed("evaluate", task, folder, "--store", tmp_path / "wrong")
+    assert wrong.stderr.startswith(
+        f"desk: nothing live to compare with, store {tmp_path / 'wrong'}: there is no prompt store at this address."
+    )
     evaluated = passed("evaluate", task, folder, "--publish", "--json")
     assert json.loads(evaluated.stdout)["verdict"]["passed"] is True
     assert "published desk@1 as production" in evaluated.stderr
@@ -173,6 +177,7 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     tried = json.loads(passed("try", "desk", "It is broken", "--json").stdout)
     assert (tried["prompt"], tried["with"]) == ("desk@1", answered["prediction"][1])
     assert "with desk@1" in passed("try", "desk@1", "It is broken").stdout
+    assert passed("evaluate", task, folder).stderr == ""
 
     page = passed("report", "desk").stdout
     assert page.startswith("<!doctype html>") and tuned["digest"] in page
