@@ -10,7 +10,7 @@ import polars as pl
 
 from prompt_core import PromptStore, TaskSpec
 from prompt_core.data import CleaningReport, Splits
-from prompt_core.evaluation import Contender, Evaluation, confusion, intervals, loss_curve, pareto, power_sentence
+from prompt_core.evaluation import Contender, Evaluation, confusion, intervals, loss_curve, numbered, pareto, power_sentence
 from prompt_core.text.record import length_and_worth
 
 if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code location
@@ -167,10 +167,9 @@ def evaluation_metadata(evaluation: Evaluation, task: TaskSpec, splits: Splits, 
     }
     if evaluation.distilled:
         metadata |= distilled_metadata(evaluation, task, splits, prompt)
-    if task.objective == "classify":
-        targets = splits.test[task.data.target].to_list()
-        predictions = prompt.predict(splits.test.rows(named=True))
-        metadata["confusion"] = picture("true labels by predicted ones", confusion(targets, predictions, prompt.manifest.labels))
+    if found := evaluation.classified:
+        metadata["confusion"] = picture("true labels by predicted ones", confusion(*found.pairs, found.labels))
+        metadata |= {"labels in the picture": names} if (names := numbered(found.labels)) else {}
     return metadata
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prompt_core.evaluation.contender import Contender
 from prompt_core.evaluation.family import corrected, gate_p_value
+from prompt_core.evaluation.glyphs import numbered
 from prompt_core.evaluation.measure import About, Rows, evaluate_contenders
 from prompt_core.evaluation.metrics import corpus_bleu, pooled, score, summary
 from prompt_core.evaluation.paired import Comparison, Measured, bootstrap_interval, compare, holm, interval
@@ -35,6 +36,7 @@ __all__ = [
     "interval",
     "intervals",
     "loss_curve",
+    "numbered",
     "pareto",
     "pooled",
     "power_sentence",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from prompt_core.evaluation.certainty import Certainty
-from prompt_core.evaluation.plots import FAINT, INK, OTHER, TITLE_SIZE, TUNED, as_data_uri, figure_of, short
+from prompt_core.evaluation.glyphs import short
+from prompt_core.evaluation.plots import FAINT, INK, OTHER, TITLE_SIZE, TUNED, as_data_uri, figure_of
 
 _LINES = ("--", ":", "-.")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from prompt_core.evaluation.glyphs import drawn, short
 from prompt_core.evaluation.wanted import Texts
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ LARGEST_URI = 40_000  # characters
 _SHARPEST, _BLUNTEST = 160, 40  # dots per inch
 _COLOURS = 40
 _MOST_CLASSES = 24
-_LONGEST_LABEL = 26
 TITLE_SIZE = 11
 
 TUNED, OTHER, FAINT, _PALE, INK = "#0b6e99", "#8a8f98", "#d9dce1", "#f6f7f9", "#22262b"
@@ -75,7 +75,8 @@ def confusion(targets: Texts, predictions: Texts, labels: Sequence[str]) -> str:
     """True labels by predicted ones, the most confused first and side by side. Returns a data URI.
 
     Beyond 24 labels, the 24 with the most errors keep a row and a column of their own and the rest share one,
-    whose diagonal cell holds their confusions among themselves too. A prediction that is no label counts as one more label.
+    whose diagonal cell holds their confusions among themselves too. A prediction that is no label counts as one more label. Labels
+    that cannot be drawn stand as numbers, see `glyphs.numbered`.
     """
     counts, names = _confusion_counts(targets, predictions, labels)
     counts, names = _most_confused(counts, names)
@@ -156,7 +157,7 @@ def _confusion_counts(targets: Texts, predictions: Texts, labels: Sequence[str])
     """Counts [true, predicted] and the name of each row."""
     known = {label: i for i, label in enumerate(labels)}
     outside = len(known)
-    names = [short(label) for label in known]
+    names = [drawn(label, number) for number, label in enumerate(known, 1)]
     if any(text not in known for text in (*targets, *predictions)):
         names.append("(no label)")
     counts = np.zeros((len(names), len(names)), dtype=np.int64)
@@ -181,8 +182,3 @@ def _most_confused(counts: NDArray[np.int64], names: Sequence[str]) -> tuple[NDA
     member[range(len(order)), order] = 1
     member[-1, rest] = 1
     return member @ counts @ member.T, [*(names[i] for i in order), f"{len(rest)} others"]
-
-
-def short(label: str) -> str:
-    """A name that fits beside an axis."""
-    return label if len(label) <= _LONGEST_LABEL else label[: _LONGEST_LABEL - 1] + "…"

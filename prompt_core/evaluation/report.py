@@ -12,6 +12,7 @@ import jinja2
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.evaluation.curves import abstention_curve, calibration_curve
+from prompt_core.evaluation.glyphs import numbered
 from prompt_core.evaluation.plots import confusion, loss_curve
 from prompt_core.evaluation.record import Evaluation
 from prompt_core.evaluation.wording import wording_changes
@@ -40,6 +41,7 @@ def render_report(evaluation: Evaluation, prompt: TunedPrompt, live: TunedPrompt
         slices=_slice_grid(evaluation),
         classes=_class_grid(evaluation),
         confusion=confusion(*found.pairs, found.labels) if found else None,
+        numbered=numbered(found.labels) if found else "",
         trust=_trust_grid(evaluation),
         calibration=calibration_curve(found.certainty) if found and found.certainty else None,
         abstention=abstention_curve(found.certainty) if found and found.certainty else None,

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from prompt_core.evaluation import About, Contender, Rows, evaluate_contenders
+from prompt_core.evaluation.glyphs import numbered
 from prompt_core.evaluation.plots import LARGEST_URI, _confusion_counts, _most_confused, confusion, intervals, loss_curve
 from prompt_core.task_file import parse_task
 
@@ -50,6 +51,15 @@ def test_label_names_are_text_not_formulas_and_strange_predictions_have_a_place(
     counts, names = _confusion_counts(["a", "b"], ["b", "neither"], ["a", "b"])
     assert names == ["a", "b", "(no label)"]
     assert counts.tolist() == [[0, 1, 0], [0, 0, 1], [0, 0, 0]]
+
+
+@pytest.mark.filterwarnings("error")  # matplotlib warns of every sign that its font has not
+def test_labels_in_signs_that_cannot_be_drawn_stand_as_numbers_that_are_explained():
+    labels = ["été", "退款", "\U0001f69a happy", "a\nb"]
+    assert size_of(confusion(labels, labels[::-1], labels))
+    assert _confusion_counts(labels, labels, labels)[1] == ["été", "#2", "#3 happy", "#4 ab"]
+    assert numbered(labels) == "#2 退款, #3 \U0001f69a happy, #4 a\nb"
+    assert numbered(["été", "plain"]) == ""
 
 
 def test_labels_that_are_confused_with_each_other_stand_together_worst_first():
