@@ -48,7 +48,7 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
     return dg.Definitions(
         assets=[examples, splits, baselines, tuned_prompt, evaluation, published_prompt, report],
         asset_checks=build_checks(),
-        jobs=[retune, prune_job(settings.storage_dir)],
+        jobs=[retune, prune_job(settings.storage_dir, settings.tasks_dir)],
         schedules=retune_schedules(settings.tasks_dir, settings.timezone, settings.automation),
         sensors=[
             *build_sensors(settings.tasks_dir, settings.store_url, settings.automation),

@@ -152,16 +152,23 @@ def test_it_is_a_job_of_the_deployment(tmp_path: Path) -> None:
     settings = a_deployment(tmp_path)
     write_task(settings, "a")
     manager = Texts(root=str(settings.storage_dir))
-    write(manager, "old")
-    write(manager, "new")
+    write(manager, "old", "a")
+    write(manager, "new", "a")
+    write(manager, "of a task whose file is gone", "b/c")
     age(settings.storage_dir, 40)
+    write(manager, "of one that went yesterday", "d")
     job = build_defs(settings).resolve_job_def("prune_values")
-    for days, values in ((90, 0), (30, 1)):
+    for days, values in ((90, 0), (30, 2)):
         result = job.execute_in_process({"ops": {"remove_old_values": {"config": {"days": days}}}})
         (output,) = [event for event in result.all_events if event.is_successful_output]
         assert output.step_output_data.metadata["values"].value == values
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         job.execute_in_process({"ops": {"remove_old_values": {"config": {"days": 0}}}})
-    assert read(manager) == "new"
-    with pytest.raises(PromptmillError, match="has no value"):
-        read(manager, "unknown")
+    assert (read(manager, "a"), read(manager, "d")) == ("new", "of one that went yesterday")
+    for partition in ("b/c", "unknown"):
+        with pytest.raises(PromptmillError, match="has no value"):
+            read(manager, partition)
+    (settings.tasks_dir / "a.yaml").unlink()
+    age(settings.storage_dir, 40)
+    job.execute_in_process({"ops": {"remove_old_values": {"config": {"days": 30}}}})
+    assert read(manager, "a") == "new"  # no task file at all: the folder is not mounted
