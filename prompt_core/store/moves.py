@@ -96,6 +96,8 @@ def _broken_rule(state: State, alias: str, number: int, live: int | None, instea
         return f"version {number} did not pass its evaluation", "Promote one that did, or force it with a reason."
     if _taken_back(state, alias, number):
         return f"version {number} was taken back", "Publish a better one, or force it with a reason."
+    if live and state.versions[live].digest == state.versions[number].digest:
+        return None  # what was forced there has passed since: the same prompt, which is not compared with itself
     if not isinstance(instead_of, EllipsisType):
         if instead_of == (state.versions[live].digest if live else None):
             return None

@@ -125,6 +125,15 @@ def test_a_withdrawn_alias_stands_for_nothing_and_its_version_comes_back_by_forc
     assert_whole(store)
 
 
+def test_what_was_forced_live_and_passes_later_takes_its_own_place(address: str) -> None:
+    store = a_store(address)
+    risky = SmallPrompt("reply", "risky")
+    store.promote("reply", store.publish(risky, FAILED, why="the fair", force=True), why="the fair", force=True)
+    store.promote("reply", store.publish(risky, PASSED), instead_of=None)  # a prompt is not compared with itself
+    assert store.resolve("reply", "production") == 2 and not store.history("reply")[-1].forced
+    assert_whole(store)
+
+
 def test_a_version_that_was_taken_back_is_loaded_by_its_number_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = a_store(tmp_path / "store")
     for value in (1.0, 2.0):
