@@ -95,7 +95,8 @@ def _in_tokens(folder: Path, prompt: TunedPrompt, backbone: Backbone, rows: Sequ
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=backbone.dtype)
-    return _compared(_written(model, AutoTokenizer.from_pretrained(folder), _recipe(folder), rows), prompt, backbone, rows)
+    texts = _written(model, AutoTokenizer.from_pretrained(folder), _recipe(folder), rows, _limit(prompt))
+    return _compared(texts, prompt, backbone, rows)
 
 
 def _in_peft(folder: Path, prompt: TunedPrompt, backbone: Backbone, rows: Sequence[Fields]) -> tuple[bool, str]:
@@ -104,14 +105,15 @@ def _in_peft(folder: Path, prompt: TunedPrompt, backbone: Backbone, rows: Sequen
     from peft import PeftModel
 
     model = PeftModel.from_pretrained(_base(prompt, backbone), folder).eval()
-    return _compared(_written(model, backbone.tokenizer, _recipe(folder), rows), prompt, backbone, rows)
+    return _compared(_written(model, backbone.tokenizer, _recipe(folder), rows, _limit(prompt)), prompt, backbone, rows)
 
 
 def _in_cache(folder: Path, prompt: TunedPrompt, backbone: Backbone, rows: Sequence[Fields]) -> tuple[bool, str]:
     from safetensors.torch import load_file
 
     kv = load_file(folder / "kv.safetensors")
-    texts = _written(_base(prompt, backbone), backbone.tokenizer, _recipe(folder), rows, (kv["keys"], kv["values"]))
+    cache = kv["keys"], kv["values"]
+    texts = _written(_base(prompt, backbone), backbone.tokenizer, _recipe(folder), rows, _limit(prompt), cache)
     return _compared(texts, prompt, backbone, rows)
 
 
@@ -142,7 +144,9 @@ def _same_rows(folder: Path, prompt: TunedPrompt, backbone: Backbone, rows: Sequ
     return same, f"the {len(ours)} rows in its prefix store are {'ours' if same else 'others'}; no server was run"
 
 
-def _written(model: Any, tokenizer: Any, recipe: Mapping[str, Any], rows: Sequence[Fields], cache: Any = None) -> list[str]:
+def _written(
+    model: Any, tokenizer: Any, recipe: Mapping[str, Any], rows: Sequence[Fields], new_tokens: int, cache: Any = None
+) -> list[str]:
     """Texts of transformers, one input at a time, behind keys and values where they are given."""
     import torch
     from transformers import DynamicCache
@@ -150,7 +154,7 @@ def _written(model: Any, tokenizer: Any, recipe: Mapping[str, Any], rows: Sequen
     texts = []
     for fields in rows:
         ids = tokenizer(_text(recipe, fields), add_special_tokens=False, return_tensors="pt").input_ids
-        settings: dict[str, Any] = {"max_new_tokens": min(_TOKENS, recipe["max_new_tokens"]), "do_sample": False}
+        settings: dict[str, Any] = {"max_new_tokens": new_tokens, "do_sample": False}
         settings |= {"eos_token_id": recipe["stop_token_ids"], "num_beams": recipe["num_beams"]}
         if cache:
             settings["past_key_values"] = DynamicCache()
@@ -177,6 +181,7 @@ def _compared(texts: Sequence[str], prompt: TunedPrompt, backbone: Backbone, row
 
 
 def _limit(prompt: TunedPrompt) -> int:
+    """Tokens of a text that is compared; a classifier's goes on behind the label, which would be short evidence."""
     return min(_TOKENS, prompt.manifest.max_new_tokens or _TOKENS)
 
 

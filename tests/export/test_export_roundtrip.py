@@ -108,6 +108,17 @@ def test_every_form_runs_in_exactly_the_stacks_of_its_row(llama: Backbone, templ
         assert passed == bool(formats_for(form, stack)), f"{form} in {stack} as {written}: {detail}"
 
 
+@pytest.mark.parametrize("kind", ["soft", "deep"])
+def test_a_classifier_runs_where_a_writer_does(llama: Backbone, kind: str) -> None:
+    rows = [(f"where is my parcel {i}", "late") for i in range(4)] + [(f"my lamp {i} is broken", "damaged in transit") for i in range(4)]
+    tune_: dict[str, Any] = {"steps": 4, "learning_rate": 0.05}
+    task = a_task(llama.identity.name, template="Say what it is. {{ text }}\n", prompt={"kind": kind}, tune=tune_)
+    prompt = tune(task, examples(*rows), None, llama)
+    for stack in ("transformers", "peft"):
+        ((written, passed, detail),) = tried(prompt, llama, stack)
+        assert passed and detail.startswith("2 of 2 texts are ours"), f"{written}: {detail}"
+
+
 def test_beams_are_those_of_transformers(llama: Backbone) -> None:
     for parts in (SOFT, {"prompt": {"kind": "deep"}}):
         prompt = published(llama, **parts, evaluate={"max_new_tokens": 16, "beams": 4}).prompt
