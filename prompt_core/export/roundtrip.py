@@ -66,8 +66,9 @@ def _round_trip(stack: Stack, prompt: TunedPrompt, backbone: Backbone, rows: Seq
             folder = Path(beside, "export")
             export([Published(prompt, 1, {})], folder, name, **settings)
             passed, detail = _READERS["gguf" if settings.get("gguf") else name](folder, prompt, backbone, rows)
-    except PromptmillError as error:
-        passed, detail = False, " ".join(str(error).split())
+    except Exception as error:  # of any kind: a consumer that fails in its own way is no reason to lose the evaluation
+        said = " ".join(str(error).split())[:500]
+        passed, detail = False, said if isinstance(error, PromptmillError) else f"{type(error).__name__}: {said}"
     return RoundTrip(stack=stack, format=" ".join([name, *options]), passed=passed, detail=detail)
 
 

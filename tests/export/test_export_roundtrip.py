@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,15 @@ def test_beams_are_those_of_transformers(llama: Backbone) -> None:
 def test_llama_cpp_is_given_a_folder_to_convert_where_the_base_is_no_gguf_file(llama: Backbone) -> None:
     ((written, passed, detail),) = tried(published(llama, **SOFT).prompt, llama, "llama.cpp")
     assert (written, passed) == ("tokens", True) and detail.startswith("2 of 2 texts are ours, chrF 100")
+
+
+def test_a_consumer_that_fails_in_its_own_way_fails_the_gate_and_not_the_evaluation(llama: Backbone, tmp_path: Path) -> None:
+    prompt = published(llama, prompt={"kind": "deep"}).prompt
+    shutil.copytree(str(llama.origin), base := tmp_path / "base")
+    (base / "generation_config.json").write_text('{"bad_words_ids": [[-1]]}')  # transformers' own, refused when it writes
+    moved = TunedPrompt(prompt.manifest, prompt.tensors, str(base))
+    ((written, passed, detail),) = tried(moved, llama, "transformers")
+    assert (written, passed) == ("kv", False) and detail.startswith("ValueError: Each list in `bad_words_ids`")
 
 
 def test_words_are_asked_as_they_are_here(llama: Backbone) -> None:
