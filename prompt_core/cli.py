@@ -194,7 +194,7 @@ def export(names: tuple[str, ...], folder: Path, form: str, gguf: bool, layers: 
     folder: safetensors and JSON for promptmill itself. tokens: the base model with soft prompts as tokens, several in one
     file, for transformers, vLLM, SGLang and llama.cpp. peft: a PEFT adapter. vllm: prompt_embeds and a client. kv: keys
     and values for transformers' generate. tgis: a prefix for IBM's text-generation-inference. text: a text prompt as JSON of
-    chat messages, for any model. What a form cannot express is refused with the reason.
+    chat messages, for any model, and for LangChain, MLflow, DSPy and Ollama. What a form cannot express is refused with the reason.
     """
     from prompt_core.export import export as write
 

@@ -17,7 +17,7 @@ from prompt_core.export.tgis import export_tgis
 from prompt_core.export.tokens import export_tokens
 from prompt_core.export.vllm import export_vllm
 
-# Each format of one prompt, with its own file; further forms of text prompts (LangChain, ...) belong here too.
+# Each format of one prompt, with its own file.
 _OF_ONE: dict[str, Callable[[Published, Path], None]] = {
     "folder": export_folder,
     "vllm": export_vllm,

@@ -88,9 +88,14 @@ def facts(published: Published) -> str:
     return described + "".join(f"- {line}\n" for line in lines)
 
 
-def write_json(path: Path, content: Any) -> None:
+def to_json(content: Any) -> str:
     """Sorted, indented JSON."""
-    path.write_text(json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return json.dumps(content, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """A file of `to_json`."""
+    path.write_text(to_json(content), encoding="utf-8")
 
 
 def refused(published: Published, form: str, why: str, fix: str) -> PromptmillError:

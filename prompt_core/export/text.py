@@ -1,17 +1,17 @@
-"""`text`: a text prompt as JSON of chat messages (or one string), for any model behind any interface."""
+"""`text`: a text prompt as JSON of chat messages (or one string), for any model behind any interface, and for other frameworks."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from prompt_core.export.frameworks import CLOSE, OPEN, Shown, frameworks
 from prompt_core.export.package import RECIPES, Published, package, refused, write_json
 from prompt_core.parts import as_written
 from prompt_core.template import BETWEEN, Template
 from prompt_core.text.prompt import TextPrompt
 from prompt_core.text.spec import TEMPLATE_CODE
 
-_OPEN, _CLOSE = "\ue000", "\ue001"  # around a field's name while the prompt is written down; no text means them
 _USAGE = f"""
 ```python
 import json
@@ -49,14 +49,22 @@ def export_text(published: Published, folder: Path) -> None:
     if not template.is_plain:
         why = "its template has conditions, loops or filters"
         raise refused(published, "text", why, "Use TunedPrompt.render, which fills them in.")
-    fields = str(dict.fromkeys(template.fields, "..."))
-    with package(folder, [published], "any model", _USAGE.replace("FIELDS", fields)) as beside:
-        write_json(beside / RECIPES, [_recipe(published, manifest.text, template)])
+    shown = published.prompt.render({name: f"{OPEN}{name}{CLOSE}" for name in template.fields})
+    usage = _USAGE.replace("FIELDS", str(dict.fromkeys(template.fields, "...")))
+    files = dict[str, str]()
+    if manifest.text.exemplars is None:  # else the model that reads it embeds it
+        solved = [{**each.fields, "answer": each.answer} for each in manifest.text.demonstrations]
+        tags = {"promptmill": published.title, "digest": published.prompt.digest}
+        files, more = frameworks(published.prompt.name, shown, solved, tags)
+        usage += more
+    with package(folder, [published], "any model", usage) as beside:
+        write_json(beside / RECIPES, [_recipe(published, manifest.text, template, shown)])
+        for name, content in files.items():
+            (beside / name).write_text(content, encoding="utf-8")
 
 
-def _recipe(published: Published, text: TextPrompt, template: Template) -> dict[str, Any]:
+def _recipe(published: Published, text: TextPrompt, template: Template, shown: Shown) -> dict[str, Any]:
     prompt, manifest = published.prompt, published.prompt.manifest
-    shown = prompt.render({name: f"{_OPEN}{name}{_CLOSE}" for name in template.fields})
     written: dict[str, Any] = (
         {"prompt": _open(shown)} if isinstance(shown, str) else {"messages": [m | {"content": _open(m["content"])} for m in shown]}
     )
@@ -77,4 +85,4 @@ def _recipe(published: Published, text: TextPrompt, template: Template) -> dict[
 def _open(text: str) -> str:
     """A text as a Jinja template: what looks like code in it stays as it is, and fields are open."""
     text = text.replace("{", "{{ '{' }}") if TEMPLATE_CODE.search(text) else text
-    return text.replace(_OPEN, "{{ ").replace(_CLOSE, " }}")
+    return text.replace(OPEN, "{{ ").replace(CLOSE, " }}")
