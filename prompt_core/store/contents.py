@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
-from prompt_core.store.filesystem import Files
+from prompt_core.errors import PromptmillError
+from prompt_core.store.filesystem import LARGEST_RECORD, Files
 from prompt_core.store.records import Content, Publication, VersionRecord, as_json, damaged, now, parse, passed, sha256
 
 PAGES = "pages"
@@ -35,7 +36,11 @@ class Contents:
     def put(
         self, prompt: Publishable, evaluation: Mapping[str, Any], pages: Mapping[str, bytes], *, who: str, why: str, forced: bool
     ) -> Content:
-        """Write a prompt into a folder of its own, and beside it pages for people and the record of its publication."""
+        """Write a prompt into a folder of its own, and beside it pages for people and the record of its publication.
+
+        Raises:
+            PromptmillError: the record is larger than readers take.
+        """
         with tempfile.TemporaryDirectory() as beside:
             prompt.save(Path(beside, "prompt"))
             root = Path(beside, "prompt")
@@ -52,6 +57,9 @@ class Contents:
             files={path: sha256(content) for path, content in written.items()},
         )
         folder, record = f"{prompt.digest}-{uuid4().hex[:8]}", as_json(publication)
+        if len(record) > LARGEST_RECORD:
+            what = f"its evaluation takes {len(record):,} bytes as JSON, a store reads {LARGEST_RECORD:,}"
+            raise PromptmillError(f"prompt {prompt.name}", what, "Shorten the longest test inputs, which it quotes.")
         self._files.write_new(f"{self._folder}/{folder}", {**written, _PUBLICATION: record})
         return Content(digest=prompt.digest, folder=folder, publication=sha256(record), passed=passed(evaluation))
 

@@ -23,7 +23,7 @@ import fsspec
 from prompt_core.durable import make_folder, sync
 from prompt_core.errors import PromptmillError, Unreachable, kind_of_fault
 
-_LARGEST_RECORD = 16 * 2**20  # bytes of a JSON file
+LARGEST_RECORD = 16 * 2**20  # bytes of a JSON file
 _MARK, _FORMAT = "store.json", b'{"format": "promptmill-store/1"}\n'
 _HALF_WRITTEN = ".new"
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
@@ -83,7 +83,7 @@ class Files:
             PromptmillError: it is larger.
         """
         with self._one_line("read"):
-            content = self._beginning(path, _LARGEST_RECORD + 1)
+            content = self._beginning(path, LARGEST_RECORD + 1)
         self._check_size(path, len(content))
         return content
 
@@ -154,8 +154,8 @@ class Files:
         return f"{self.url.rstrip('/')}/{path}"
 
     def _check_size(self, path: str, size: int) -> None:
-        if size > _LARGEST_RECORD:
-            raise PromptmillError(self.address(path), f"is larger than {_LARGEST_RECORD} bytes", "The store is damaged; restore this file.")
+        if size > LARGEST_RECORD:
+            raise PromptmillError(self.address(path), f"is larger than {LARGEST_RECORD} bytes", "The store is damaged; restore this file.")
 
     def _full(self, path: str) -> str:
         return f"{self._root}/{path}".rstrip("/")

@@ -198,6 +198,14 @@ def test_files_are_readable_for_other_users(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o444 for path in (tmp_path / "store").rglob("*") if path.is_file()} == {0o444}
 
 
+def test_a_record_that_no_reader_takes_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    store = a_store(tmp_path / "store", versions=1)
+    before = files(tmp_path)
+    with pytest.raises(PromptmillError, match=r"prompt reply: its evaluation takes 16,\d+,\d+ bytes as JSON, a store reads 16,777,216"):
+        store.publish(SmallPrompt("reply", "long"), {**PASSED, "samples": "x" * 2**24})
+    assert files(tmp_path) == before
+
+
 def test_a_tuned_prompt_comes_back_by_number_and_alias(address: str) -> None:
     store = a_store(address)
     for value in (1.0, 2.0):
