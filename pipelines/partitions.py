@@ -91,7 +91,7 @@ def _described(path: Path, mtime_ns: int, size: int) -> TaskFile:
         OSError: it cannot be read now.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         return TaskFile(path.stem, path)
     name, schedule = (field_on_its_line(text, field) for field in ("name", "schedule"))

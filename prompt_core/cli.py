@@ -243,7 +243,7 @@ def _name_in(path: Path) -> str | None:
     from prompt_core.task_file import field_on_its_line
 
     with suppress(OSError):
-        name = field_on_its_line(path.read_text(encoding="utf-8", errors="replace"), "name")
+        name = field_on_its_line(path.read_text(encoding="utf-8-sig", errors="replace"), "name")
         return name if isinstance(name, str) else None
     return None
 

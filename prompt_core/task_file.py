@@ -27,7 +27,7 @@ def load_task(path: str | Path) -> TaskSpec:
     """
     path = Path(path)
     try:
-        content = read_yaml(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         beside = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise PromptmillError(str(path), "there is no such task file", nearest(path.name, beside)) from None

@@ -193,7 +193,7 @@ def read_context(task: TaskSpec) -> str:
         return ""
     where, path = f"task {task.name}: distill.context", Path(task.locate(spec.context))
     try:
-        text = path.read_text(encoding="utf-8").strip()
+        text = path.read_text(encoding="utf-8-sig").strip()
     except OSError as error:
         raise kind_of_fault(error)(where, f'"{path}" cannot be read ({error.strerror})', "Correct the path.") from None
     except UnicodeDecodeError:

@@ -92,7 +92,7 @@ def read_schema(path: Path, where: str) -> dict[str, Any]:
     if not path.is_file():  # a device, say, has no end
         raise PromptmillError(where, f'there is no file "{path}"', "Name a JSON file, relative to the task file.")
     try:
-        schema = parse_json(path.read_text(encoding="utf-8"))
+        schema = parse_json(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise kind_of_fault(error)(
             where, f'"{path}" cannot be read ({error.strerror})', "Name a JSON file, relative to the task file."
