@@ -9,7 +9,7 @@ A fault of disk or network fails nobody at once: the step is tried again for all
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import dagster as dg
@@ -110,6 +110,7 @@ def each_task(
     make: Callable[[str], Made[Any]],
     *inputs: Inputs[Any],
     on_task: Callable[[int, int], object] = lambda done, total: None,
+    seen_together: Callable[[dict[str, Made[Any]]], Mapping[str, Mapping[str, Any]]] = lambda made: {},
 ):
     """What an asset returns that is made task by task.
 
@@ -117,6 +118,7 @@ def each_task(
         make: the value of a task.
         inputs: what `make` reads, for the provenance.
         on_task: called with the number of finished tasks, from 0, and of all.
+        seen_together: further metadata by task, given the values of all that were made in this run.
     """
 
     def unless_failed(key: str) -> Made[Any]:
@@ -130,6 +132,9 @@ def each_task(
         on_task(len(outcomes), len(keys))
         outcomes[key] = attempt(context, unless_failed, key)
     on_task(len(keys), len(keys))
+    further = seen_together({key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Made)})
+    for key, metadata in further.items():
+        outcomes[key] = replace(outcomes[key], metadata={**outcomes[key].metadata, **metadata})
     return hand_on(context, outcomes, *inputs)
 
 

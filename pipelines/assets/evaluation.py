@@ -9,6 +9,7 @@ from pipelines.metadata import baselines_metadata, evaluation_metadata
 from pipelines.partitions import TASKS
 from pipelines.resources import RunLog, Store, TaskFolder
 from prompt_core import PromptmillError
+from prompt_core.evaluation import corrected
 
 
 @dg.asset(
@@ -66,7 +67,11 @@ def evaluation(
     baselines: Inputs,
     tuned_prompt: Inputs,
 ):
-    """The tuned prompt beside every baseline and what runs in production, on the same test rows, with the verdict of the gate."""
+    """The tuned prompt beside every baseline and what runs in production, on the same test rows, with the verdict of the gate.
+
+    A run of several tasks tests as many times, so that one may pass by chance. The metadata says which gains are shown among all of
+    them (Holm). The verdict is of the task alone: it must not depend on what else was tuned that night.
+    """
     from prompt_core import evaluate
     from prompt_core.backbone import load_backbone
     from prompt_core.evaluation.untuned import untuned_digest
@@ -82,5 +87,12 @@ def evaluation(
         measured = evaluate(task, prompt, sides, backbone, live, shown.contender, untuned)
         return Made(measured, evaluation_digest(measured), evaluation_metadata(measured, task, sides, prompt))
 
+    def among_all(made: dict[str, Made]) -> dict[str, dict[str, str]]:
+        judged = dict(zip(made, corrected([each.value for each in made.values()]), strict=True)) if len(made) > 1 else {}
+        if judged:
+            alone, among = (sum(each.verdict.passed for each in found) for found in ([m.value for m in made.values()], judged.values()))
+            context.log.info(f"{alone} of {len(made)} tasks pass their gates, {among} of them among all {len(made)} tests too (Holm)")
+        return {key: {"among the tasks of this run": each.verdict.reasons[-1]} for key, each in judged.items()}
+
     with progress.follow(context) as shown:
-        return each_task(context, make, splits, baselines, tuned_prompt, on_task=shown.task)
+        return each_task(context, make, splits, baselines, tuned_prompt, on_task=shown.task, seen_together=among_all)

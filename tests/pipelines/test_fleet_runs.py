@@ -116,6 +116,11 @@ def test_each_task_has_metadata_data_version_and_provenance_of_its_own(fleet: Fl
     assert len({fleet.tags("tuned_prompt", key)["dagster/data_version"] for key in GOOD}) == len(GOOD)
 
 
+def test_each_task_says_whether_its_gain_is_shown_among_all_of_the_run(fleet: Fleet) -> None:
+    said = {key: fleet.metadata("evaluation", key)["among the tasks of this run"] for key in (*GOOD, "rejected")}
+    assert all(sentence.startswith("among the 4 tasks of this run: p ") for sentence in said.values()), said
+
+
 def test_checks_are_evaluated_for_each_task(fleet: Fleet) -> None:
     found = {(check.check_name, check.partition): check.passed for check in fleet.result.get_asset_check_evaluations()}
     assert {key for name, key in found if name == "gate"} == {*GOOD, "rejected"}
