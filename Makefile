@@ -25,7 +25,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 setup-servers: $(VENV)/.servers
 
 $(VENV)/.servers: $(INSTALLED)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[production,celery,kubernetes,ray,ui]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[production,celery,kubernetes,ray,ui,frameworks]'
 	touch $(VENV)/.servers
 
 demo: setup  ## tune, prove and publish the two demo prompts
