@@ -20,7 +20,7 @@ class TaskFile:
     """A file in the task folder.
 
     Attributes:
-        key: the partition: the task's name, or the file's where that cannot be read or is taken.
+        key: the partition: the task's name, or the file's where that cannot be read or is another file's.
         schedule: its cron line, None where it has none or is broken.
     """
 
@@ -47,20 +47,23 @@ class TaskFile:
 def find_task_files(folder: Path) -> list[TaskFile]:
     """Every YAML file of the task folder, by file name. Never raises for the content of a file.
 
-    Of a file only the lines of name and schedule are read, so that thousands of tasks do not make a code location slow to load.
+    Of a file only the lines of name and schedule are read, so that thousands of tasks do not make a code location slow to load. Of files
+    with one name, that of the name has the partition: a copy beside it, which is being changed, does not go live in its place.
     """
-    found: dict[str, TaskFile] = {}
+    files: list[TaskFile] = []
     for path in sorted((*folder.glob("*.yaml"), *folder.glob("*.yml"))):
         try:
             state = path.stat()
-            file = _described(path, state.st_mtime_ns, state.st_size)
+            files.append(_described(path, state.st_mtime_ns, state.st_size))
         except FileNotFoundError:  # since the folder was listed
             continue
         except OSError:  # which may pass, and is looked at again
-            file = TaskFile(path.stem, path)
-        key = next(key for key in (file.key, path.stem, path.name) if key not in found)
-        found[key] = file if key == file.key else TaskFile(key, path)
-    return list(found.values())
+            files.append(TaskFile(path.stem, path))
+    found: dict[str, TaskFile] = {}
+    for file in sorted(files, key=lambda file: file.key != file.path.stem):
+        key = next(key for key in (file.key, file.path.stem, file.path.name) if key not in found)
+        found[key] = file if key == file.key else TaskFile(key, file.path)
+    return sorted(found.values(), key=lambda file: file.path)
 
 
 def register(instance: dg.DagsterInstance, files: Sequence[TaskFile]) -> list[str]:

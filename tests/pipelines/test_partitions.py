@@ -56,6 +56,18 @@ def test_two_files_with_one_name_are_two_partitions_of_which_the_second_fails(tm
         second.load()
 
 
+def test_a_copy_beside_a_task_file_does_not_take_its_partition(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    for name in ("a-new", "a (copy)", ".a"):  # all of them stand before a.yaml
+        write_task(settings, "a").rename(settings.tasks_dir / f"{name}.yaml")
+    own = write_task(settings, "a")
+    found = {file.path: file.key for file in find_task_files(settings.tasks_dir)}
+    assert found.pop(own) == "a"
+    assert sorted(found.values()) == [".a", "a (copy)", "a-new"]
+    own.write_text("objectiv: classify")  # a broken one is told, not replaced
+    assert {file.path: file.key for file in find_task_files(settings.tasks_dir)}[own] == "a"
+
+
 def test_a_schedule_that_is_no_cron_line_breaks_its_task_only(tmp_path: Path) -> None:
     settings = a_deployment(tmp_path)
     write_task(settings, "weekly", schedule="every monday")
