@@ -23,14 +23,16 @@ retune = dg.define_asset_job(
     description="Read, split, tune, evaluate and, if the gate passes, publish the prompts of its tasks.",
 )
 
-# For prompts that were tuned or evaluated by hand. `eager` alone would publish a rejected prompt: a blocking check holds
-# back the steps of its own run only, hence the second condition.
-publish_what_passed = (dg.AutomationCondition.eager() & dg.AutomationCondition.all_deps_blocking_checks_passed()).with_label(
-    "publish what passed the gate"
-)
+# For prompts that were tuned or evaluated by hand. A new prompt waits for its evaluation: until then there is one of another prompt.
+# As Dagster has it, an evaluation does not count where the run that made it was to go on from there; after a failed gate none does.
+_updated = dg.AutomationCondition.any_deps_match(dg.AutomationCondition.newly_updated()).ignore(dg.AssetSelection.assets("tuned_prompt"))
+_evaluated = dg.AutomationCondition.eager().replace("any_deps_updated", _updated)
+
+# Alone it would publish a rejected prompt: a blocking check holds back the steps of its own run only, hence the second condition.
+publish_what_passed = (_evaluated & dg.AutomationCondition.all_deps_blocking_checks_passed()).with_label("publish what passed the gate")
 
 # A failed gate holds back every step behind it, this one too; but people want to see most of all what was rejected.
-report_everything = dg.AutomationCondition.eager().with_label("report what was evaluated, passed or not")
+report_everything = _evaluated.with_label("report what was evaluated, passed or not")
 
 
 def retune_schedules(folder: Path, timezone: str, on: bool) -> list[dg.ScheduleDefinition]:

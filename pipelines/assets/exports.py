@@ -14,6 +14,7 @@ from pipelines.partitions import TASKS
 from pipelines.resources import Store
 from prompt_core import PromptmillError, PromptStore
 from prompt_core.errors import Unreachable
+from prompt_core.evaluation import Evaluation
 from prompt_core.store.moves import PRODUCTION
 
 if TYPE_CHECKING:  # torch loads in the steps that need it, not with the code location
@@ -39,11 +40,8 @@ def published_prompt(context: dg.AssetExecutionContext, store: Store, tuned_prom
     from prompt_core.evaluation.report import REPORT, render_report
 
     def make(key: str) -> Made:
-        prompt, measured = tuned_prompt[key], evaluation[key]
         where = f"published_prompt[{key}]"
-        if measured.prompt_digest != prompt.digest:
-            what = f"evaluation is of prompt {measured.prompt_digest[:12]}, tuned_prompt is {prompt.digest[:12]}"
-            raise PromptmillError(where, what, "Materialize evaluation again.")
+        prompt, measured = _together(where, tuned_prompt[key], evaluation[key])
         if not measured.verdict.passed:
             what = "the gate did not pass: " + "; ".join(measured.verdict.reasons)
             raise PromptmillError(where, what, "Production stays as it is.")
@@ -75,12 +73,24 @@ def report(context: dg.AssetExecutionContext, store: Store, pages: dg.ResourcePa
     from prompt_core.evaluation import render_report
 
     def make(key: str) -> Made:
-        prompt, measured = tuned_prompt[key], evaluation[key]
+        prompt, measured = _together(f"report[{key}]", tuned_prompt[key], evaluation[key])
         page = render_report(measured, prompt, _live_before(store.open(), prompt))
         digest = pages.digest(page)
         return Made(page, digest, report_metadata(measured, pages.place(context.asset_key, digest)))
 
     return each_task(context, make, tuned_prompt, evaluation)
+
+
+def _together(where: str, prompt: "TunedPrompt", measured: Evaluation) -> tuple["TunedPrompt", Evaluation]:
+    """A prompt and its evaluation.
+
+    Raises:
+        PromptmillError: the evaluation is another prompt's.
+    """
+    if measured.prompt_digest != prompt.digest:
+        what = f"evaluation is of prompt {measured.prompt_digest[:12]}, tuned_prompt is {prompt.digest[:12]}"
+        raise PromptmillError(where, what, "Materialize evaluation again.")
+    return prompt, measured
 
 
 def _live_before(store: PromptStore, prompt: "TunedPrompt") -> "TunedPrompt | None":

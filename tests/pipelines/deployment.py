@@ -51,20 +51,23 @@ def write_task(settings: Settings, name: str, **changes: Any) -> Path:
 
 def run_retune(settings: Settings, instance: dg.DagsterInstance, key: str, **knobs: Any) -> dg.ExecuteInProcessResult:
     """The whole chain for one task, in this process. `knobs` are sections of the run config, such as `tune={"steps": 4}`."""
+    return _run(settings, instance, key, None, knobs)
+
+
+def run_steps(settings: Settings, instance: dg.DagsterInstance, key: str, assets: Sequence[str], **knobs: Any) -> dg.ExecuteInProcessResult:
+    """Some assets of the chain for one task, as a person picks them in the UI."""
+    return _run(settings, instance, key, [dg.AssetKey(asset) for asset in assets], knobs)
+
+
+def _run(
+    settings: Settings, instance: dg.DagsterInstance, key: str, assets: Sequence[dg.AssetKey] | None, knobs: dict[str, Any]
+) -> dg.ExecuteInProcessResult:
     register(instance, find_task_files(settings.tasks_dir))
     config: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     if knobs:
         config["ops"] = {"tuned_prompt": {"config": knobs}}
     job = build_defs(settings).resolve_job_def("retune")
-    return job.execute_in_process(instance=instance, partition_key=key, run_config=config, raise_on_error=False)
-
-
-def run_steps(settings: Settings, instance: dg.DagsterInstance, key: str, assets: Sequence[str]) -> dg.ExecuteInProcessResult:
-    """Some assets of the chain for one task, as a person picks them in the UI."""
-    register(instance, find_task_files(settings.tasks_dir))
-    config = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-    job, keys = build_defs(settings).resolve_job_def("retune"), [dg.AssetKey(asset) for asset in assets]
-    return job.execute_in_process(instance=instance, partition_key=key, run_config=config, raise_on_error=False, asset_selection=keys)
+    return job.execute_in_process(instance=instance, partition_key=key, run_config=config, raise_on_error=False, asset_selection=assets)
 
 
 def run_fleet(settings: Settings, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:

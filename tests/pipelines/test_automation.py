@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from dagster._utils.schedules import schedule_execution_time_iterator
-from deployment import a_deployment, write_task
+from deployment import a_deployment, failure_of, run_retune, run_steps, write_task
 
 from pipelines.automation import runs_for
 from pipelines.definitions import build_defs
@@ -110,3 +110,38 @@ def test_a_prompt_that_passed_its_gate_is_published_by_itself_and_a_rejected_one
             report_check(instance, "evaluation", "gate", task, passed=task == "passed")
         after = dg.evaluate_automation_conditions(defs, instance, cursor=before.cursor)
     assert after.get_requested_partitions(dg.AssetKey("published_prompt")) == {"passed"}
+
+
+def test_a_prompt_that_is_tuned_by_hand_waits_for_its_own_evaluation(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    write_task(settings, "a")
+    defs, key = build_defs(settings), dg.AssetKey("published_prompt")
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert run_retune(settings, instance, "a").success
+        cursor = dg.evaluate_automation_conditions(defs, instance).cursor
+        assert run_steps(settings, instance, "a", ["tuned_prompt"], tune={"seed": 1}).success
+        tuned = dg.evaluate_automation_conditions(defs, instance, cursor=cursor)
+        assert tuned.total_requested == 0
+        refused = run_steps(settings, instance, "a", ["report"])
+        assert "evaluation is of prompt" in failure_of(refused) and failure_of(refused).endswith("Materialize evaluation again.")
+        assert run_steps(settings, instance, "a", ["evaluation"]).success
+        evaluated = dg.evaluate_automation_conditions(defs, instance, cursor=tuned.cursor)
+    assert evaluated.get_requested_partitions(key) == evaluated.get_requested_partitions(dg.AssetKey("report")) == {"a"}
+
+
+def test_a_rejected_prompt_is_reported_whichever_way_its_run_was_launched(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    write_task(settings, "a")
+    defs, report = build_defs(settings), dg.AssetKey("report")
+    chain = ["examples", "splits", "baselines", "tuned_prompt", "evaluation", "published_prompt", "report"]
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert run_retune(settings, instance, "a").success
+        cursor = dg.evaluate_automation_conditions(defs, instance).cursor
+        write_task(settings, "a", gate={"min_gain": 101})
+        for launch in (lambda: run_retune(settings, instance, "a"), lambda: run_steps(settings, instance, "a", chain)):  # job; assets
+            assert not launch().success
+            found = dg.evaluate_automation_conditions(defs, instance, cursor=cursor)
+            assert found.get_requested_partitions(report) == {"a"} and found.total_requested == 1
+            once = dg.evaluate_automation_conditions(defs, instance, cursor=found.cursor)
+            assert once.total_requested == 0
+            cursor = once.cursor
