@@ -138,7 +138,7 @@ def each_task(
     return hand_on(context, outcomes, *inputs)
 
 
-def attempt(context: dg.AssetExecutionContext, make: Callable[[str], T], key: str) -> T | Exception:
+def attempt(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, make: Callable[[str], T], key: str) -> T | Exception:
     """What `make` gives for a task, or what kept it from that. A fault of the machine is raised while the step may still be retried."""
     try:
         return make(key)
@@ -173,7 +173,7 @@ def _report(
     context: dg.AssetExecutionContext, outcomes: Mapping[str, Outcome], inputs: Sequence[Inputs[Any]]
 ) -> Iterator[dg.Output[Batch]]:
     made = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Made)}
-    failed = {key: _line(outcome) for key, outcome in outcomes.items() if isinstance(outcome, Exception)}
+    failed = {key: in_a_line(outcome) for key, outcome in outcomes.items() if isinstance(outcome, Exception)}
     for key, reason in failed.items():
         if not isinstance(outcomes[key], FailedBeforeError):
             context.log.error(f"{key} fails alone: {reason}")
@@ -203,5 +203,6 @@ def failure_of_some(reasons: Mapping[str, str], total: int) -> dg.Failure:
     return dg.Failure(f"{len(reasons)} of {total} tasks failed, the others are done.\n{lines}", allow_retries=False)
 
 
-def _line(error: Exception) -> str:
+def in_a_line(error: Exception) -> str:
+    """An error as the reason of a task."""
     return str(error) if isinstance(error, (PromptmillError, FailedBeforeError)) else f"{type(error).__name__}: {error}"

@@ -8,13 +8,12 @@ import dagster as dg
 # Dagster gives the result of a check the materialization that it is about; for one of several tasks nobody but we can.
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData as Target
 
-from pipelines.batch import FailedBeforeError, Inputs, failure_of_some, is_last
-from pipelines.failures import is_retried, plain_failures
+from pipelines.batch import FailedBeforeError, Inputs, attempt, failure_of_some, in_a_line, is_last
+from pipelines.failures import plain_failures
 from pipelines.judgements import JUDGEMENTS, Judgement
 from pipelines.ledger import Ledger
 from pipelines.partitions import TASKS
 from pipelines.resources import Store, TaskFolder
-from prompt_core import PromptmillError
 
 
 def build_checks() -> list[dg.AssetChecksDefinition]:
@@ -40,14 +39,10 @@ def _check(judgement: Judgement) -> dg.AssetChecksDefinition:
             return _as_results([dg.AssetCheckResult(**_parts(found), check_name=name, asset_key=spec.asset_key)])
         failed = {}
         for key in values:
-            try:
-                found = judged(key)
-            except FailedBeforeError:
+            outcome = attempt(context, judged, key)
+            if isinstance(outcome, FailedBeforeError):
                 continue
-            except PromptmillError as error:
-                if is_retried(error, context):
-                    raise
-                found = dg.AssetCheckResult(passed=False, description=str(error))
+            found = dg.AssetCheckResult(passed=False, description=in_a_line(outcome)) if isinstance(outcome, Exception) else outcome
             _report(context, spec, key, found)
             if not found.passed and found.severity == dg.AssetCheckSeverity.ERROR:
                 failed[key] = f"{name} of {judgement.asset}: {found.description}"

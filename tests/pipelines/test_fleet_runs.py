@@ -190,6 +190,34 @@ def test_the_ledger_forgets_a_task_that_a_second_attempt_could_make(tmp_path: Pa
     assert ledger.failed(run, "examples") == {}
 
 
+def test_a_broken_file_with_a_long_name_in_another_script_fails_alone(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path / "d")
+    write_task(settings, "good")
+    (settings.tasks_dir / f"{'я' * 120}.yaml").write_text("objectiv: classify")
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = examples_and_splits(settings, instance)
+        assert failure_of(result).startswith("1 of 2 tasks failed, the others are done.\n")
+        assert instance.get_materialized_partitions(dg.AssetKey("splits")) == {"good"}
+
+
+def test_a_check_that_ends_in_an_error_for_one_task_is_made_for_the_others(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path / "d")
+    for key in "abc":
+        write_task(settings, key)
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert examples_and_splits(settings, instance).success
+        write_task(settings, "b", data={"path": "messages.csv", "target": "elsewhere"})  # which the splits do not have
+        (request,) = runs_for("abc", "abc", "test")
+        check = dg.AssetCheckKey(dg.AssetKey("splits"), "class_balance")
+        job = build_defs(settings).resolve_implicit_global_asset_job_def().get_subset(asset_check_selection={check})
+        assert job.execute_in_process(instance=instance, tags=request.tags, raise_on_error=False).success
+        results = [
+            record.event.dagster_event.event_specific_data
+            for record in instance.event_log_storage.get_asset_check_execution_history(check, limit=3)
+        ]
+    assert {found.partition: found.passed for found in results} == {"a": True, "b": False, "c": True}
+
+
 def test_a_run_of_some_assets_is_red_at_the_last_of_them(tmp_path: Path) -> None:
     settings = a_deployment(tmp_path / "d")
     for key, changes in (("a", {}), ("b", {"data": {"path": "nowhere.csv", "target": "label"}}), ("c", {})):
