@@ -6,7 +6,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from pipelines.partitions import find_task_files, neighbours, register
+from pipelines.partitions import TaskFile, find_task_files, neighbours, register
+from prompt_core import PromptmillError
 
 # Cron signs in a name: letters, digits and _ are all that Dagster takes.
 _SPOKEN = str.maketrans({" ": "_", "*": "any", "/": "_per_", "-": "_to_", ",": "_and_", "#": "_nth_", "?": "_some_", "@": "_"})
@@ -104,10 +105,28 @@ def _schedule(cron: str, tasks: Sequence[str], folder: Path, timezone: str, on: 
     )
     def tick(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
         files = find_task_files(folder)
-        due = [file.key for file in files if file.schedule is not None and _one_spelling(file.schedule) == cron]
+        if not files:  # a tick without runs would look as if all were well
+            raise PromptmillError(str(folder), "holds no task file, though there were some", "Is it mounted?")
+        due = [file.key for file in files if _is_at(file, cron) or (file.key in tasks and _says_nothing_for_a_fault(file))]
         return runs_for(due, register(context.instance, files), context.scheduled_execution_time.isoformat())
 
     return tick
+
+
+def _is_at(file: TaskFile, cron: str) -> bool:
+    return file.schedule is not None and _one_spelling(file.schedule) == cron
+
+
+def _says_nothing_for_a_fault(file: TaskFile) -> bool:
+    """Whether a file has no schedule since it is broken: its task is run at its former hour all the same, to fail with the line that
+    says why. Else it would never be retuned, and nobody told."""
+    if file.schedule is not None:
+        return False
+    try:
+        file.load()
+    except PromptmillError:
+        return True
+    return False
 
 
 def _one_spelling(cron: str) -> str:

@@ -47,8 +47,9 @@ class TaskFile:
 def find_task_files(folder: Path) -> list[TaskFile]:
     """Every YAML file of the task folder, by file name. Never raises for the content of a file.
 
-    Of a file only the lines of name and schedule are read, so that thousands of tasks do not make a code location slow to load. Of files
-    with one name, that of the name has the partition: a copy beside it, which is being changed, does not go live in its place.
+    Of nearly every file only the lines of name and schedule are read, so that thousands of tasks do not make a code location slow to
+    load. Of files with one name, that of the name has the partition: a copy beside it, which is being changed, does not go live in its
+    place.
     """
     files: list[TaskFile] = []
     for path in sorted((*folder.glob("*.yaml"), *folder.glob("*.yml"))):
@@ -107,6 +108,8 @@ def _described(path: Path, mtime_ns: int, size: int) -> TaskFile:
 
 @lru_cache(maxsize=1024)
 def _is_cron(line: str) -> bool:
+    if not line.isascii():  # digits of other scripts would do, but not in the name of a schedule
+        return False
     try:
         dg.ScheduleDefinition(name="probe", target="*", cron_schedule=line)
     except dg.DagsterInvalidDefinitionError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -68,12 +69,13 @@ def parse_task(content: dict[str, Any], where: str, folder: Path) -> TaskSpec:
 
 
 def field_on_its_line(text: str, field: str) -> Any:
-    """The value of a field of a task file, of which only the field's own line is read; None where there is no such line."""
+    """The value of a field of a task file, of which only the field's own line is read where that says it, else all; None where none is."""
     line = re.search(rf"^{field}[ \t]*:.*$", text, re.MULTILINE)
-    try:
-        return read_yaml(line.group())[field] if line else None
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError, KeyError):
-        return None
+    for part in (line.group() if line else "", text if field in text else ""):
+        with suppress(yaml.YAMLError, ValueError, RecursionError, TypeError, KeyError):
+            if found := read_yaml(part)[field]:
+                return found
+    return None
 
 
 def _without_effect(task: TaskSpec) -> tuple[str, str, str] | None:

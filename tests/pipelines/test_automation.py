@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import dagster as dg
+import pytest
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from dagster._utils.schedules import schedule_execution_time_iterator
 from deployment import a_deployment, failure_of, run_retune, run_steps, write_task
@@ -12,6 +13,7 @@ from pipelines.automation import runs_for
 from pipelines.definitions import build_defs
 from pipelines.partitions import find_task_files, register
 from pipelines.settings import Settings
+from prompt_core import PromptmillError
 
 MONDAY = datetime(2026, 3, 2, 3, 0, tzinfo=UTC)
 
@@ -76,6 +78,28 @@ def test_a_tick_also_runs_a_task_whose_file_came_after_the_code_location_was_loa
     defs = build_defs(settings)
     write_task(settings, "later")
     assert ticks(defs, tmp_path) == {"retune_at_0_3_any_any_1": [("a to later", "a 2026-03-02T03:00:00+00:00")]}
+
+
+def test_a_task_whose_file_was_broken_since_runs_at_its_hour_and_says_why(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    for key in "abc":
+        write_task(settings, key)
+    defs = build_defs(settings)
+    write_task(settings, "a", schedule="0 3 * *")
+    write_task(settings, "b", schedule=None).write_text((settings.tasks_dir / "b.yaml").read_text().replace("schedule: null\n", ""))
+    (settings.tasks_dir / "c.yaml").write_bytes(b"\xff\xfe")
+    assert [bound for bound, _ in ticks(defs, tmp_path)["retune_at_0_3_any_any_1"]] == ["a", "c"]
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert 'schedule: "0 3 * *" is not a cron line' in failure_of(run_retune(settings, instance, "a"))
+
+
+def test_a_tick_over_a_folder_that_is_not_mounted_fails(tmp_path: Path) -> None:
+    settings = a_deployment(tmp_path)
+    path = write_task(settings, "a")
+    defs = build_defs(settings)
+    path.unlink()
+    with pytest.raises(PromptmillError, match=r"tasks: holds no task file, though there were some. Is it mounted\?"):
+        ticks(defs, tmp_path)
 
 
 def test_tasks_that_do_not_stand_side_by_side_are_runs_of_their_own() -> None:

@@ -1,11 +1,14 @@
 """Task files as partitions, and what a broken one does: nothing, until it is asked for."""
 
+import re
 from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 from deployment import a_deployment, failure_of, run_retune, write_task
 
+from pipelines.definitions import build_defs
 from pipelines.partitions import find_task_files
 from prompt_core import PromptmillError
 
@@ -68,13 +71,30 @@ def test_a_copy_beside_a_task_file_does_not_take_its_partition(tmp_path: Path) -
     assert {file.path: file.key for file in find_task_files(settings.tasks_dir)}[own] == "a"
 
 
-def test_a_schedule_that_is_no_cron_line_breaks_its_task_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("schedule", ["every monday", "\uff10 3 * * 1"])
+def test_a_schedule_that_is_no_cron_line_breaks_its_task_only(tmp_path: Path, schedule: str) -> None:
     settings = a_deployment(tmp_path)
-    write_task(settings, "weekly", schedule="every monday")
+    write_task(settings, "weekly", schedule=schedule)
     (file,) = find_task_files(settings.tasks_dir)
     assert file.schedule is None
-    with pytest.raises(PromptmillError, match='schedule: "every monday" is not a cron line'):
+    dg.Definitions.validate_loadable(build_defs(settings))
+    with pytest.raises(PromptmillError, match=f'schedule: "{re.escape(schedule)}" is not a cron line'):
         file.load()
+
+
+@pytest.mark.parametrize(
+    "said", ['"schedule": "0 3 * * 1"', "schedule: >-\n  0 3 * * 1", "schedule:\n  0 3 * * 1", "{rest}, schedule: 0 3 * * 1"]
+)
+def test_a_schedule_is_found_however_yaml_lets_it_be_written(tmp_path: Path, said: str) -> None:
+    settings = a_deployment(tmp_path)
+    path = write_task(settings, "a")
+    rest = yaml.safe_load(path.read_text())
+    del rest["schedule"]
+    flow = yaml.safe_dump(rest, default_flow_style=True, width=1000).strip().removesuffix("}")
+    block = yaml.safe_dump(rest)
+    path.write_text(said.replace("{rest}", flow) + "}" if "{rest}" in said else f"{block}{said}\n")
+    (file,) = find_task_files(settings.tasks_dir)
+    assert (file.key, file.schedule) == ("a", "0 3 * * 1") == (file.load().name, file.load().schedule)
 
 
 def test_a_file_that_could_not_be_read_for_a_moment_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
