@@ -63,7 +63,7 @@ def evaluate(
     _check_task(task, prompt)
     backbone = backbone or load_backbone(task.backbone, task.folder)
     production = None if production is None or production.digest == prompt.digest else production
-    test, alike = _asked_once(task, splits.test)
+    test, alike = asked_once(task, splits.test)
     asked = _asked(task, test, wanted_of(task, test.rows(named=True), alike))
     ready = ReadyPrompt.of(prompt, backbone)
     about = About(
@@ -106,7 +106,7 @@ def measure_untuned(
     if task.objective == "distill":
         return []
     backbone = backbone or load_backbone(task.backbone, task.folder)
-    seen, (test, _) = pl.concat([splits.train, splits.validation]), _asked_once(task, splits.test)
+    seen, (test, _) = pl.concat([splits.train, splits.validation]), asked_once(task, splits.test)
     return baselines(task, seen, test.rows(named=True), backbone, _longest_answer(task, splits, backbone), on_progress)
 
 
@@ -118,7 +118,7 @@ def _longest_answer(task: TaskSpec, splits: Splits, backbone: Backbone) -> int |
     return -(-5 * max(len(encoding.encode_target(target)) for target in splits.train[task.data.target]) // 4)
 
 
-def _asked_once(task: TaskSpec, test: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, list[str]] | None]:
+def asked_once(task: TaskSpec, test: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, list[str]] | None]:
     """The test rows, of a generator each input once; and by `_id` all the answers that the data has to it."""
     if task.objective != "generate":
         return test, None
