@@ -9,6 +9,8 @@ from pipelines.judgements import gate
 
 Message: TypeAlias = dict[str, Any]
 
+_LONGEST = 4_000  # characters; Slack and Teams refuse texts of some ten thousand, and hundreds of tasks may fail in one run
+
 
 def of_evaluation(record: dg.EventLogRecord) -> Message | None:
     """Of an evaluation whose gate did not pass; None where it did."""
@@ -16,7 +18,7 @@ def of_evaluation(record: dg.EventLogRecord) -> Message | None:
     if not str(found.get("verdict", "")).startswith("failed"):
         return None
     return {
-        "text": f"Gate of {record.partition_key} failed, production stays as it is:\n{found.get('reasons', '')}",
+        "text": _cut(f"Gate of {record.partition_key} failed, production stays as it is:\n{found.get('reasons', '')}"),
         "kind": "gate_failed",
         "task": record.partition_key,
         "run": record.run_id,
@@ -33,12 +35,16 @@ def of_failed_run(instance: dg.DagsterInstance, run: dg.DagsterRun, end: dg.Even
     task = run.tags.get("dagster/partition")
     said = "; ".join(reasons) or end.event_log_entry.get_dagster_event().message or "the run's process was lost"
     return {
-        "text": f"Run {run.run_id[:8]} of {task or run.job_name} failed: {said}",
+        "text": _cut(f"Run {run.run_id[:8]} of {task or run.job_name} failed: {said}"),
         "kind": "run_failed",
         "task": task,
         "run": run.run_id,
         "job": run.job_name,
     }
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… (the rest is in Dagster's UI)"
 
 
 def _reasons(instance: dg.DagsterInstance, run: dg.DagsterRun, failed: dg.DagsterEvent) -> list[str]:

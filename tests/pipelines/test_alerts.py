@@ -111,6 +111,14 @@ def checked(*checks: dg.AssetChecksDefinition) -> dg.JobDefinition:
     return defs.resolve_job_def("retune")
 
 
+def test_a_run_in_which_hundreds_failed_is_told_in_a_text_that_chats_take(site: Site) -> None:
+    site.failed(broken("\n".join(f"task_{number}: there is no file" for number in range(2000))))
+    assert site.tick() == "messages told: 1"
+    (message,) = site.receiver.told
+    assert "task_0: there is no file\ntask_1:" in message["text"] and message["text"].endswith("… (the rest is in Dagster's UI)")
+    assert len(message["text"]) < 4_100
+
+
 def test_every_failed_gate_is_told_once_and_passed_ones_and_the_past_are_not(site: Site) -> None:
     site.evaluated("worse")
     site.evaluated("better", passed=True)
