@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib.metadata import version
 
 from prompt_core.backbone import Backbone
 from prompt_core.data import Splits, read_unlabelled
@@ -28,7 +29,7 @@ def untuned_digest(task: TaskSpec, splits: Splits, backbone: Backbone) -> str:
         splits.digest,
         frame_digest(read_unlabelled(task)),
         backbone.identity.model_dump(),
-        library_versions(),
+        {**library_versions(), "scikit-learn": version("scikit-learn")},  # which fits the probe
         backbone.device.type,
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import polars as pl
@@ -17,6 +18,7 @@ from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.evaluation.baselines import baselines
 from prompt_core.evaluation.evaluate import evaluate
+from prompt_core.evaluation.untuned import untuned_digest
 from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec
 from prompt_core.tuning import tune
@@ -41,6 +43,16 @@ def test_an_encoder_is_compared_with_label_names_and_a_linear_probe(bert: Backbo
     contenders, seen = contenders_of(a_task(bert.identity.name, tune={"steps": 2}), bert)
     assert contenders == [("label_names", "untuned"), ("linear_probe", "rival"), ("tuned", "tuned")]
     assert ("label_names", 6, 6) in seen and ("tuned", 6, 6) in seen
+
+
+def test_baselines_are_measured_again_with_another_version_of_what_fits_the_probe(bert: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = a_task(bert.identity.name)
+    before = untuned_digest(task, SPLITS, bert)
+    assert untuned_digest(task, SPLITS, bert) == before
+    installed = metadata.Distribution.version
+    another = property(lambda found: "0.1" if found.metadata["Name"] == "scikit-learn" else installed.fget(found))  # type: ignore[attr-defined]
+    monkeypatch.setattr(metadata.Distribution, "version", another)
+    assert untuned_digest(task, SPLITS, bert) != before
 
 
 @pytest.mark.parametrize("template", ["Say a or b. {{ text }}\nIt is", "{{ text }}\nIt is"])
