@@ -54,7 +54,7 @@ def splits_metadata(splits: Splits, task: TaskSpec) -> Metadata:
     """Rows on each side, the smallest gain that the test rows can show, and how many of each label."""
     sides = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     metadata: Metadata = {f"{side} rows": len(frame) for side, frame in sides.items()}
-    metadata["power"] = power_sentence(task, len(splits.test))
+    metadata["power"] = power_sentence(task, splits.test["_id"].n_unique())
     if task.objective == "classify":
         counts = {side: dict(frame[task.data.target].value_counts().rows()) for side, frame in sides.items()}
         labels = sorted(counts["train"])

@@ -80,7 +80,7 @@ def tune(tasks: tuple[str, ...], out: Path | None, as_json: bool) -> None:
                 first = [
                     f"{spec.name}: {sentence}"
                     for spec, splits, report in together
-                    for sentence in (report.sentence(), power_sentence(spec, len(splits.test)))
+                    for sentence in (report.sentence(), power_sentence(spec, splits.test["_id"].n_unique()))
                     if sentence
                 ]
                 on_step = progress.fleet(len(fleet))

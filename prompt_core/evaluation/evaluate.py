@@ -45,7 +45,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure a tuned prompt on the test rows, beside every baseline and the prompt in production, and judge it.
 
-    A generator is asked each input once; where the data has several answers to it, all of them are right.
+    A prompt that writes is asked each input once; where the data has several answers to it, all of them are right. Where it has none,
+    the teacher's is.
 
     Args:
         task: metrics and gate.
@@ -80,10 +81,10 @@ def evaluate(
                 production.check_base(backbone.identity)
         except PromptmillError as error:
             about, production = about.with_rule(_not_compared(error)), None
-        contenders, taught, saved = distilled_contenders(task, prompt, splits, backbone, production, on_progress)
-        targets = asked.targets if task.data.target else taught
+        asked_once = replace(splits, test=test)
+        contenders, taught, saved = distilled_contenders(task, prompt, asked_once, backbone, production, on_progress)
         about = replace(about, distilled=saved)
-        return evaluate_contenders(task, Rows(asked.inputs, targets, asked.wanted, asked.columns), contenders, about)
+        return evaluate_contenders(task, _answered_by(asked, taught), contenders, about)
     contenders = list(measure_untuned(task, splits, backbone, on_progress) if untuned is None else untuned)
     if production is not None:
         try:
@@ -119,10 +120,11 @@ def _longest_answer(task: TaskSpec, splits: Splits, backbone: Backbone) -> int |
 
 
 def asked_once(task: TaskSpec, test: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, list[str]] | None]:
-    """The test rows, of a generator each input once; and by `_id` all the answers that the data has to it."""
-    if task.objective != "generate":
+    """The test rows, of what writes each input once; and by `_id` all the answers that the data has to it."""
+    if task.objective not in ("generate", "distill"):
         return test, None
-    alike = dict(test.group_by("_id", maintain_order=True).agg(task.data.target).rows())
+    target = task.data.target
+    alike = dict(test.group_by("_id", maintain_order=True).agg(target).rows()) if target else None
     return test.unique("_id", keep="first", maintain_order=True), alike
 
 
@@ -134,6 +136,13 @@ def _asked(task: TaskSpec, test: pl.DataFrame, wanted: Wanted) -> Rows:
         wanted=wanted,
         columns={column: test[column].to_list() for column in task.evaluate.slices},
     )
+
+
+def _answered_by(asked: Rows, taught: Sequence[str]) -> Rows:
+    """The rows with a teacher's answer for the right one where the data have none."""
+    given = asked.wanted.references or [[target] if target else [] for target in asked.targets or [""] * len(taught)]
+    right = [list(texts) or [said] for texts, said in zip(given, taught, strict=True)]
+    return replace(asked, targets=[texts[0] for texts in right], wanted=replace(asked.wanted, references=right))
 
 
 def _answered(kind: Kind, ready: ReadyPrompt, test: pl.DataFrame, on_progress: OnContender | None) -> Contender:

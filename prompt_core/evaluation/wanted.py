@@ -22,7 +22,7 @@ class Wanted:
     """What is known of the right outputs of all rows.
 
     Attributes:
-        references: per row all right texts, the target among them; empty where the target is the only one.
+        references: per row all right texts, the target first where there is one; empty where the target is the only one.
         facts: per row, lines of `key: value`; a line without a colon is a value.
         contains, omits: what every output must and must not contain, see `criteria.compiled`.
         form: of every output, where that has to be JSON.
@@ -46,8 +46,8 @@ def wanted_of(task: TaskSpec, rows: Sequence[Mapping[str, Any]], alike: Mapping[
     references = []
     if spec.references or alike:
         for row in rows:
-            own = alike[row["_id"]] if alike else [row[target]]
-            references.append(list(dict.fromkeys([*own, *(text for column in spec.references if (text := row[column]))])))
+            own = alike[row["_id"]] if alike else [row[target]] if target else []
+            references.append([text for text in dict.fromkeys([*own, *(row[column] for column in spec.references)]) if text])
     return Wanted(
         references=references,
         facts=[str(row[spec.must_contain] or "") for row in rows] if spec.must_contain else None,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 from helpers import a_task, examples
 
@@ -85,6 +87,20 @@ def test_with_a_target_column_the_texts_are_measured_too(llama: Backbone, tmp_pa
     assert task.metrics == ("agreement", "chrf", "rouge_l")
     assert set(found.tuned.metrics) == {"agreement", "chrf", "rouge_l"}
     assert found.samples[0].target.endswith("kroner")
+
+
+def test_an_input_with_several_answers_is_asked_once_and_one_without_is_measured_by_the_teachers(llama: Backbone, tmp_path: Path) -> None:
+    task, prompt, splits = distilled(llama, tmp_path, target="label")
+    more = splits.test[:1].with_columns(label=pl.Series(["much"])), splits.test[:1].with_columns(label=pl.Series([""]))
+    rows = pl.concat([*more, splits.test[:3], splits.test[3:].with_columns(label=pl.Series([""]))]).sort("_id", "label")
+    found = evaluate(task, prompt, replace(splits, test=rows), llama)
+    once = evaluate(task, prompt, splits, llama)
+    assert found.rows == 4 == once.rows
+    assert found.comparisons["zero_shot"]["agreement"] == once.comparisons["zero_shot"]["agreement"]
+    by_input = {sample.input["text"]: sample for sample in found.samples}
+    unanswered = by_input[splits.test["text"][3]]
+    assert unanswered.target == unanswered.outputs["teacher"]
+    assert by_input[splits.test["text"][0]].target in ("0 kroner", "8 kroner", "much")
 
 
 def test_a_distilled_prompt_predicts_after_it_was_saved(llama: Backbone, tmp_path: Path) -> None:

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import false_discovery_control, ttest_rel
 
+from pipelines.metadata import splits_metadata
+from prompt_core.data import Splits
 from prompt_core.evaluation import About, Contender, Evaluation, Rows, corrected, evaluate_contenders, gate_p_value, holm, power_sentence
 from prompt_core.evaluation.paired import mcnemar
 from prompt_core.evaluation.power import smallest_gain, smallest_mean_gain
@@ -119,3 +122,10 @@ def test_of_a_mean_the_gain_is_one_that_a_paired_test_shows_at_the_assumed_sprea
     assert ttest_rel(differences - 0.1 * gain, np.zeros(rows), alternative="greater").pvalue > alpha
     said = power_sentence(a_task("generate"), rows)
     assert said.startswith("200 test rows can show a gain of about 3.3 points or more in chrf") and "rows differ by 20 points" in said
+
+
+def test_what_is_asked_once_counts_once_before_tuning_too():
+    texts = pl.DataFrame({"_id": ["a"] * 8 + ["b"] * 8, "x": ["one"] * 8 + ["two"] * 8, "y": [f"answer {i}" for i in range(16)]})
+    said = splits_metadata(Splits(texts, texts.clear(), texts), a_task("generate"))
+    assert str(said["power"]) == power_sentence(a_task("generate"), 2)
+    assert said["test rows"] == 16
