@@ -5,6 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from prompt_core.artifact import TunedPrompt
+from prompt_core.data import unlabelled_inputs
 from prompt_core.data.digest import frame_digest
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
@@ -24,14 +25,18 @@ def why_seen(prompt: TunedPrompt, task: TaskSpec, train: pl.DataFrame, validatio
         validation_too: whether its validation rows must be unseen too, since they are to choose between this prompt and another.
 
     Raises:
-        PromptmillError: this version of promptmill does not know the task that the prompt was tuned by.
+        PromptmillError: this version of promptmill does not know the task that the prompt was tuned by, or `data.unlabelled` or
+            the test file cannot be read.
     """
     data, before, now = prompt.manifest.data, prompt.task.data, task.data
+    test_is_file = bool(before.test_path or now.test_path)
+    if test_is_file and data.unlabelled and data.unlabelled != frame_digest(unlabelled_inputs(task)):
+        return "test rows are a file, and it was tuned on other inputs without labels than are left beside it now"
     if (data.train, data.validation) == (frame_digest(train), frame_digest(validation)):
         return ""
     if not validation_too and data.train == frame_digest(pl.concat([train, validation])):
         return ""
-    if before.test_path or now.test_path:
+    if test_is_file:
         return "test rows are a file, and it was tuned on other rows than the task has now, which may be among them"
     read, reads = Template(prompt.task).fields, Template(task).fields
     if read != reads:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from prompt_core.data.clean import CleaningReport, clean
 from prompt_core.data.fingerprint import Fingerprint, data_files, fingerprint
 from prompt_core.data.leakage import Leakage, find_leakage, remove_leakage
-from prompt_core.data.read import read_examples, read_unlabelled
-from prompt_core.data.split import Splits, outside_test, prepare, split
+from prompt_core.data.read import read_examples
+from prompt_core.data.split import Splits, outside_test, prepare, split, unlabelled_inputs
 
 __all__ = [
     "CleaningReport",
@@ -20,7 +20,7 @@ __all__ = [
     "outside_test",
     "prepare",
     "read_examples",
-    "read_unlabelled",
     "remove_leakage",
     "split",
+    "unlabelled_inputs",
 ]

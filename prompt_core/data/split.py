@@ -15,7 +15,7 @@ import polars as pl
 
 from prompt_core.data.clean import CleaningReport, check_labels, clean, example_id, named, remove_unusable
 from prompt_core.data.leakage import remove_leakage
-from prompt_core.data.read import read_examples
+from prompt_core.data.read import read_examples, read_unlabelled
 from prompt_core.errors import PromptmillError, kind_of_fault, nearest
 from prompt_core.extraction.spans import entity_labels
 from prompt_core.task import TaskSpec
@@ -127,6 +127,15 @@ def prepare(task: TaskSpec) -> tuple[Splits, CleaningReport]:
     return split(frame, task, test), report
 
 
+def unlabelled_inputs(task: TaskSpec) -> pl.DataFrame:
+    """The inputs of `data.unlabelled` that may be read before the evaluation: `outside_test`; no row where the task names no file.
+
+    Raises:
+        PromptmillError: as `read_unlabelled`, and as `read_examples` of the test file.
+    """
+    return outside_test(read_unlabelled(task), task)
+
+
 def outside_test(inputs: pl.DataFrame, task: TaskSpec) -> pl.DataFrame:
     """Inputs that are no test row, now or when they get a label: by the rule that splits labelled rows, or not in the test file.
 
@@ -142,7 +151,7 @@ def outside_test(inputs: pl.DataFrame, task: TaskSpec) -> pl.DataFrame:
     fields = Template(task).fields
     ids = pl.Series("_id", [example_id(values) for values in inputs.select(fields).rows()], dtype=pl.String)
     frame = inputs.select(ids, *fields).sort("_id", *fields).unique("_id", keep="first", maintain_order=True)
-    if task.data.test_path is None:
+    if task.data.test_path is None or frame.is_empty():
         return frame.filter(_draw(frame) >= task.data.test)
     test, _ = _test_rows(task, task.data.test_path)
     return frame.filter(~pl.col("_id").is_in(test["_id"].implode()))

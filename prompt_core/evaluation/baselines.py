@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prompt_core.backbone import Backbone
-from prompt_core.data import read_unlabelled
+from prompt_core.data import unlabelled_inputs
 from prompt_core.data.demonstrations import fair_draw
 from prompt_core.data.packing import pack
 from prompt_core.encoded import Encoded
@@ -76,7 +76,7 @@ def baselines(
             scores = label_scores(backbone, classifier, prompt, inputs, len(labels), tokens, _named(on_progress, name))
             contenders.append(choosing(name, "untuned", scores, labels))
         if task.objective == "classify" and name == "zero_shot":
-            rows_seen = chain(seen.iter_rows(named=True), read_unlabelled(task).iter_rows(named=True))
+            rows_seen = chain(seen.iter_rows(named=True), unlabelled_inputs(task).iter_rows(named=True))
             behind = partial(classifier.scores_behind, lower(backbone, prompt))
             bias = mean_log_chances(behind, [encoding.encode(row, room=room) for row in rows_seen], classifier.scoring_tokens, tokens)
             contenders.append(choosing("zero_shot_calibrated", "untuned", scores - bias.cpu(), labels))

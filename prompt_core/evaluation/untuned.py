@@ -7,7 +7,7 @@ import json
 from importlib.metadata import version
 
 from prompt_core.backbone import Backbone
-from prompt_core.data import Splits, read_unlabelled
+from prompt_core.data import Splits, unlabelled_inputs
 from prompt_core.data.digest import frame_digest
 from prompt_core.methods import READING
 from prompt_core.task import TaskSpec
@@ -27,7 +27,7 @@ def untuned_digest(task: TaskSpec, splits: Splits, backbone: Backbone) -> str:
     content = [
         settings,
         splits.digest,
-        frame_digest(read_unlabelled(task)),
+        frame_digest(unlabelled_inputs(task)),
         backbone.identity.model_dump(),
         {**library_versions(), "scikit-learn": version("scikit-learn")},  # which fits the probe
         backbone.device.type,

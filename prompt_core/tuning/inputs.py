@@ -9,7 +9,7 @@ from typing import Any
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
-from prompt_core.data import read_unlabelled
+from prompt_core.data import unlabelled_inputs
 from prompt_core.data.digest import frame_digest
 from prompt_core.manifest import BackboneIdentity
 from prompt_core.task import TaskSpec
@@ -31,7 +31,7 @@ def inputs_digest(task: TaskSpec, sides: Sides, backbone: Backbone) -> str:
     content: list[Any] = [
         task.without_places(backbone.identity.name),
         [frame_digest(train), None if validation is None else frame_digest(validation)],
-        frame_digest(read_unlabelled(task)) if task.reads_unlabelled else None,
+        frame_digest(unlabelled_inputs(task)) if task.reads_unlabelled else None,
         TunedPrompt.load(task.locate(task.prompt.start_from)).digest if task.prompt.start_from else None,
         hashlib.sha256(read_context(task).encode()).hexdigest() if task.distill else None,
         backbone.identity.model_dump(),

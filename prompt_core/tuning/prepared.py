@@ -16,7 +16,7 @@ import torch
 import prompt_core
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, EncoderDecoder
-from prompt_core.data import outside_test, prepare, read_unlabelled
+from prompt_core.data import prepare, unlabelled_inputs
 from prompt_core.data.demonstrations import fair_draw
 from prompt_core.data.digest import frame_digest
 from prompt_core.data.drift import profile_of
@@ -112,7 +112,7 @@ class Prepared:
             continue_from(self._objective, self._source)
         if task.tune.contrastive:
             check_pairs(task, [*self._examples, *self._named], self._held_out)
-        self._unlabelled = read_unlabelled(task) if task.reads_unlabelled else self._train.clear()
+        self._unlabelled = unlabelled_inputs(task) if task.reads_unlabelled else self._train.clear()
         if isinstance(self._objective, Classification) and task.tune.calibrate:
             self._objective.calibration = Calibration(self._encoded(self._unlabelled), task.tune.batch_tokens)
         self._check_length()
@@ -160,16 +160,15 @@ class Prepared:
         return spec.model_copy(update={"steps": steps})
 
     def unlabelled(self, most: int) -> list[Encoded]:
-        """So many inputs of `data.unlabelled` at most, encoded; none that may be a test row, has a label or names one.
+        """So many inputs of `data.unlabelled` at most, encoded; none that has a label or names one.
 
         Raises:
             PromptmillError: there is none.
         """
         labelled = {example.input for example in (*self._examples, *self._held_out, *self._named)}
-        rows = outside_test(self._unlabelled, self.task).head(most)
-        inputs = [example for example in self._encoded(rows) if example.input not in labelled]
+        inputs = [example for example in self._encoded(self._unlabelled.head(most)) if example.input not in labelled]
         if not inputs:
-            what = f"none of {len(self._unlabelled)} inputs is left without those that may be test rows or have a label"
+            what = "no input is left without those that may be test rows or have a label"
             raise PromptmillError(f"task {self.task.name}: data.unlabelled", what, "Add inputs.")
         return inputs
 

@@ -37,7 +37,7 @@ def chances_of(prompt: TunedPrompt, backbone: Backbone, texts: list[str], biased
 
 
 def tuned(backbone: Backbone, folder: Path, unlabelled: str | None = None, **spec: Any) -> TunedPrompt:
-    data = {"path": "-", "target": "label", "unlabelled": unlabelled}
+    data = {"path": "-", "target": "label", "unlabelled": unlabelled, "test": 0.05}
     template = "Is it late or broken? {{ text }}\nIt is" if backbone.generates else "{{ text }}"
     task = a_task(backbone.identity.name, template=template, folder=folder, data=data, tune={"steps": 3, "calibrate": True, **spec})
     return tune(task, TRAIN, None, backbone)

@@ -19,13 +19,16 @@ from torch import Tensor
 from pipelines.metadata import tuning_metadata
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
+from prompt_core.data import unlabelled_inputs
 from prompt_core.errors import PromptmillError
 from prompt_core.manifest import TuningRecord
 from prompt_core.prompts import lower
+from prompt_core.seen import why_seen
 from prompt_core.task import TaskSpec
 from prompt_core.tuning import tune, tune_fleet, tune_multitask
 from prompt_core.tuning.contrastive import ContrastedAnchors
 from prompt_core.tuning.gradient import optimise
+from prompt_core.tuning.inputs import inputs_digest
 from prompt_core.tuning.member import Member
 from prompt_core.tuning.objective import Classification, embed_texts
 from prompt_core.tuning.prepared import Prepared
@@ -63,7 +66,7 @@ def test_rounds_are_recorded_and_the_artifact_is_one_of_the_last(tmp_path: Path,
     assert record.summary() == f"round 2 of 2 kept, {rounds[1].labelled} of {inputs} inputs without labels learned from"
     assert len(MORE) * 0.8 < inputs <= len(MORE) and 0.8 * inputs <= rounds[1].labelled <= 0.8 * inputs + 2
     assert rounds[0].changed is None and rounds[1].changed is not None
-    assert prompt.manifest.data.unlabelled_rows == len(MORE)
+    assert prompt.manifest.data.unlabelled_rows == inputs
     without = tune(self_trained(backbone, tmp_path, self_training=0), TRAIN, TRAIN.clear(), backbone)
     assert without.manifest.self_training is None and "self_training" not in json.loads(without.manifest.canonical())
     assert any(not torch.equal(prompt.tensors[name], without.tensors[name]) for name in prompt.tensors)
@@ -186,9 +189,11 @@ def test_the_assets_metadata_says_which_round_was_kept(tmp_path: Path, bert: Bac
     ],
 )
 def test_other_losses_calibration_and_a_search_go_with_it(tmp_path: Path, bert: Backbone, settings: dict[str, Any]) -> None:
-    prompt = tune(self_trained(bert, tmp_path, **settings), TRAIN, None, bert)
+    task = self_trained(bert, tmp_path, **settings)
+    prompt = tune(task, TRAIN, None, bert)
     manifest = prompt.manifest
-    assert manifest.self_training and manifest.self_training.kept == 2 and manifest.data.unlabelled_rows == len(MORE)
+    assert manifest.self_training and manifest.self_training.kept == 2
+    assert manifest.data.unlabelled_rows == len(unlabelled_inputs(task))
     assert ("label_bias" in prompt.tensors) == ("calibrate" in settings) and ("head_bias" in prompt.tensors) == ("head" in settings)
     assert (manifest.search is not None) == ("search" in settings)
     assert set(prompt.predict(MORE, bert)) <= {"late", "broken"}
@@ -208,8 +213,21 @@ def test_a_fleet_trains_each_as_alone(tmp_path: Path, bert: Backbone) -> None:
 def test_inputs_that_may_be_test_rows_leave_nothing(tmp_path: Path, bert: Backbone) -> None:
     pl.DataFrame({"text": MORE, "label": ["late", "broken"] * (len(MORE) // 2)}).write_csv(tmp_path / "test.csv")
     task = self_trained(bert, tmp_path, data={"test_path": "test.csv"})
-    with pytest.raises(PromptmillError, match=r"task t: data.unlabelled: none of 48 inputs is left without those that may be test"):
+    with pytest.raises(PromptmillError, match=r"task t: data.unlabelled: no input is left without those that may be test"):
         tune(task, TRAIN, None, bert)
+
+
+def test_inputs_that_became_test_rows_are_left_out_and_who_read_them_has_seen_test_rows(tmp_path: Path, bert: Backbone) -> None:
+    task = self_trained(bert, tmp_path, data={"test_path": "test.csv"}, self_training=1, calibrate=True)
+    held_out = pl.DataFrame({"text": ["The box is late", "The bag is broken"], "label": ["late", "broken"]})
+    held_out.write_csv(tmp_path / "test.csv")
+    before, prompt = inputs_digest(task, (TRAIN, None), bert), tune(task, TRAIN, None, bert)
+    assert why_seen(prompt, task, TRAIN, TRAIN.clear()) == ""
+    pl.concat([held_out, pl.DataFrame({"text": MORE[:5], "label": ["late"] * 5})]).write_csv(tmp_path / "test.csv")
+    assert prompt.manifest.data.unlabelled_rows == len(MORE)
+    assert set(unlabelled_inputs(task)["text"]) == set(MORE[5:])
+    assert inputs_digest(task, (TRAIN, None), bert) != before
+    assert "inputs without labels" in why_seen(prompt, task, TRAIN, TRAIN.clear())
 
 
 def test_inputs_that_have_a_label_are_left_out(tmp_path: Path, bert: Backbone) -> None:
