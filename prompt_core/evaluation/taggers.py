@@ -23,6 +23,9 @@ from prompt_core.tuning.tags import answer_of, tagged
 
 OnContender = Callable[[str, int, int], None]
 
+# A letter of a script that parts its words; Thai to Khmer, Japanese and Chinese do not, and there an entity may stand anywhere.
+_LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]"
+
 
 def entity_baselines(
     task: TaskSpec,
@@ -55,7 +58,8 @@ def entity_baselines(
 
 
 def find_seen(solved: Iterable[tuple[str, str]], texts: Sequence[str]) -> list[str]:
-    """The entities of each text that stood in a solved one, always with the same label; the longest first, as whole words.
+    """The entities of each text that stood in a solved one, always with the same label; the longest first, as whole words where a
+    script parts these.
 
     The baseline of the CoNLL-2003 shared task (Tjong Kim Sang & De Meulder 2003, aclanthology.org/W03-0419).
 
@@ -68,7 +72,7 @@ def find_seen(solved: Iterable[tuple[str, str]], texts: Sequence[str]) -> list[s
             meanings.setdefault(text[entity.start : entity.end], set()).add(entity.label)
     known = {words: next(iter(labels)) for words, labels in meanings.items() if len(labels) == 1}
     longest_first = sorted(known, key=lambda words: (-len(words), words))
-    pattern = re.compile("|".join(rf"(?<!\w){re.escape(words)}(?!\w)" for words in longest_first) or "(?!)")
+    pattern = re.compile("|".join(rf"(?<!{_LETTER}){re.escape(words)}(?!{_LETTER})" for words in longest_first) or "(?!)")
     return [entities_json([Entity(*m.span(), known[m.group()]) for m in pattern.finditer(text)], text) for text in texts]
 
 

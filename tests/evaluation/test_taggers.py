@@ -32,6 +32,12 @@ def test_what_was_seen_with_two_labels_or_stands_inside_a_word_is_not_found() ->
     assert find_seen([("nothing", "[]")], ["nothing"]) == ["[]"]
 
 
+def test_what_was_seen_is_found_in_scripts_without_spaces() -> None:
+    seen = [("我住在北京。", '[{"text": "北京", "label": "city"}]'), ("ฉันอยู่เชียงใหม่", '[{"text": "เชียงใหม่", "label": "city"}]')]
+    answers = find_seen(seen, ["他明天去北京开会", "เขาไปเชียงใหม่พรุ่งนี้"])
+    assert [[entity["text"] for entity in json.loads(answer)] for answer in answers] == [["北京"], ["เชียงใหม่"]]
+
+
 def test_a_linear_tagger_repeats_what_it_was_taught_and_knows_every_label(bert: Backbone) -> None:
     pairs = [
         (f"The {thing} left {city}", f'[{{"text": "{city}", "label": "city"}}]') for thing in ("box", "van") for city in ("Lyon", "Oslo")
