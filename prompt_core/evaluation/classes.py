@@ -83,7 +83,8 @@ def _class_result(label: str, targets: Texts, tuned: Contender, before: Contende
     given = np.array([prediction == label for prediction in tuned.predictions])
     hits, rows = int((true & given).sum()), int(true.sum())
     precision, recall = hits / max(int(given.sum()), 1), hits / rows
-    then = None if before is None else np.array([prediction == label for prediction in before.predictions])[true]
+    knows = before is not None and (label in before.labels or not before.labels)
+    then = np.array([prediction == label for prediction in before.predictions])[true] if before is not None and knows else None
     return ClassResult(
         label=label,
         rows=rows,

@@ -64,6 +64,16 @@ def test_a_class_that_production_had_right_may_not_be_lost():
     assert evaluated(targets, production, forgetful, max_class_loss=100).verdict.passed
 
 
+def test_classes_that_production_does_not_know_do_not_dilute_the_test_of_those_that_it_does():
+    new = [f"new {i}" for i in range(40)]
+    targets = ["a"] * 90 + ["b"] * 10 + new
+    production = Contender("production", "production", ["a"] * 82 + ["b"] * 18 + ["a"] * 40, labels=["a", "b"])
+    found = evaluated(targets, production, Contender("tuned", "tuned", ["a"] * 100 + new))
+    assert [each.label for each in found.classified.classes if each.recall_before is not None] == ["a", "b"]
+    assert not found.verdict.passed
+    assert found.verdict.reasons[-1].startswith('class "b" loses 100.0 points of recall against production (10 rows, p 0.0020 after Holm')
+
+
 def test_a_class_of_a_few_rows_is_not_shown_to_be_lost():
     targets = ["a"] * 97 + ["b"] * 3
     found = evaluated(targets, Contender("production", "production", ["a"] * 94 + ["b"] * 6), Contender("tuned", "tuned", ["a"] * 100))
