@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from prompt_core.errors import PromptmillError, kind_of_fault
 
 _LONGEST_REASON = 200
+_PUT_TOGETHER = ("allOf", "anyOf", "oneOf")
 _LARGEST_PLAIN = 1e21  # from here on JavaScript, too, writes a whole number with an exponent
 
 
@@ -55,12 +56,13 @@ class RecordForm:
         return record
 
     def canonical(self, text: str) -> str:
-        """The record as every equal one is written: keys as the schema's `properties` order them, others by name after them.
+        """The record as every equal one is written: keys as the schema's `properties` order them, also those of what it refers to or is
+        put together from; others by name after them.
 
         Raises:
             ValueError: as `read`.
         """
-        return json.dumps(_ordered(self.read(text), self._schema), ensure_ascii=False)
+        return json.dumps(self._ordered(self.read(text), [self._schema]), ensure_ascii=False)
 
     @cached_property
     def _validator(self) -> Any:
@@ -69,18 +71,51 @@ class RecordForm:
         registry: Any = Registry()  # an empty one: the default of jsonschema would fetch references from the network
         return self._kind(self._schema, registry=registry)
 
+    @cached_property
+    def _resolver(self) -> Any:
+        import referencing
+        from referencing.jsonschema import specification_with
+
+        resource = specification_with(self._kind.META_SCHEMA.get("$schema", "")).create_resource(self._schema)
+        return referencing.Registry().with_resource("", resource).resolver("")
+
     def _check_reference(self, reference: str) -> None:
         import referencing.exceptions
-        from referencing.jsonschema import specification_with
 
         if not reference.startswith("#"):
             raise ValueError(f"refers to {reference!r} outside itself; put that under $defs")
-        specification = specification_with(self._kind.META_SCHEMA.get("$schema", ""))
-        resolver = specification.create_resource(self._schema)
         try:
-            referencing.Registry().with_resource("", resolver).resolver("").lookup(reference)
+            self._resolver.lookup(reference)
         except referencing.exceptions.Unresolvable:
             raise ValueError(f"refers to {reference!r}, which it does not have") from None
+
+    def _ordered(self, value: Any, schemas: Sequence[Any]) -> Any:
+        """`value` with the keys of its objects in order; `schemas` are the parts of the schema that describe it."""
+        parts = self._with_their_parts(schemas)
+        if isinstance(value, dict):
+            properties: dict[str, list[Any]] = {}
+            for part in parts:
+                for name, schema in part.get("properties", {}).items():
+                    properties.setdefault(name, []).append(schema)
+            place = {name: number for number, name in enumerate(properties)}
+            names = sorted(value, key=lambda name: (place.get(name, len(place)), name))
+            return {name: self._ordered(value[name], properties.get(name, [])) for name in names}
+        if isinstance(value, list):
+            return [self._ordered(item, [part["items"] for part in parts if "items" in part]) for item in value]
+        return value
+
+    def _with_their_parts(self, schemas: Sequence[Any]) -> list[dict[str, Any]]:
+        """Schemas, what they refer to and what they are put together from."""
+        found: list[dict[str, Any]] = []
+        waiting = list(schemas)
+        while waiting:
+            schema = waiting.pop(0)
+            if not isinstance(schema, dict) or any(schema is known for known in found):
+                continue
+            found.append(schema)
+            referred = [self._resolver.lookup(schema["$ref"]).contents] if "$ref" in schema else []
+            waiting = [*referred, *(part for name in _PUT_TOGETHER for part in schema.get(name, ())), *waiting]
+        return found
 
 
 def read_schema(path: Path, where: str) -> dict[str, Any]:
@@ -165,18 +200,6 @@ def _number(literal: str) -> float | int:
     if not math.isfinite(value):
         raise ValueError(f"the number {literal} is too large")
     return int(value) if value.is_integer() and abs(value) < _LARGEST_PLAIN else value
-
-
-def _ordered(value: Any, schema: Any) -> Any:
-    """`value` with the keys of its objects in order; `schema` is the part of the schema that describes it, if one does."""
-    schema = schema if isinstance(schema, dict) else {}
-    if isinstance(value, dict):
-        properties = schema.get("properties", {})
-        place = {name: number for number, name in enumerate(properties)}
-        return {name: _ordered(value[name], properties.get(name)) for name in sorted(value, key=lambda n: (place.get(n, len(place)), n))}
-    if isinstance(value, list):
-        return [_ordered(item, schema.get("items")) for item in value]
-    return value
 
 
 def _references(schema: Any) -> Iterator[str]:

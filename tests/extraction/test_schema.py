@@ -62,6 +62,14 @@ def test_keys_stand_as_the_schema_has_them_and_others_follow_by_name() -> None:
     assert found == '{"order": "X", "items": [{"name": "é", "count": 1}], "a": 1, "b": 2}'
 
 
+def test_keys_are_in_the_order_of_what_the_schema_refers_to_and_is_put_together_from():
+    item = {"properties": {"name": {}, "count": {}, "within": {"anyOf": [{"$ref": "#/$defs/item"}, {"type": "null"}]}}}
+    form = RecordForm({"$defs": {"item": item}, "allOf": [{"properties": {"to": {}, "items": {"items": {"$ref": "#/$defs/item"}}}}]})
+    written = '{"to": "Lyon", "items": [{"name": "box", "count": 2, "within": {"name": "van", "count": 1}}]}'
+    assert form.canonical(written) == written
+    assert form.canonical('{"items": [{"within": {"count": 1, "name": "van"}, "count": 2, "name": "box"}], "to": "Lyon"}') == written
+
+
 @pytest.mark.parametrize(
     ("found", "reason"),
     [
