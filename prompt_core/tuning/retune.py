@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.errors import PromptmillError
+from prompt_core.manifest import Validation
 from prompt_core.seen import why_seen
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.member import Step
@@ -116,7 +118,7 @@ def retune_fleet(
     outcomes: list[Retuned | PromptmillError] = []
     for number, reason in enumerate(reasons):
         beside = from_live.get(number)
-        outcome = _better(results[number], None if beside is None else results[beside], reason)
+        outcome = better(results[number], None if beside is None else results[beside], reason)
         if isinstance(outcome, Retuned):
             outcome = replace(outcome, tokens=tokens[number] + (0 if beside is None else tokens[beside]))
         outcomes.append(outcome)
@@ -150,7 +152,8 @@ def _why_cold(order: Order) -> str:
     return f"the live prompt may have seen rows that are held out now: {seen}" if seen else ""
 
 
-def _better(cold: TunedPrompt | PromptmillError, warm: TunedPrompt | PromptmillError | None, reason: str) -> Retuned | PromptmillError:
+def better(cold: TunedPrompt | PromptmillError, warm: TunedPrompt | PromptmillError | None, reason: str) -> Retuned | PromptmillError:
+    """What goes on of the two starts; `reason` says why there is no warm one."""
     if isinstance(cold, PromptmillError):
         return cold
     if warm is None:
@@ -168,4 +171,9 @@ def _better(cold: TunedPrompt | PromptmillError, warm: TunedPrompt | PromptmillE
 
 def _losses(**prompts: TunedPrompt) -> dict[Start, float]:
     looks = {start: prompt.manifest.tuning.validation for start, prompt in prompts.items() if prompt.manifest.tuning}
-    return {start: min(look.loss for look in found) for start, found in looks.items() if found}  # type: ignore[misc]
+    return {start: min(map(_comparable, found)) for start, found in looks.items() if found}  # type: ignore[misc]
+
+
+def _comparable(look: Validation) -> float:
+    """Its loss; one that is not finite is worse than any other."""
+    return look.loss if math.isfinite(look.loss) else math.inf

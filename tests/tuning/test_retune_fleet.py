@@ -13,9 +13,11 @@ from helpers import a_task, examples
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.errors import PromptmillError
+from prompt_core.manifest import Validation
 from prompt_core.task import TaskSpec
 from prompt_core.tuning import Order, Retuned, inputs_digest, is_made_of, retune_fleet, tune
 from prompt_core.tuning.prepared import Prepared
+from prompt_core.tuning.retune import better
 
 WORDS = ["parcel", "letter", "invoice", "driver", "door", "street", "label", "scanner", "depot", "truck"]
 TRAIN = examples(*[(f"The {word} is {'late' if i % 2 else 'broken'}", "late" if i % 2 else "broken") for i, word in enumerate(WORDS)])
@@ -56,6 +58,21 @@ def test_a_live_prompt_that_leads_nowhere_loses_and_leaves_no_trace(bert: Backbo
     found = retuned(Order(task, SIDES, replace(live, tensors=swapped)), bert)
     assert found.start == "cold" and found.prompt.manifest.started_from is None
     assert found.losses["cold"] < found.losses["warm"]
+
+
+def test_a_loss_that_is_not_finite_never_wins(bert: Backbone) -> None:
+    good = tune(a_member(bert), *SIDES, bert)
+
+    def with_losses(*losses: float) -> TunedPrompt:
+        looks = tuple(Validation(step=step, loss=loss) for step, loss in enumerate(losses, 1))
+        record = good.manifest.tuning.model_copy(update={"validation": looks})
+        return replace(good, manifest=good.manifest.model_copy(update={"tuning": record}))
+
+    nan = float("nan")
+    cases = (((nan,), (2.0,), "warm"), ((2.0,), (nan,), "cold"), ((nan, 1.0), (2.0,), "cold"), ((3.0,), (nan, 2.0), "warm"))
+    for cold, warm, start in cases:
+        found = better(with_losses(*cold), with_losses(*warm), "")
+        assert isinstance(found, Retuned) and found.start == start
 
 
 def test_a_warm_start_takes_label_anchors_with_it_where_labels_are_the_same(bert: Backbone, tmp_path: Any) -> None:
