@@ -32,7 +32,8 @@ class Slice(Record):
 def slices(columns: Mapping[str, Sequence[str]], measured: Mapping[str, Pooled]) -> tuple[Slice, ...]:
     """Every column by its values, the most frequent first.
 
-    Numbers with more than 12 values are cut into quarters; of other values the 12 most frequent are shown, the rest as one.
+    Numbers with more than 12 values are cut into quarters, beside the rows without one; of other values the 12 most frequent are shown,
+    the rest as one.
 
     Args:
         columns: the value of each test row, by column.
@@ -54,11 +55,18 @@ def _grouped(values: Sequence[str]) -> list[str]:
     shown = [value or _EMPTY for value in values]
     if len(set(shown)) <= _MOST_VALUES:
         return shown
-    try:
-        numbers = np.array([float(value) for value in values])
-    except ValueError:
+    numbers = np.array([_number(value) for value in values if value])
+    if not np.isfinite(numbers).all():
         kept = {value for value, _ in sorted(Counter(shown).items(), key=lambda pair: (-pair[1], pair[0]))[:_MOST_VALUES]}
         return [value if value in kept else _OTHERS for value in shown]
     edges = np.unique(np.quantile(numbers, [0.25, 0.5, 0.75]))
-    names = [f"up to {edges[0]:g}", *(f"{low:g} to {high:g}" for low, high in pairwise(edges)), f"over {edges[-1]:g}"]
-    return [names[i] for i in np.searchsorted(edges, numbers, side="left")]
+    names = [f"up to {edges[0]:.10g}", *(f"{low:.10g} to {high:.10g}" for low, high in pairwise(edges)), f"over {edges[-1]:.10g}"]
+    return [names[np.searchsorted(edges, float(value))] if value else _EMPTY for value in values]
+
+
+def _number(text: str) -> float:
+    """A number, NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return np.nan

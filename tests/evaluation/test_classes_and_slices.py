@@ -138,6 +138,9 @@ def test_many_numbers_become_quarters_and_many_words_the_most_frequent_and_the_r
         ("over 74.25", 25),
         ("up to 24.75", 25),
     ]
+    large = slices({"n": [str(1_700_000_000 + i) for i in range(60)] + [""] * 40}, {"tuned": right})
+    assert [each.rows for each in large] == [40, 15, 15, 15, 15] and large[0].value == "(empty)"
+    assert slices({"n": [*map(str, range(99)), "nan"]}, {"tuned": right})[-1].value == "(others)"
     words = slices({"n": ["w"] * 60 + [f"x{i}" for i in range(40)]}, {"tuned": right})
     assert (words[0].value, words[0].rows) == ("w", 60)
     assert (len(words), words[-1].value, words[-1].rows) == (13, "(others)", 29)
