@@ -69,6 +69,13 @@ def _pairs(value: Any, path: tuple[str, ...] = ()) -> Iterator[Pair]:
             yield from _pairs(inner, (*path, key))
     elif isinstance(value, list):
         for item in value:
-            yield (*path, "[]"), json.dumps(item, sort_keys=True)
+            if item is not None:
+                yield (*path, "[]"), json.dumps(_without_null(item), sort_keys=True)
     elif value is not None:
         yield path, json.dumps(value)
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_null(inner) for key, inner in value.items() if inner is not None}
+    return [_without_null(inner) for inner in value if inner is not None] if isinstance(value, list) else value
