@@ -68,7 +68,8 @@ def cases(inputs: Sequence[Mapping[str, str]], targets: Texts, contenders: Seque
         order = sorted(wrong, key=lambda row: (-confidence[row], row))
     else:
         assert likeness is not None  # the one or the other
-        order = [int(row) for row in np.argsort(likeness, kind="stable") if likeness[row] < 100]
+        changed = [mine != theirs for mine, theirs in zip(tuned.predictions, before.predictions, strict=True)]
+        order = [int(row) for row in np.argsort(likeness, kind="stable") if changed[row] and likeness[row] < 100]
     return before.name, tuple(
         Case(
             input=dict(inputs[row]),

@@ -162,3 +162,9 @@ def test_a_writers_cases_are_the_outputs_that_changed_most():
     _, found = cases([{"x": str(i)} for i in range(3)], ["t"] * 3, [zero, tuned])
     assert [case.input["x"] for case in found] == ["2", "1"]
     assert cases([{"x": "0"}], ["t"], [Contender("tuned", "tuned", ["x"])]) == ("", ())
+
+
+def test_what_says_nothing_before_and_after_has_not_changed():
+    tuned, before = Contender("tuned", "tuned", ["", "a new text", "same"]), Contender("zero_shot", "untuned", ["", "an old one", "same"])
+    _, found = cases([{"x": str(i)} for i in range(3)], ["t"] * 3, [before, tuned])
+    assert [case.after for case in found] == ["a new text"]
