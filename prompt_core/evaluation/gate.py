@@ -32,7 +32,7 @@ def judge(
 
     Args:
         results, comparisons: by contender.
-        sayable: the smallest gain that the test rows can show, if it is known.
+        sayable: the smallest gain in accuracy that the test rows show, as `smallest_gain` has it, if it is known.
         ms_per_row: milliseconds that the tuned prompt took for a test row.
         rules: what was found out besides.
     """
@@ -46,7 +46,7 @@ def judge(
         required.append((False, "no untuned contender was measured, so that no gain can be shown"))
     shown = [sentence for _, sentence in required]
     if not all(met for met, _ in required) and sayable is not None:
-        shown.append(f"for scale: so many test rows can show a gain in accuracy of about {sayable:.1f} points, no smaller one")
+        shown.append(f"for scale: where one row in a hundred gets worse, so many test rows show a gain of {sayable:.1f} points or more")
     caps = [*_classes_hold(task, classes), *_within_caps(task, cost, ms_per_row), *map(_runs_there, round_trips)]
     passed = all(met for met, _ in (*required, *caps))
     return Verdict(passed=passed, reasons=(*shown, *(sentence for _, sentence in caps)))

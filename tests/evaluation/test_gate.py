@@ -57,7 +57,7 @@ def test_a_gain_that_the_test_does_not_show_fails_and_says_what_could_be_shown()
     assert not found.verdict.passed
     assert found.verdict.reasons[0].startswith("gain over label_names is not shown: accuracy +3.0 points")
     assert "p 0.1250" in found.verdict.reasons[0]
-    assert "about 9.0 points" in found.verdict.reasons[1]
+    assert "a gain of 9.0 points or more" in found.verdict.reasons[1]
 
 
 def test_one_unbeaten_untuned_contender_is_enough_to_fail():

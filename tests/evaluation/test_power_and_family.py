@@ -124,6 +124,15 @@ def test_of_a_mean_the_gain_is_one_that_a_paired_test_shows_at_the_assumed_sprea
     assert said.startswith("200 test rows can show a gain of about 3.3 points or more in chrf") and "rows differ by 20 points" in said
 
 
+def test_a_smaller_gain_than_is_said_passes_where_no_row_gets_worse():
+    contenders = [Contender("label_names", "untuned", ["a"] * 93 + ["b"] * 7), Contender("tuned", "tuned", ["a"] * 100)]
+    found = evaluate_contenders(a_task(), Rows([{"x": "1"}] * 100, ["a"] * 100), contenders, About("0" * 64))
+    assert found.smallest_gain == 9 and found.verdict.passed
+    contenders[0] = Contender("label_names", "untuned", ["a"] * 95 + ["b"] * 5)
+    found = evaluate_contenders(a_task(), Rows([{"x": "1"}] * 100, ["a"] * 100), contenders, About("0" * 64))
+    assert "no smaller one" not in found.table() and "where one row in a hundred gets worse" in found.table()
+
+
 def test_what_is_asked_once_counts_once_before_tuning_too():
     texts = pl.DataFrame({"_id": ["a"] * 8 + ["b"] * 8, "x": ["one"] * 8 + ["two"] * 8, "y": [f"answer {i}" for i in range(16)]})
     said = splits_metadata(Splits(texts, texts.clear(), texts), a_task("generate"))
