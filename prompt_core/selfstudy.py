@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import platformdirs
 import polars as pl
 
 from prompt_core.backbone import Backbone, load_backbone
+from prompt_core.cache import cache_folder, keep
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.generation import Sampling, generate
@@ -74,7 +72,7 @@ def own_questions(task: TaskSpec, backbone: Backbone | None = None) -> pl.DataFr
     settings = [3, identity.weights, identity.tokenizer, identity.dtype, backbone.device.type, form, chunks, spec.questions]
     settings += [spec.question_temperature, task.tune.seed, _LONGEST, _TOP_P, _STYLES, _REQUESTS]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-    file = platformdirs.user_cache_path("promptmill") / "questions" / f"{key[:32]}.json"
+    file = cache_folder("questions") / f"{key[:32]}.json"
     questions = _load(file)
     if questions is None:
         questions = _Asker(task, backbone, encoding, chunks).ask(spec.questions)
@@ -153,11 +151,8 @@ def _requests(chunks: Sequence[str]) -> list[str]:
 
 
 def _save(file: Path, questions: Sequence[str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, beside = tempfile.mkstemp(dir=file.parent, prefix=".new-")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        json.dump({"sha256": _digest(questions), "questions": list(questions)}, stream, ensure_ascii=False, indent=1)
-    Path(beside).replace(file)
+    content = {"sha256": _digest(questions), "questions": list(questions)}
+    keep(file, json.dumps(content, ensure_ascii=False, indent=1).encode())
 
 
 def _load(file: Path) -> list[str] | None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import polars as pl
 import safetensors
 import safetensors.torch
@@ -20,6 +17,7 @@ import torch
 from torch import Tensor
 
 from prompt_core.backbone import Backbone
+from prompt_core.cache import cache_folder, keep
 from prompt_core.data.demonstrations import fair_draw
 from prompt_core.data.packing import pack
 from prompt_core.encoded import Encoded, Taught
@@ -110,13 +108,12 @@ class Teacher:
         keys = [
             hashlib.sha256(json.dumps([ids, number, temperature, self._seed(temperature)]).encode()).hexdigest() for ids, number in asked
         ]
-        folder = platformdirs.user_cache_path("promptmill") / "teacher" / self.digest[:32]
+        folder = cache_folder("teacher") / self.digest[:32]
         files = [folder / f"{key[:32]}.safetensors" for key in keys]
         found = [_load(file) for file in files]
         missing = sorted((i for i, parts in enumerate(found) if parts is None), key=lambda i: len(asked[i][0]))
         if missing:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "teacher.json").write_text(json.dumps(self._settings | {"root": len(self.root)}, indent=1) + "\n", encoding="utf-8")
+            keep(folder / "teacher.json", (json.dumps(self._settings | {"root": len(self.root)}, indent=1) + "\n").encode())
         for start in range(0, len(missing), _AT_ONCE):
             numbers = missing[start : start + _AT_ONCE]
             seeds = [int(keys[i][:15], 16) for i in numbers]
@@ -214,12 +211,9 @@ def _demonstrations(task: TaskSpec, train: pl.DataFrame) -> pl.DataFrame:
 
 
 def _save(file: Path, parts: dict[str, Tensor]) -> None:
-    """Written beside and renamed, with a digest of its content: a reader sees a whole file or none."""
+    """Kept with a digest of its content."""
     parts = {name: tensor.contiguous() for name, tensor in parts.items()}
-    descriptor, beside = tempfile.mkstemp(dir=file.parent, prefix=".new-")
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(safetensors.torch.save(parts, {"sha256": _digest(parts)}))
-    Path(beside).replace(file)
+    keep(file, safetensors.torch.save(parts, {"sha256": _digest(parts)}))
 
 
 def _load(file: Path) -> dict[str, Tensor] | None:

@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 
-import platformdirs
-
 from prompt_core.backbone.identity import file_digest
-from prompt_core.errors import PromptmillError
+from prompt_core.cache import cache_folder
+from prompt_core.errors import PromptmillError, kind_of_fault
 
 
 def converted(file: Path) -> Path:
     """The folder with the float32 model and tokenizer of a GGUF file; made at the first call (seconds), reused after.
 
     Raises:
-        PromptmillError: the file is damaged or of an architecture that transformers does not read from GGUF.
+        PromptmillError: the file is damaged or of an architecture that transformers does not read from GGUF, or the cache cannot be
+            written.
     """
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise PromptmillError(f"backbone: {file}", "is not a GGUF file", "Fetch the file again.")
-    folder = platformdirs.user_cache_path("promptmill") / "gguf" / file_digest(file)[:32]
+    folder = cache_folder("gguf") / file_digest(file)[:32]
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     try:
-        _convert(file, beside)
-        beside.rename(folder)
-    except OSError:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent, ignore_cleanup_errors=True) as beside:
+            _convert(file, Path(beside) / "new")
+            (Path(beside) / "new").rename(folder)
+    except OSError as error:
         if not folder.is_dir():  # another process may have been first; its result is the same
-            raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            what = f"cannot be converted in {folder.parent} ({error.strerror or error})"
+            raise kind_of_fault(error)(f"backbone: {file}", what, "Free space there, or set XDG_CACHE_HOME to another folder.") from None
     return folder
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
-import platformdirs
+from prompt_core.cache import cache_folder, keep, kept
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -61,15 +60,12 @@ def file_digest(file: Path) -> str:
     file = file.resolve()  # a hub snapshot is links into its blobs
     state = file.stat()
     key = [str(file), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns]
-    note = platformdirs.user_cache_path("promptmill") / "digests" / hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    if note.is_file() and len(known := note.read_text(encoding="ascii")) == 64:
-        return known
+    note = cache_folder("digests") / hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    if (known := kept(note)) and len(known) == 64:
+        return known.decode("ascii")
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    note.parent.mkdir(parents=True, exist_ok=True)
-    beside = note.with_suffix(f".{os.getpid()}")
-    beside.write_text(digest, encoding="ascii")
-    beside.replace(note)
+    keep(note, digest.encode("ascii"))
     return digest
 
 

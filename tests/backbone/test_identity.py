@@ -49,6 +49,11 @@ def test_a_damaged_note_is_not_believed(cache: Path, weights: Path) -> None:
     assert weights_digest(weights.parent, None) == before
 
 
+def test_a_cache_that_cannot_be_written_costs_only_the_note(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(weights))  # a file, in which no folder can be made
+    assert weights_digest(weights.parent, None) == hashlib.sha256(b"weights").hexdigest()
+
+
 def test_all_shards_that_the_index_names_count_and_no_other_file(tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / f"model-{number}.safetensors").write_bytes(b"%d" % number)

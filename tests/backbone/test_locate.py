@@ -48,6 +48,12 @@ def test_a_gguf_file_is_converted_once_for_its_content(tmp_path: Path, gguf_file
     assert (located.public_name, located.weights) == ("my.gguf", copy)
 
 
+def test_a_gguf_file_without_a_place_to_convert_it_in_is_one_line(tmp_path: Path, gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(gguf_file))  # a file, in which no folder can be made
+    with pytest.raises(PromptmillError, match=r"backbone: .*: cannot be converted in .* \(Not a directory\)\. Free space there"):
+        found(str(gguf_file), tmp_path)
+
+
 def test_a_hub_id_is_left_to_the_hub_and_a_path_is_not() -> None:
     located = found("HuggingFaceTB/SmolLM2-135M")
     assert (located.is_hub, located.public_name, located.origin) == (True, "HuggingFaceTB/SmolLM2-135M", None)

@@ -156,6 +156,19 @@ def test_a_damaged_file_of_the_cache_is_computed_again(llama: Backbone, tmp_path
     assert passes == []
 
 
+def test_a_cache_that_cannot_be_written_costs_a_warning_and_no_lesson(
+    llama: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = a_distill_task(llama, tmp_path)
+    encoding = TaskEncoding(task, llama)
+    kept = Teacher(task, llama, TEXTS).lessons(TEXTS, encoding)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "policy.md"))  # a file, in which no folder can be made
+    found = Teacher(task, llama, TEXTS).lessons(TEXTS, encoding)
+    assert [lesson.target for lesson in found] == [lesson.target for lesson in kept]
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("cache ") and "cannot be written (Not a directory). What belongs there will be computed again" in warning
+
+
 def test_what_is_taught_depends_on_the_context_and_the_settings(llama: Backbone, tmp_path: Path) -> None:
     tasks = [
         a_distill_task(llama, tmp_path),
