@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -70,7 +71,7 @@ def evaluate(
     about = About(
         prompt.digest,
         production.digest if production else None,
-        _unseen(task, prompt, splits),
+        _unseen(task, prompt, production, splits),
         leaked=_leaked(task, prompt, splits),
         cost=_cost(prompt, ready, test),
         round_trips=round_trips(task, prompt, backbone, test.rows(named=True)),
@@ -188,9 +189,15 @@ def _check_task(task: TaskSpec, prompt: TunedPrompt) -> None:
         raise PromptmillError(where, f"was tuned with another {differing[0]} than the task file has now", "Tune it again.")
 
 
-def _unseen(task: TaskSpec, prompt: TunedPrompt, splits: Splits) -> tuple[Rule, ...]:
-    why = why_seen(prompt, task, splits.train, splits.validation)
-    return ((False, f"may have been tuned on test rows: {why}"),) if why else ()
+def _unseen(task: TaskSpec, prompt: TunedPrompt, production: TunedPrompt | None, splits: Splits) -> tuple[Rule, ...]:
+    """That the prompt has not seen the test rows is asked; of what is in production it is said, since it only looks better for it."""
+    rules = []
+    if why := why_seen(prompt, task, splits.train, splits.validation):
+        rules.append((False, f"may have been tuned on test rows: {why}"))
+    with suppress(PromptmillError):  # what cannot be read does not answer either, and then that is said
+        if production and (why := why_seen(production, task, splits.train, splits.validation)):
+            rules.append((True, f"what is in production may have been tuned on test rows, and then looks better than it is: {why}"))
+    return tuple(rules)
 
 
 def _cost(prompt: TunedPrompt, ready: ReadyPrompt, test: pl.DataFrame) -> Cost:

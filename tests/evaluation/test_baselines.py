@@ -159,6 +159,20 @@ def test_a_prompt_that_was_tuned_on_what_are_test_rows_now_does_not_pass(bert: B
         assert reason.partition(":")[0] not in " ".join(evaluate(task, prompt, splits, bert).verdict.reasons)
 
 
+def test_what_runs_today_is_said_to_look_better_than_it_is_where_it_has_seen_test_rows(bert: Backbone) -> None:
+    def shared(share: float) -> TaskSpec:
+        return a_task(bert.identity.name, data={"path": "examples.csv", "target": "label", "test": share}, tune={"steps": 2})
+
+    moved = Splits(train=SPLITS.train[::2], validation=SPLITS.validation, test=pl.concat([SPLITS.train[1::2], SPLITS.test]))
+    live = tune(shared(0.1), SPLITS.train, SPLITS.validation, bert)
+    said = "what is in production may have been tuned on test rows, and then looks better than it is: data.test takes 0.5 of the rows"
+    for share, shown in ((0.5, True), (0.1, False)):
+        prompt = tune(shared(share), moved.train, moved.validation, bert)
+        reasons = evaluate(shared(share), prompt, moved, bert, production=live).verdict.reasons
+        assert any(reason.startswith(said) for reason in reasons) is shown
+        assert not any(reason.startswith("may have been") for reason in reasons)
+
+
 def test_a_prompt_of_another_task_is_refused(bert: Backbone) -> None:
     task = a_task(bert.identity.name, tune={"steps": 1})
     prompt = tune(task, SPLITS.train, None, bert)
