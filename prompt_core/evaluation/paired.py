@@ -139,7 +139,8 @@ def randomization(ours: Pooled, theirs: Pooled) -> tuple[float, float]:
     exchanged = np.concatenate([generator.binomial(counts, 0.5, size=(size, len(counts))) @ moves for size in sizes])
     gain = ours.value(ours_sums) - theirs.value(theirs_sums)
     gains = ours.value(ours_sums + exchanged) - theirs.value(theirs_sums - exchanged)
-    better, worse = int((gains >= gain - _SAME).sum()), int((gains <= gain + _SAME).sum())
+    # Said so that what is no number shows nothing.
+    better, worse = int((~(gains < gain - _SAME)).sum()), int((~(gains > gain + _SAME)).sum())
     return (1 + better) / (1 + RESAMPLES), (1 + worse) / (1 + RESAMPLES)
 
 

@@ -92,6 +92,12 @@ def test_a_gain_in_every_row_is_as_likely_as_all_of_so_many_coins_on_one_side(ro
     assert (found.p_better, found.p_worse) == (pytest.approx(expected, rel=0.7 if rows == 10 else 0.05), 1.0)
 
 
+def test_what_is_no_number_shows_nothing():
+    nan, known = (from_scores("agreement", np.array([first, 50.0, 60.0])) for first in (np.nan, 40.0))
+    for found in (compare_pooled(nan, known), compare_pooled(known, nan)):
+        assert (found.p_better, found.p_worse) == (1.0, 1.0)
+
+
 def test_the_randomization_is_the_one_that_recomputes_the_value_row_by_row():
     generator = np.random.default_rng(8)
     targets = generator.choice(LABELS, 40, p=[0.6, 0.3, 0.1])
