@@ -13,9 +13,14 @@ from prompt_core.parts import Part
 Metric = Literal["accuracy", "macro_f1", "chrf", "rouge_l", "bleu", "exact_match", "facts_kept", "entity_f1", "valid_json", "agreement"]
 
 
+_WITH_FLAGS = re.compile(r"/(.+)/[gmsu]*i[gmsu]*")  # an expression as other languages write it
+
+
 def _compiles(pattern: str) -> str:
     if not pattern.strip("/").strip():
         raise ValueError("a pattern is empty; write a text, or an expression as /.../")
+    if other := _WITH_FLAGS.fullmatch(pattern):
+        raise ValueError(f"{pattern!r} would be looked for as it stands; write an expression whose case does not count as /(?i){other[1]}/")
     try:
         compiled(pattern)
     except re.error as error:

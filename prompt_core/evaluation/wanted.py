@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -60,8 +61,8 @@ def wanted_of(task: TaskSpec, rows: Sequence[Mapping[str, Any]], alike: Mapping[
 def facts_kept(predictions: Texts, facts: Texts | None, contains: Texts = (), omits: Texts = ()) -> NDArray[np.float64]:
     """Share of what was asked that each prediction does, float64 [N], in points: facts stated, patterns contained, patterns left out.
 
-    Case and the amount of whitespace do not count in facts. A number is not found inside a longer one: `4` is not in `14` or
-    `4.50`. A row of which nothing is asked has lost nothing: 100.
+    Case and the amount of whitespace do not count in facts. A number is not found inside a longer one, or behind a minus: `4` is not in
+    `14`, `4.50` or `-4`. A row of which nothing is asked has lost nothing: 100.
 
     Args:
         facts, contains, omits: as of `Wanted`.
@@ -83,10 +84,10 @@ def _values(facts: str) -> list[str]:
 
 
 def _folded(text: str) -> str:
-    return " ".join(text.casefold().split())
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def _occurs(value: str, text: str) -> bool:
-    before = r"(?<!\d)(?<!\d[.,])" if value[0].isdigit() else ""
+    before = r"(?<!\d)(?<!\d[.,])(?<!(?<!\w)[-−])" if value[0].isdigit() else ""
     after = r"(?![.,]?\d)" if value[-1].isdigit() else ""
     return re.search(before + re.escape(value) + after, text) is not None

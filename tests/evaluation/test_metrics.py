@@ -96,6 +96,8 @@ def test_facts_kept_is_the_share_of_values_found_whatever_case_and_whitespace():
 
 def test_a_number_is_not_kept_inside_a_longer_one():
     assert facts_kept(["14 days, 4.50 euro", "4 days.", "it costs £4, today"], ["n: 4"] * 3).tolist() == [0.0, 100.0, 100.0]
+    assert facts_kept(["it is -4 or −4", "3-4 days", "it is -4"], ["n: 4", "n: 4", "n: -4"]).tolist() == [0.0, 100.0, 100.0]
+    assert facts_kept(["At the Cafe\u0301"], ["place: Café"]).tolist() == [100.0]
 
 
 def test_a_value_may_hold_colons_and_a_line_without_one_is_a_value():

@@ -72,6 +72,7 @@ def test_a_text_is_looked_for_as_it_stands_whatever_its_signs(text):
     [
         ({"contains": ["/a(/"]}, "generate", "evaluate.contains.0: '/a(/' is no regular expression"),
         ({"omits": ["/ /"]}, "generate", "evaluate.omits.0: a pattern is empty"),
+        ({"omits": ["/sorry|regret/i"]}, "generate", "'/sorry|regret/i' would be looked for as it stands; write an expression whose case"),
         (
             {"metrics": ["facts_kept"]},
             "generate",
