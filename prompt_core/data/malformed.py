@@ -75,6 +75,8 @@ def _explain_json(path: Path) -> None:
                 row = json.loads(line) if line.strip() else {}
             except json.JSONDecodeError as error:
                 found = f"is not JSON ({error.msg} at character {error.pos})"
+            except RecursionError:
+                found = "is nested too deeply"
             else:
                 if isinstance(row, dict):
                     continue

@@ -159,6 +159,8 @@ def test_a_malformed_csv_line_is_named(tmp_path: Path) -> None:
 def test_a_malformed_json_line_is_named(tmp_path: Path) -> None:
     good = '{"text": "a", "label": "x"}\n'
     assert "a.jsonl: line 2: is not JSON (Expecting value at character 9)" in error_of(tmp_path, "a.jsonl", good + '{"text":\n')
+    deep = '{"text": "a", "label": ' + "[" * 2000 + "]" * 2000 + "}\n"
+    assert "a.jsonl: line 3: is nested too deeply" in error_of(tmp_path, "a.jsonl", good + good + deep)
     assert "a.jsonl: line 3: holds a JSON list, not an object" in error_of(tmp_path, "a.jsonl", good + good + "[1]\n")
 
 
