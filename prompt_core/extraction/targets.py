@@ -77,4 +77,7 @@ def canonical_targets(frame: pl.DataFrame, task: TaskSpec) -> pl.DataFrame:
 
 def _canonical_entities(text: str, value: str) -> str:
     plain = unicodedata.normalize("NFC", text).strip()
-    return entities_json(moved(parse_entities(value, text), text, plain), plain)
+    entities = moved(parse_entities(value, text), text, plain)
+    if split := next((entity for entity in entities if entity.start >= entity.end), None):
+        raise ValueError(f'parts a letter from its accent: two entities meet inside "{plain[split.start - 1 : split.start]}"')
+    return entities_json(entities, plain)

@@ -38,6 +38,12 @@ def test_offsets_move_with_the_text_that_cleaning_strips_and_composes() -> None:
     assert frame["label"].to_list() == ['[{"start": 8, "end": 12, "label": "city", "text": "Lyon"}]']
 
 
+def test_entities_that_share_one_letter_are_refused_when_the_data_are_read() -> None:
+    shared = '[{"start": 0, "end": 1, "label": "city"}, {"start": 1, "end": 2, "label": "city"}]'
+    with pytest.raises(PromptmillError, match=r'row 1 of column "label" parts a letter from its accent: .* inside "é"'):
+        cleaned(entity_task(), ("e\u0301t", shared))
+
+
 def test_a_text_without_entities_is_an_example_and_an_empty_target_is_none() -> None:
     frame = cleaned(
         entity_task(), ("Nothing here at all", "[]"), ("Oslo", ""), ("Oslo then", None), ("In Oslo", '[{"text":"Oslo","label":"city"}]')
