@@ -82,8 +82,8 @@ def evaluate(
                 production.check_base(backbone.identity)
         except PromptmillError as error:
             about, production = about.with_rule(_not_compared(error)), None
-        asked_once = replace(splits, test=test)
-        contenders, taught, saved = distilled_contenders(task, prompt, asked_once, backbone, production, on_progress)
+        each_once = replace(splits, test=test)
+        contenders, taught, saved = distilled_contenders(task, prompt, each_once, backbone, production, on_progress)
         about = replace(about, distilled=saved)
         return evaluate_contenders(task, _answered_by(asked, taught), contenders, about)
     contenders = list(measure_untuned(task, splits, backbone, on_progress) if untuned is None else untuned)
