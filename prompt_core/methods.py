@@ -134,7 +134,10 @@ class TuneSpec(Part):
         "alone. Default: 1, with self_training 0",
     )
     head: Literal["means", "logistic"] | None = Field(
-        default=None, description="after pairs and supervised_contrastive: the class means (default), or a logistic regression"
+        default=None,
+        description="what decides in the end, fitted on the tuned embeddings of an encoder. After pairs and supervised_contrastive: the "
+        "class means (default) or a logistic regression; after label_set: logistic, in place of the label anchors, for dozens of "
+        "examples per label",
     )
     head_c: float = Field(default=10.0, gt=0.0, description="scikit-learn's C of the logistic head: the inverse of its penalty")
     calibrate: bool = Field(
@@ -176,8 +179,9 @@ class TuneSpec(Part):
 
     @model_validator(mode="after")
     def _loss_fits(self) -> TuneSpec:
-        if self.head and not self.contrastive:
-            raise ValueError(f"head: {self.head} follows loss: pairs or supervised_contrastive; with {self.loss} there is none")
+        if self.head and not self.contrastive and (self.head, self.loss) != ("logistic", "label_set"):
+            after = "pairs, supervised_contrastive or label_set" if self.head == "logistic" else "pairs or supervised_contrastive"
+            raise ValueError(f"head: {self.head} follows loss: {after}; with {self.loss} there is none")
         if self.contrastive and self.label_smoothing:
             raise ValueError(f"label_smoothing does not apply to loss: {self.loss}; drop one")
         if self.contrastive and self.batch_examples < 4:

@@ -16,7 +16,7 @@ from prompt_core.errors import PromptmillError
 from prompt_core.parts import all_texts
 from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec
-from prompt_core.tuning.contrastive import ContrastedAnchors, Contrastive, pairs_loss, supervised_contrastive_loss
+from prompt_core.tuning.contrastive import ContrastedAnchors, Contrastive, RefittedAnchors, pairs_loss, supervised_contrastive_loss
 from prompt_core.tuning.distillation import Distillation
 from prompt_core.tuning.objective import Classification, Generation, LabelAnchors, LabelWords, Objective, Transduction, embed_texts
 from prompt_core.tuning.tags import TokenTags
@@ -56,6 +56,15 @@ def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, 
         head, tokens = spec.head or "means", spec.batch_tokens
         return Contrastive(backbone, len(labels), compare, head=head, scale=spec.anchor_scale, c=spec.head_c, batch_tokens=tokens)
     classifier = build_classifier(task, encoding, backbone, labels)
+    if spec.head and not isinstance(classifier, LabelAnchors):
+        what = f"{spec.head} is fitted on an encoder's embeddings, and {backbone.identity.name} is a causal model"
+        raise PromptmillError(f"task {task.name}: tune.head", what, "Leave it out.")
+    if spec.head and isinstance(classifier, LabelAnchors):
+        if len(labels) < 2:
+            what = f"all training examples are {labels[0]}, which leaves {spec.head} nothing to tell apart"
+            raise PromptmillError(f"task {task.name}: tune.head", what, "Add examples of another label.")
+        anchored = backbone, classifier.anchors, spec.anchor_scale, spec.weight_of_pairs, smoothing
+        return RefittedAnchors(*anchored, c=spec.head_c, batch_tokens=spec.batch_tokens)
     if spec.weight_of_pairs and isinstance(classifier, LabelAnchors):
         return ContrastedAnchors(backbone, classifier.anchors, spec.anchor_scale, spec.weight_of_pairs, smoothing)
     return classifier

@@ -109,9 +109,7 @@ class Contrastive(PooledClassification, Joint):
 
     @torch.no_grad()
     def settle(self, prompt: PromptState, examples: Sequence[Encoded]) -> None:
-        batches = pack(examples, self.tokens, self._batch_tokens)
-        embeddings = torch.cat([embed_texts(self._backbone, prompt, [e.input for e in batch]) for batch in batches])
-        targets = _targets(examples, embeddings.device)
+        embeddings, targets = _embedded(self._backbone, prompt, examples, self._batch_tokens)
         if self._kind == "means":
             self.head = fit_means(self._backbone, embeddings, targets, self._labels, self._scale)
         else:
@@ -147,6 +145,34 @@ class ContrastedAnchors(LabelAnchors, Joint):
         return missed + self._weight * _compared(pairs_loss, outputs, targets) if self.training else missed
 
 
+class RefittedAnchors(ContrastedAnchors):
+    """Label anchors whose place a logistic regression on the tuned embeddings takes when the tuning ends.
+
+    Args:
+        c: scikit-learn's C.
+        batch_tokens: of one pass when it is fitted.
+    """
+
+    def __init__(
+        self, backbone: Backbone, anchors: Tensor, scale: float, weight: float, smoothing: float, *, c: float, batch_tokens: int
+    ) -> None:
+        super().__init__(backbone, anchors, scale, weight, smoothing)
+        self._c, self._batch_tokens = c, batch_tokens
+        self.head: LinearHead | None = None
+
+    @torch.no_grad()
+    def settle(self, prompt: PromptState, examples: Sequence[Encoded]) -> None:
+        embeddings, targets = _embedded(self._backbone, prompt, examples, self._batch_tokens)
+        self.head = fit_logistic(self._backbone, embeddings, targets, len(self.anchors), self._c)
+        super().settle(prompt, examples)
+
+    def scores(self, states: Tensor, examples: Sequence[Encoded]) -> Tensor:
+        return super().scores(states, examples) if self.head is None else self.head.scores(states, examples)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name.removeprefix("head."): tensor for name, tensor in super().tensors().items() if name != "anchors"}
+
+
 def check_pairs(task: TaskSpec, train: Sequence[Encoded], validation: Sequence[Encoded]) -> None:
     """Refuse examples that a contrastive loss has nothing to compare in.
 
@@ -166,6 +192,13 @@ def _compared(compare: Comparison, outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean loss of a batch times its number of examples, in blocks where it is large."""
     blocks = zip(torch.split(outputs, _COMPARED), torch.split(targets, _COMPARED), strict=True)
     return torch.stack([compare(rows, own) * len(own) for rows, own in blocks]).sum()
+
+
+def _embedded(backbone: Backbone, prompt: PromptState, examples: Sequence[Encoded], batch_tokens: int) -> tuple[Tensor, Tensor]:
+    """Embeddings of unit length [n, H] and targets [n] of examples, in the order of the passes."""
+    batches = pack(examples, lambda example: len(example.input), batch_tokens)
+    embeddings = torch.cat([embed_texts(backbone, prompt, [e.input for e in batch]) for batch in batches])
+    return embeddings, _targets(examples, embeddings.device)
 
 
 def _targets(examples: Sequence[Encoded], device: torch.device) -> Tensor:

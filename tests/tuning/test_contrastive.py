@@ -167,10 +167,12 @@ def tuned(backbone: Backbone, validation: pl.DataFrame | None = None, prompt: An
     return tune(task, TRAIN, validation, backbone)
 
 
-@pytest.mark.parametrize("head", ["means", "logistic"])
+@pytest.mark.parametrize(("loss", "head"), [("pairs", "means"), ("pairs", "logistic"), ("label_set", "logistic")])
 @pytest.mark.parametrize("calibrate", [False, True])
-def test_a_head_is_saved_with_the_prompt_and_scores_as_it_was_fitted(tmp_path: Path, bert: Backbone, head: str, calibrate: bool) -> None:
-    prompt = tuned(bert, loss="pairs", head=head, calibrate=calibrate)
+def test_a_head_is_saved_with_the_prompt_and_scores_as_it_was_fitted(
+    tmp_path: Path, bert: Backbone, loss: str, head: str, calibrate: bool
+) -> None:
+    prompt = tuned(bert, loss=loss, head=head, calibrate=calibrate)
     prompt.save(tmp_path / "p")
     loaded, texts = TunedPrompt.load(tmp_path / "p"), TRAIN["text"].to_list()
     expected = {"keys", "values"} | ({"anchors"} if head == "means" else {"head_weights", "head_bias"})
@@ -192,6 +194,22 @@ def test_a_head_is_saved_with_the_prompt_and_scores_as_it_was_fitted(tmp_path: P
         fitted = LogisticRegression(C=10, max_iter=1000).fit(rows.double().numpy(), targets.numpy())
         expected_chances = torch.from_numpy(fitted.predict_proba(rows[:-3].double().numpy())).float()
         assert float((scores.softmax(-1) - expected_chances).abs().max()) < 1e-3
+
+
+def test_a_head_after_the_anchors_changes_nothing_on_their_way(bert: Backbone) -> None:
+    plain, fitted = tuned(bert, TRAIN[::3]), tuned(bert, TRAIN[::3], head="logistic")
+    assert plain.manifest.tuning == fitted.manifest.tuning
+    assert all(torch.equal(plain.tensors[name], fitted.tensors[name]) for name in ("keys", "values"))
+
+
+def test_a_head_needs_an_encoder_and_two_labels(bert: Backbone, llama: Backbone) -> None:
+    with pytest.raises(
+        PromptmillError, match=r"tune\.head: logistic is fitted on an encoder's embeddings, and tiny-llama is a causal model"
+    ):
+        tuned(llama, head="logistic")
+    one = a_task(bert.identity.name, prompt=SMALL, tune={"steps": 1, "head": "logistic"})
+    with pytest.raises(PromptmillError, match=r"tune\.head: all training examples are a, which leaves logistic nothing to tell apart"):
+        tune(one, TRAIN.filter(pl.col("label") == "a"), None, bert)
 
 
 def test_a_logistic_head_of_two_labels_has_scikit_learns_probabilities(bert: Backbone) -> None:
