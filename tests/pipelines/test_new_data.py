@@ -129,7 +129,7 @@ def test_a_task_of_its_own_questions_runs_once_by_itself_and_again_when_its_cont
         assert launched(tick(settings, instance, "new_data", cursor)) == ["a"]
 
 
-def test_schemas_and_the_prompt_that_a_task_starts_from_are_looked_at_too(tmp_path: Path) -> None:
+def test_schemas_inputs_without_labels_and_the_prompt_that_a_task_starts_from_are_looked_at_too(tmp_path: Path) -> None:
     settings = a_deployment(tmp_path)
     (settings.tasks_dir / "record.json").write_text('{"type": "object"}')
     path = write_task(
@@ -140,14 +140,12 @@ def test_schemas_and_the_prompt_that_a_task_starts_from_are_looked_at_too(tmp_pa
         labels={},
         extract={"schema": "record.json"},
         prompt={"kind": "deep", "start": "prompt", "start_from": "earlier"},
-        data={"path": "messages.csv", "target": "label", "unlabelled": "more.csv"},
     )
-    assert data_files(load_task(path)) == {
-        "data.path": "messages.csv",
-        "data.unlabelled": "more.csv",
-        "prompt.start_from": "earlier/digest",
-        "extract.schema": "record.json",
-    }
+    expected = {"data.path": "messages.csv", "prompt.start_from": "earlier/digest", "extract.schema": "record.json"}
+    assert data_files(load_task(path)) == expected
+    more = {"path": "messages.csv", "target": "label", "unlabelled": "more.csv"}
+    path = write_task(settings, "b", data=more, tune={"self_training": 1})
+    assert data_files(load_task(path)) == {"data.path": "messages.csv", "data.unlabelled": "more.csv"}
 
 
 def launched_once(settings: Settings, instance: dg.DagsterInstance, task: str) -> str | None:

@@ -21,7 +21,8 @@ def test_a_partition_is_named_after_its_task_not_its_file(tmp_path: Path) -> Non
 
 def test_a_byte_order_mark_is_no_part_of_a_task_file_or_its_schema(tmp_path: Path) -> None:
     settings = a_deployment(tmp_path)
-    path = write_task(settings, "returns", objective="extract", extract={"schema": "form.json"}).rename(settings.tasks_dir / "x.yaml")
+    parts = {"objective": "extract", "labels": {}, "extract": {"schema": "form.json"}}
+    path = write_task(settings, "returns", **parts).rename(settings.tasks_dir / "x.yaml")
     path.write_text("\ufeffname: returns\n" + path.read_text(encoding="utf-8").replace("name: returns\n", "", 1), encoding="utf-8")
     (settings.tasks_dir / "form.json").write_text('\ufeff{"type": "object", "properties": {"thing": {"type": "string"}}}', encoding="utf-8")
     (file,) = find_task_files(settings.tasks_dir)
