@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from prompt_core.criteria import EvaluateSpec
 from prompt_core.errors import PromptmillError, kind_of_fault, nearest
 from prompt_core.extraction.schema import read_schema
-from prompt_core.methods import READING, ExtractSpec
+from prompt_core.methods import UNTUNED_SETTINGS, ExtractSpec
 from prompt_core.plain_yaml import read_yaml, shown
 from prompt_core.task import TaskSpec
 
@@ -90,7 +90,7 @@ def _without_effect(task: TaskSpec) -> tuple[str, str, str] | None:
         return "text", f"says how words are searched, but prompt.kind is {task.prompt.kind}", "Leave it out, or use kind: text or auto."
     if task.writes and (field := next((field for field, given in words.items() if given), None)):
         return field, f"says words for labels, but objective: {task.objective} writes texts", "Leave it out, or use objective: classify."
-    if task.prompt.kind == "text" and (trained := sorted(task.tune.model_fields_set - set(READING))):
+    if task.prompt.kind == "text" and (trained := sorted(task.tune.model_fields_set - set(UNTUNED_SETTINGS))):
         return f"tune.{trained[0]}", "says how a prompt is trained, but prompt.kind: text is searched", "Leave it out; see the part text."
     return None
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from prompt_core.backbone import Backbone
 from prompt_core.data import Splits, unlabelled_inputs
 from prompt_core.data.digest import frame_digest
-from prompt_core.methods import READING
+from prompt_core.methods import UNTUNED_SETTINGS
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.prepared import library_versions
 
@@ -23,7 +23,7 @@ def untuned_digest(task: TaskSpec, splits: Splits, backbone: Backbone) -> str:
         PromptmillError: `data.unlabelled` cannot be read.
     """
     settings = {name: value for name, value in task.without_places(backbone.identity.name).items() if name not in _ABOUT_PROMPTS}
-    settings["tune"] = {name: settings["tune"][name] for name in READING}
+    settings["tune"] = {name: settings["tune"][name] for name in UNTUNED_SETTINGS}
     content = [
         settings,
         splits.digest,

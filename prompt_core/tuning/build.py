@@ -31,7 +31,7 @@ def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, 
     encoder, else that of `tune.loss`.
 
     Raises:
-        PromptmillError: a loss that is not the backbone's; or as `label_ids`.
+        PromptmillError: a loss or head that is not the backbone's, a head for one label; or as `label_ids`.
     """
     if task.objective == "distill":
         return Distillation(backbone)
@@ -56,18 +56,18 @@ def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, 
         head, tokens = spec.head or "means", spec.batch_tokens
         return Contrastive(backbone, len(labels), compare, head=head, scale=spec.anchor_scale, c=spec.head_c, batch_tokens=tokens)
     classifier = build_classifier(task, encoding, backbone, labels)
-    if spec.head and not isinstance(classifier, LabelAnchors):
-        what = f"{spec.head} is fitted on an encoder's embeddings, and {backbone.identity.name} is a causal model"
-        raise PromptmillError(f"task {task.name}: tune.head", what, "Leave it out.")
-    if spec.head and isinstance(classifier, LabelAnchors):
-        if len(labels) < 2:
-            what = f"all training examples are {labels[0]}, which leaves {spec.head} nothing to tell apart"
-            raise PromptmillError(f"task {task.name}: tune.head", what, "Add examples of another label.")
-        anchored = backbone, classifier.anchors, spec.anchor_scale, spec.weight_of_pairs, smoothing
+    if not isinstance(classifier, LabelAnchors):
+        if spec.head:
+            what = f"{spec.head} is fitted on an encoder's embeddings, and {backbone.identity.name} is a causal model"
+            raise PromptmillError(f"task {task.name}: tune.head", what, "Leave it out.")
+        return classifier
+    if spec.head and len(labels) < 2:
+        what = f"all training examples are {labels[0]}, which leaves {spec.head} nothing to tell apart"
+        raise PromptmillError(f"task {task.name}: tune.head", what, "Add examples of another label.")
+    anchored = backbone, classifier.anchors, spec.anchor_scale, spec.weight_of_pairs, smoothing
+    if spec.head:
         return RefittedAnchors(*anchored, c=spec.head_c, batch_tokens=spec.batch_tokens)
-    if spec.weight_of_pairs and isinstance(classifier, LabelAnchors):
-        return ContrastedAnchors(backbone, classifier.anchors, spec.anchor_scale, spec.weight_of_pairs, smoothing)
-    return classifier
+    return ContrastedAnchors(*anchored) if spec.weight_of_pairs else classifier
 
 
 @torch.no_grad()

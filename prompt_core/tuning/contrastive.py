@@ -195,7 +195,7 @@ def _compared(compare: Comparison, outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _embedded(backbone: Backbone, prompt: PromptState, examples: Sequence[Encoded], batch_tokens: int) -> tuple[Tensor, Tensor]:
-    """Embeddings of unit length [n, H] and targets [n] of examples, in the order of the passes."""
+    """Embeddings of unit length [n, H] and targets [n] of examples, in their order."""
     batches = pack(examples, lambda example: len(example.input), batch_tokens)
     embeddings = torch.cat([embed_texts(backbone, prompt, [e.input for e in batch]) for batch in batches])
     return embeddings, _targets(examples, embeddings.device)
