@@ -97,14 +97,8 @@ class DistillSpec(Part):
         return self
 
 
-UNTUNED_SETTINGS = (
-    "seed",
-    "batch_tokens",
-    "max_tokens",
-    "truncate",
-    "label_score",
-    "anchor_scale",
-)  # settings of `tune` that count untuned too
+# Settings of `tune` that count untuned too.
+UNTUNED_SETTINGS = ("seed", "batch_tokens", "max_tokens", "truncate", "label_score", "anchor_scale")
 _ROUNDS, _FEWEST_STEPS, _MOST_STEPS = 5, 80, 500  # of a tuning whose task does not say how many steps it has
 
 
