@@ -15,6 +15,8 @@ from prompt_core import PromptmillError, PromptStore, TaskSpec
 from prompt_core.data import Fingerprint, data_files, fingerprint
 from prompt_core.data.drift import drift
 from prompt_core.data.read import read_inputs
+from prompt_core.export import Published
+from prompt_core.store.moves import PRODUCTION
 
 T = TypeVar("T")
 
@@ -99,13 +101,16 @@ def _drifted_inputs(folder: Path, store_url: str, status: dg.DefaultSensorStatus
         tables: list[str] = []
 
         def is_reason(key: str, task: TaskSpec, before: Fingerprint | None) -> bool | None:
-            live = store.live(key)
-            if live is None:
+            prompt = store.live(key)
+            if prompt is None:
                 return None
-            if live.manifest.data.profile is None:
+            profile = prompt.manifest.data.profile
+            if profile is None:
                 return False
             new = read_inputs(task, task.locate(str(task.drift.inputs)), f"task {task.name}: drift.inputs")
-            found = drift(live.manifest.data.profile, new, task)
+            number = store.resolve(key, PRODUCTION)
+            live = Published(prompt, number, store.record(key, number).evaluation)
+            found = drift(profile, new, task, predicted=live.predicted)
             tables.append(f"{key}: {found.rows} inputs\n{found.table()}")
             return found.drifted
 

@@ -23,7 +23,7 @@ def report(name: str, output: Path | None, store_url: str) -> None:
     It is the page that was published with the version; where there is none, it is made from what was recorded.
     """
     from prompt_core import PromptStore
-    from prompt_core.evaluation import Evaluation, render_report
+    from prompt_core.evaluation import render_report
     from prompt_core.evaluation.report import REPORT
     from prompt_core.store.contents import PAGES
 
@@ -32,12 +32,10 @@ def report(name: str, output: Path | None, store_url: str) -> None:
         kept = folder / PAGES / REPORT
         page = kept.read_text(encoding="utf-8") if kept.is_file() else None
     if page is None:
-        try:
-            evaluation = Evaluation.model_validate(found.evaluation)
-        except ValueError:
+        if found.measured is None:
             what = "was published with an evaluation that this version of promptmill cannot read"
-            raise PromptmillError(f"prompt {found.title}", what, "Evaluate it again.") from None
-        page = render_report(evaluation, found.prompt, store.live(found.prompt.name))
+            raise PromptmillError(f"prompt {found.title}", what, "Evaluate it again.")
+        page = render_report(found.measured, found.prompt, store.live(found.prompt.name))
     _write(page, output)
 
 
@@ -60,7 +58,8 @@ def card(name: str, output: Path | None, store_url: str) -> None:
 def drift(name: str, file: Path, store_url: str, as_json: bool) -> None:
     """How far the inputs of FILE (CSV, JSONL or Parquet) are from those that NAME[@VERSION] was tuned on.
 
-    Lengths, vocabulary and, where the file has labels in the target or in a column `prediction`, their mix. Ends with status 1
+    Lengths, vocabulary and, where the file has labels in the target or in a column `prediction`, their mix: predictions are
+    compared with those of the evaluation. Ends with status 1
     where one of them has drifted beyond the task's drift.threshold.
     """
     from prompt_core.data.drift import drift as drift_of
@@ -71,7 +70,7 @@ def drift(name: str, file: Path, store_url: str, as_json: bool) -> None:
     if profile is None:
         what = "was tuned by an earlier version, which kept no profile of its examples"
         raise PromptmillError(f"prompt {published.title}", what, "Tune it again.")
-    found = drift_of(profile, read_inputs(task, str(file), "FILE"), task)
+    found = drift_of(profile, read_inputs(task, str(file), "FILE"), task, predicted=published.predicted)
     if as_json:
         click.echo(found.model_dump_json(indent=1))
     else:

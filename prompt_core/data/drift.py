@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -102,13 +102,21 @@ def profile_of(frame: pl.DataFrame, task: TaskSpec) -> Profile:
     )
 
 
-def drift(profile: Profile, frame: pl.DataFrame, task: TaskSpec, where: str = "the new inputs") -> Drift:
+def drift(
+    profile: Profile,
+    frame: pl.DataFrame,
+    task: TaskSpec,
+    where: str = "the new inputs",
+    predicted: Mapping[str, int] | None = None,
+) -> Drift:
     """Compare new inputs with a profile.
 
     Args:
         frame: the template's fields; labels are compared where it also has labels in the target, or in the column `prediction`.
         task: names the columns, and the threshold `drift.threshold`.
         where: names the frame in errors.
+        predicted: rows of each label that the prompt gave in its evaluation, with which new predictions are compared: its errors
+            are no drift. Without it they are compared with the labels of the profile.
 
     Raises:
         PromptmillError: a field is absent or no text, or there is no row.
@@ -121,11 +129,12 @@ def drift(profile: Profile, frame: pl.DataFrame, task: TaskSpec, where: str = "t
         ("length", profile.lengths, lengths),
         ("vocabulary", profile.words, _buckets(texts)),
     ]
-    given = _labels(frame, task, where) if profile.labels else []
+    column, given = _labels(frame, task, where) if profile.labels else ("", [])
     if given:
-        found = Counter(label if label in profile.labels else _OTHER for label in given)
+        known = predicted if predicted and column == PREDICTION else profile.labels
+        found, before = (_counted(labels, profile.labels) for labels in (Counter(given), known))
         names = [*profile.labels, _OTHER]
-        pairs.append(("labels", [profile.labels.get(name, 0) for name in names], [found[name] for name in names]))
+        pairs.append(("labels", [before[name] for name in names], [found[name] for name in names]))
     threshold = task.drift.threshold
     return Drift(rows=len(texts), threshold=threshold, shifts=tuple(_shift(*pair, threshold) for pair in pairs))
 
@@ -158,14 +167,21 @@ def _texts(frame: pl.DataFrame, task: TaskSpec, where: str) -> list[str]:
     return ["\n".join(normalised(value or "") for value in row) for row in as_strings(frame.select(fields), where).iter_rows()]
 
 
-def _labels(frame: pl.DataFrame, task: TaskSpec, where: str) -> list[str]:
-    """The labels of those rows that have one: targets, or predictions where no row has a target."""
+def _labels(frame: pl.DataFrame, task: TaskSpec, where: str) -> tuple[str, list[str]]:
+    """The labels of those rows that have one, and their column: targets, or predictions where no row has a target."""
     for name in (task.data.target, PREDICTION):
         if name in frame.columns:
             labels = [normalised(value or "") for value in as_strings(frame.select(name), where)[name]]
             if any(labels):
-                return list(filter(None, labels))
-    return []
+                return name, list(filter(None, labels))
+    return "", []
+
+
+def _counted(labels: Mapping[str, int], known: Container[str]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for label, rows in labels.items():
+        counts[label if label in known else _OTHER] += rows
+    return counts
 
 
 def _binned(lengths: NDArray[np.int64], edges: NDArray[np.float64]) -> tuple[int, ...]:

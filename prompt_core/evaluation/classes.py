@@ -54,6 +54,11 @@ class Classified(Record):
         return [true for true, _ in rows], [given for _, given in rows]
 
     @property
+    def predicted(self) -> dict[str, int]:
+        """Test rows by the label that they were given."""
+        return dict(Counter(self.pairs[1]))
+
+    @property
     def worst(self) -> list[ClassResult]:
         """The labels by F1, the worst first."""
         return sorted(self.classes, key=lambda found: (found.f1, found.label))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from prompt_core.evaluation.record import Evaluation, markdown_table
 from prompt_core.export.licence import licence_of
 from prompt_core.export.package import Published
@@ -16,7 +13,7 @@ def model_card(published: Published) -> str:
     """The card; its front matter has the keys that model hubs read. It holds no text of the examples."""
     prompt, manifest = published.prompt, published.prompt.manifest
     task, data, base = prompt.task, manifest.data, manifest.backbone
-    licence, evaluation = licence_of(prompt), _read(published.evaluation)
+    licence, evaluation = licence_of(prompt), published.measured
     front = ["---", f"base_model: {base.name}", *([f"license: {licence}"] if licence else []), "library_name: promptmill", "---"]
     about = [
         f"- A prompt of kind `{manifest.kind}`: {manifest.tokens} tokens, {manifest.parameters:,} numbers, {prompt.num_bytes:,} bytes.",
@@ -58,13 +55,6 @@ def model_card(published: Published) -> str:
             "",
         ]
     )
-
-
-def _read(evaluation: Mapping[str, Any]) -> Evaluation | None:
-    try:
-        return Evaluation.model_validate(evaluation)
-    except ValueError:
-        return None
 
 
 def _results(found: Evaluation | None) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from prompt_core.artifact import TunedPrompt, folder_beside
 from prompt_core.errors import PromptmillError
+from prompt_core.evaluation.record import Evaluation
 from prompt_core.export.licence import licence_of
 
 RECIPES = "prompts.json"
@@ -35,6 +36,20 @@ class Published:
     def title(self) -> str:
         """`name@version`."""
         return f"{self.prompt.name}@{self.version}"
+
+    @property
+    def measured(self) -> Evaluation | None:
+        """The evaluation; None where it was recorded in a form of another version of promptmill."""
+        try:
+            return Evaluation.model_validate(self.evaluation)
+        except ValueError:
+            return None
+
+    @property
+    def predicted(self) -> dict[str, int]:
+        """Test rows by the label that the prompt gave them; empty where that is not known."""
+        measured = self.measured
+        return measured.classified.predicted if measured and measured.classified else {}
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:

@@ -65,6 +65,14 @@ def test_labels_are_compared_with_the_target_with_predictions_or_not_at_all():
     assert "labels" not in shifts(of(new.drop("label")))
 
 
+def test_predictions_are_compared_with_those_of_the_evaluation_for_errors_are_no_drift():
+    task, new = a_task(), messages(200, 1, share=0.8).rename({"label": "prediction"})
+    profile = profile_of(messages(600, 0), task)
+    assert shifts(drift(profile, new, task))["labels"]  # half of the examples are "a"
+    assert not shifts(drift(profile, new, task, predicted={"a": 83, "b": 17}))["labels"]
+    assert shifts(drift(profile, new.rename({"prediction": "label"}), task, predicted={"a": 83, "b": 17}))["labels"]
+
+
 def test_a_few_rows_are_said_to_be_too_few():
     found = of(messages(12, 1))
     assert not found.drifted and "no more than chance: so few rows (12)" in found.table()
