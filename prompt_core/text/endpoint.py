@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import openai
 from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from prompt_core.errors import PromptmillError
+from prompt_core.errors import PromptmillError, Unreachable
 from prompt_core.text.budget import Budget
 from prompt_core.text.journal import Journal
 from prompt_core.text.spec import EndpointSpec
@@ -66,7 +66,8 @@ class Endpoint:
             questions: chat messages and a seed; the same pair has the same answer, from the journal.
 
         Raises:
-            PromptmillError: nobody answers at the address, or it refuses the key, the model or all questions.
+            PromptmillError: it refuses the key, the model or all questions.
+            Unreachable: nobody answers at the address.
         """
         with ThreadPoolExecutor(self._spec.concurrency) as pool:
             answers = list(pool.map(lambda question: self._answer(*question), questions))
@@ -115,7 +116,7 @@ class Endpoint:
             return None
         if not self._answered:
             fix = "Start the server, correct text.endpoint.url, or leave the endpoint out."
-            raise PromptmillError(f"text.endpoint.url {self._spec.url}", f"gives no answer ({reason})", fix)
+            raise Unreachable(f"text.endpoint.url {self._spec.url}", f"gives no answer ({reason})", fix)
         _log.warning("endpoint: no answer after %d attempts (%s)", self._spec.attempts, reason)
         return None
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import a_task
 
-from prompt_core.errors import PromptmillError
+from prompt_core.errors import PromptmillError, Unreachable
 from prompt_core.text.budget import Budget, Clock
 from prompt_core.text.candidate import Candidate
 from prompt_core.text.endpoint import Endpoint
@@ -62,7 +62,7 @@ def test_what_was_paid_before_a_search_ended_without_an_answer_counts_when_it_go
     price = {"dollars": 1.0, "dollars_per_million_read": 10.0, "dollars_per_million_written": 10.0}
     before, after = Budget(dollars=1.0), Budget(dollars=1.0)
     with serving(["garbage"] * 4) as served:
-        with pytest.raises(PromptmillError, match="gives no answer"):
+        with pytest.raises(Unreachable, match="gives no answer"):
             _endpoint(served.url, Journal(tmp_path / "journal", Clock()), before, **price).ask([_ASKED])
         assert _endpoint(served.url, Journal(tmp_path / "journal", Clock()), after, **price).ask([_ASKED]) != [None]
     assert before.spent_dollars > 0 and after.spent_dollars == pytest.approx(before.spent_dollars + 110 * 10 / 1e6)
