@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from prompt_core.backbone import Backbone, EncoderDecoder
+from prompt_core.chat import chat_text
 from prompt_core.encoded import Encoded, Located
 from prompt_core.errors import PromptmillError
 from prompt_core.extraction.targets import check_extraction
@@ -255,7 +256,7 @@ class TaskEncoding:
     @property
     def special_texts(self) -> list[str]:
         """Texts that the tokenizer reads as special tokens."""
-        return list(self._tokenizer.all_special_tokens)
+        return list(self._tokens.special.values())
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids up to `stop`, without special tokens and surrounding white space."""
@@ -280,11 +281,9 @@ class TaskEncoding:
     def end_of_turn(self) -> tuple[int, ...]:
         """What ends a generated text: the chat format's end of an assistant turn, else the tokenizer's end of text."""
         if self._template.is_chat:
-            rendered: str = self._tokenizer.apply_chat_template(
-                [{"role": "user", "content": "-"}, {"role": "assistant", "content": _OPEN}], tokenize=False
-            )
+            rendered = chat_text(self._tokenizer, [("user", "-"), ("assistant", _OPEN)], self._where, answering=False)
             ids = self._tokens.of(rendered.rpartition(_OPEN)[2])
-            special = [i for i in ids if i in set(self._tokenizer.all_special_ids)]
+            special = [i for i in ids if i in self._tokens.special]
             if special:
                 return (special[0],)
         if self._tokenizer.eos_token_id is None:
@@ -296,10 +295,7 @@ class TaskEncoding:
         return self._chat(messages) if self._template.is_chat else messages[0][1]
 
     def _chat(self, messages: Sequence[tuple[str | None, str]]) -> str:
-        rendered: str = self._tokenizer.apply_chat_template(
-            [{"role": role, "content": text} for role, text in messages], tokenize=False, add_generation_prompt=True
-        )
-        return rendered
+        return chat_text(self._tokenizer, messages, self._where)
 
 
 def _check_objective(task: TaskSpec, backbone: Backbone) -> None:

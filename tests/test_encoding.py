@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import transformers
 from encoder_decoders import save_encoder_decoder
 from helpers import a_task, backbone_at, melting_tokenizer, save_tiny, tokenizer_of
@@ -128,6 +130,43 @@ def test_demonstrations_that_leave_no_room_are_refused(llama: Backbone) -> None:
 def test_chat_messages_for_a_model_without_a_chat_format_are_refused(minilm: Backbone) -> None:
     with pytest.raises(PromptmillError, match=r"task t: template: backbone minilm has no chat format. Write the template as one string"):
         encoding(minilm, CHAT)
+
+
+def chatting(folder: Path, chat_template: str) -> Backbone:
+    """A backbone with this chat template. Its vocabulary has an <|end|> that is marked as special and has no role, as in Phi 3."""
+    tokenizer = copy.deepcopy(tokenizer_of("smollm2"))
+    tokenizer.add_tokens([tokenizers.AddedToken("<|end|>", special=True)], special_tokens=True)
+    tokenizer.chat_template = chat_template
+    return backbone_at(str(save_tiny("llama", folder, tokenizer)))
+
+
+TURNS = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+)
+
+
+def test_a_chat_format_that_says_the_date_says_the_same_one_every_day(tmp_path: Path) -> None:
+    enc = encoding(chatting(tmp_path / "dated", "Today is {{ strftime_now('%d %b %Y') }}. " + TURNS), CHAT)
+    assert enc.root_text.startswith("Today is 26 Jul 2024. <|system|>")
+    assert enc.encode({"text": "Where is it?"}).input
+
+
+def test_messages_that_the_chat_format_refuses_are_an_error_in_one_line(tmp_path: Path) -> None:
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TURNS
+    backbone = chatting(tmp_path / "refusing", refusing)
+    with pytest.raises(
+        PromptmillError, match=r"task t: template: the backbone's chat format refuses .*\(System role not supported\)\. Use"
+    ):
+        encoding(backbone, CHAT)
+    assert encoding(backbone, CHAT[1:]).root_text == "<|user|>Message:"
+
+
+def test_a_turn_ends_at_a_token_that_the_vocabulary_marks_as_special(tmp_path: Path) -> None:
+    backbone = chatting(tmp_path / "marked", TURNS)
+    enc = encoding(backbone, CHAT)
+    assert text_of(backbone, enc.end_of_turn) == "<|end|>"
+    assert {"<|end|>", backbone.tokenizer.eos_token} <= set(enc.special_texts)
+    assert text_of(backbone, encoding(backbone, "Message: {{ text }}").end_of_turn) == backbone.tokenizer.eos_token
 
 
 def test_text_before_the_first_field_that_depends_on_one_is_refused(llama: Backbone) -> None:

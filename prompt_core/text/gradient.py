@@ -21,6 +21,7 @@ from prompt_core.task import TaskSpec
 from prompt_core.text.candidate import Candidate
 from prompt_core.text.judge import Judge
 from prompt_core.text.search import Tried
+from prompt_core.tokens import Tokens
 from prompt_core.tuning.build import describe
 
 _EXAMPLES = 16  # that the gradient is of
@@ -42,7 +43,7 @@ class GradientEdits:
 
     def __init__(self, task: TaskSpec, judge: Judge, backbone: Backbone, fluency: float = 0.05, together: int = 4) -> None:
         self._task, self._judge, self._backbone, self._fluency, self._together = task, judge, backbone, fluency, together
-        banned = set(backbone.tokenizer.all_special_ids)
+        banned = set(Tokens(backbone.tokenizer).special)
         if not backbone.generates:
             tokens = backbone.tokenizer.convert_ids_to_tokens(list(range(len(backbone.vocabulary))))
             banned.update(i for i, token in enumerate(tokens) if not (token and _WORD.fullmatch(token)))
