@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -28,6 +31,8 @@ from prompt_core.errors import PromptmillError
 from prompt_core.manifest import BackboneIdentity
 from prompt_core.task import BackboneSpec
 
+_log = logging.getLogger("promptmill")
+_POOLING = "1_Pooling/config.json"  # of sentence-transformers
 _CHECK_SOURCE = "Check the name, the revision and the files."
 _Kind = Literal["causal", "encoder", "encoder-decoder"]
 _LOADERS: dict[_Kind, Any] = {"causal": AutoModelForCausalLM, "encoder": AutoModel, "encoder-decoder": AutoModelForSeq2SeqLM}
@@ -84,9 +89,11 @@ def _load(located: Located, settings: _Settings) -> Backbone:
             **options,
         )
         tokenizer = AutoTokenizer.from_pretrained(located.source, **source)
+        files = _snapshot(located.source, settings.revision) if located.is_hub else Path(located.source)
+        if located.is_hub and settings.kind == "encoder":
+            _fetch_pooling(located.source, files)
     _refuse_missing(found["missing_keys"], where)
     keep_differentiable(model)
-    files = _snapshot(located.source, settings.revision) if located.is_hub else Path(located.source)
     identity = BackboneIdentity(
         name=located.public_name,
         revision=files.name if located.is_hub else settings.revision,
@@ -115,15 +122,26 @@ def _refuse_missing(names: Iterable[str], where: str) -> None:
 
 def _pools_first(folder: Path) -> bool:
     """Whether a sentence encoder's own settings name its first token as the pooled state."""
-    settings = folder / "1_Pooling" / "config.json"
-    return settings.is_file() and bool(json.loads(settings.read_text(encoding="utf-8")).get("pooling_mode_cls_token"))
+    file = folder / _POOLING
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return bool(settings.get("pooling_mode_cls_token")) or settings.get("pooling_mode") == "cls"  # as written before and since 2026
 
 
 def _snapshot(hub_id: str, revision: str | None) -> Path:
     """The folder that a hub id was loaded from, named after the commit."""
-    from huggingface_hub import snapshot_download
+    return Path(hf_hub_download(hub_id, "config.json", revision=revision, local_files_only=True)).parent
 
-    return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+
+def _fetch_pooling(hub_id: str, folder: Path) -> None:
+    """Put a sentence encoder's pooling settings into its snapshot, if it has some: transformers leaves them at the hub."""
+    try:
+        hf_hub_download(hub_id, _POOLING, revision=folder.name)
+    except LocalEntryNotFoundError:
+        if try_to_load_from_cache(hub_id, _POOLING, revision=folder.name) is None:
+            what = "backbone %s: how it pools is not in the hub's cache and the hub is out of reach. The mean of its states is taken."
+            _log.warning(what, hub_id)
+    except EntryNotFoundError:
+        pass
 
 
 def _kind(config: PretrainedConfig, where: str) -> _Kind:

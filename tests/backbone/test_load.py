@@ -26,6 +26,7 @@ from helpers import (
     save_tiny,
     wordless_tokenizer,
 )
+from hub_server import COMMIT, pooling_hub
 from prefix_attention import PromptForest
 from torch import Tensor
 
@@ -127,6 +128,9 @@ def test_an_encoder_pools_as_its_own_settings_say(tmp_path: Path) -> None:
     (first / "1_Pooling").mkdir()
     (first / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
     assert backbone_at(str(first)).pool(states, lengths).tolist() == [[0, 1], [4, 5]]
+    shutil.copytree(first, tmp_path / "newer")  # as sentence-transformers writes it since 2026
+    (tmp_path / "newer" / "1_Pooling" / "config.json").write_text(json.dumps({"embedding_dimension": 32, "pooling_mode": "cls"}))
+    assert backbone_at(str(tmp_path / "newer")).pool(states, lengths).tolist() == [[0, 1], [4, 5]]
 
 
 @pytest.fixture
@@ -151,6 +155,41 @@ def test_a_hub_id_is_loaded_at_its_pinned_revision(hub: Path, folder: Path) -> N
     with pytest.raises(PromptmillError, match=r"backbone: org/tiny: cannot be loaded \(.*\). Check the name, the revision") as caught:
         load_backbone(BackboneSpec(name="org/tiny", revision="c" * 40))
     assert "\n" not in str(caught.value)
+
+
+def test_a_partly_downloaded_snapshot_is_enough_where_it_has_the_model(hub: Path) -> None:
+    """As `hf download --include` leaves it: the hub's cache knows of files that are not there."""
+    (hub / "trees").mkdir()
+    listed = {"format_version": 1, "files": {"onnx/model.onnx": {"size": 1, "blob_id": "0" * 40}}}
+    (hub / "trees" / f"{'b' * 40}.json").write_text(json.dumps(listed))
+    with pytest.raises(huggingface_hub.errors.IncompleteSnapshotError):
+        huggingface_hub.snapshot_download("org/tiny", local_files_only=True)
+    assert load_backbone(BackboneSpec(name="org/tiny", dtype="float32")).identity.revision == "b" * 40
+
+
+def test_an_encoder_of_the_hub_pools_as_its_settings_there_say(
+    hub: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    snapshots = hub.parent / "models--org--encoder" / "snapshots"
+    for commit in (COMMIT, "e" * 40, "f" * 40):
+        save_tiny("bert", snapshots / commit, wordless_tokenizer())  # all that transformers downloads
+    states = torch.arange(4.0).view(2, 2)
+
+    def pooled(commit: str) -> list[Any]:
+        found: list[Any] = load_backbone(BackboneSpec(name="org/encoder", revision=commit, dtype="float32")).pool(states, [2]).tolist()
+        return found
+
+    with pooling_hub() as address:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+        assert pooled(COMMIT) == [[0, 1]]
+        assert pooled("e" * 40) == [[1, 2]]
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert "how it pools" not in caplog.text
+    assert pooled("f" * 40) == [[1, 2]]
+    assert "org/encoder: how it pools is not in the hub's cache and the hub is out of reach" in caplog.text
 
 
 def test_a_models_own_code_is_never_run(tmp_path: Path) -> None:
