@@ -99,6 +99,10 @@ class PromptForest:
         keep_track(forest)
         return forest
 
+    def __reduce__(self) -> tuple[Callable[[Tensor, torch.device], PromptForest], tuple[Tensor, torch.device]]:
+        """Copies and pickles are forests of their own: the handle of this one may be another forest's where they are read."""
+        return _rebuilt, (self.layout, self.device)
+
     def plan(self, key: Any, build: Callable[[], Any]) -> Any:
         """What a backend prepared for this forest under ``key``: built on first use, then kept."""
         if key not in self._plans:
@@ -187,13 +191,16 @@ def keep_track(forest: PromptForest) -> None:
 
 def forest_of(layout: Tensor, device: torch.device) -> PromptForest:
     """The forest that ``layout`` describes: the living one where there is one, else rebuilt from the description."""
-    handle, bidirectional, count, num_prefixes = layout[:4].tolist()
-    forest = _ALIVE.get(handle)
-    if forest is not None:
-        return forest
+    forest = _ALIVE.get(int(layout[0]))
+    return _rebuilt(layout, device) if forest is None else forest
+
+
+def _rebuilt(layout: Tensor, device: torch.device) -> PromptForest:
+    """A forest of its own from the description."""
+    _, bidirectional, count, num_prefixes = layout[:4].tolist()
     lengths, parents, prefixes, prefix_lengths = torch.split(layout[4:], [count, count, count, num_prefixes])
     segments = Segments.checked(lengths.tolist(), parents.tolist(), prefix_lengths.tolist(), prefixes.tolist())
-    return _lay_out(segments, bool(bidirectional), handle).to(device)
+    return _lay_out(segments, bool(bidirectional), next(_HANDLES)).to(device)
 
 
 def _lay_out(segments: Segments, bidirectional: bool, handle: int) -> PromptForest:

@@ -1,5 +1,7 @@
 """What a forest accepts, what it refuses, and that first/last mean what a walk along the paths says."""
 
+import copy
+import pickle
 import time
 
 import pytest
@@ -109,3 +111,11 @@ def test_a_layout_describes_its_forest_completely():
     for name in ("position_ids", "first", "last", "prefix_first", "prefix_last", "starts"):
         assert torch.equal(getattr(rebuilt, name), getattr(forest, name))
     assert forest_of(forest.layout, torch.device("cpu")) is forest
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda forest: pickle.loads(pickle.dumps(forest))])  # noqa: S301
+def test_a_copy_is_a_forest_of_its_own_also_in_a_process_where_its_handle_is_taken(copied):
+    forest = PromptForest.from_segments([3, 2], [-1, -1], prefix_lengths=[2])
+    other = copied(forest)
+    assert forest_of(other.layout, torch.device("cpu")) is other
+    assert torch.equal(other.layout[1:], forest.layout[1:]) and torch.equal(other.last, forest.last)
