@@ -23,7 +23,8 @@ class Reparameterised(Prompt):
     where the prompt does (Razdaibiedina et al. 2023, arXiv:2305.03937, add the network to the prompt in the same way).
 
     Args:
-        prompt: the start; its own parameters stay as they are.
+        prompt: the start; its own parameters stay as they are, but for the soft tokens inside the examples of a deep one, which no
+            network makes.
         kind: `lstm` is for soft prompts.
         hidden: width of the network.
         generator: draws the network's weights and the inner embeddings, on the CPU.
@@ -35,6 +36,8 @@ class Reparameterised(Prompt):
     ) -> None:
         super().__init__()
         self._prompt = prompt.requires_grad_(False)
+        if isinstance(prompt, DeepPrefix) and prompt.embeddings is not None:
+            prompt.embeddings.requires_grad_(True)
         state = prompt.state()
         soft = isinstance(prompt, SoftPrompt)
         tokens = len(state.rows) if soft else state.keys.shape[1]

@@ -124,6 +124,9 @@ class _Start:
         if any(token < 0 for token in self.encoding.root):
             what = "deep, but the template has soft(n) before the first field, where a deep prompt tunes everything"
             raise self._refused("kind", what, "Use soft, or remove soft(n).")
+        if soft and not self.encoding.root:
+            what = "deep, but the template starts with a field, and what a deep prompt tunes beside soft(n) is the text before that"
+            raise self._refused("kind", what, "Use soft, or add an instruction.")
         embeddings = self._rows(soft) if soft else None
         tokens = spec.tokens or None
         if soft:  # the text before the first field becomes the prefix, the soft tokens behind it have rows of their own

@@ -124,6 +124,13 @@ def test_a_network_starts_where_the_prompt_does_and_moves_all_but_a_sink(llama: 
     assert torch.equal(moved.keys[:, :1], expected.keys[:, :1])
 
 
+def test_a_network_in_front_of_a_deep_prompt_leaves_the_soft_tokens_of_the_examples_to_be_tuned(llama: Backbone) -> None:
+    prompt, _ = start(llama, "Say of {{ text }}{{ soft(2) }}", kind="deep", network="mlp", hidden=8)
+    rows = prompt.state().rows
+    tuned = [parameter for parameter in prompt.parameters() if parameter.requires_grad and parameter.shape == rows.shape]
+    assert len(tuned) == 1 and torch.equal(tuned[0], rows)
+
+
 def test_soft_tokens_of_a_template_are_what_is_tuned(llama: Backbone) -> None:
     prompt, encoding = start(llama, "Say {{ soft(3) }} of {{ text }}{{ soft(2) }}", kind="soft")
     state = prompt.state()
@@ -137,6 +144,7 @@ def test_soft_tokens_of_a_template_are_what_is_tuned(llama: Backbone) -> None:
     ("template", "prompt", "finding"),
     [
         ("A {{ soft(2) }} {{ text }}", {"kind": "deep"}, "task t: prompt.kind: deep, but the template has soft(n) before the first field"),
+        ("{{ text }}{{ soft(2) }}", {"kind": "deep"}, "task t: prompt.kind: deep, but the template starts with a field"),
         ("A {{ soft(2) }} {{ text }}", {"kind": "soft", "tokens": 3}, "task t: prompt.tokens: 3, but the template says soft(n)"),
         ("A {{ soft(2) }} {{ text }}", {"kind": "soft", "start": "root"}, "task t: prompt.start: root, but the template says soft(n)"),
         ("A {{ text }}", {"kind": "soft", "start": "labels"}, "task t: prompt.start: labels, but the objective is classify"),
