@@ -138,7 +138,7 @@ class Fleet:
         if self._checkpoint and is_writer() and max(run.done for run in going) % self._every == 0:
             facts = {"members": [self._numbers[member] for member in self._runs], "budget": self.budget}
             facts |= {"prompt_steps": self.prompt_steps, "tokens": self.tokens}
-            save_checkpoint(self._checkpoint, [run.snapshot() for run in self._runs.values()], facts)
+            save_checkpoint(self._checkpoint, [run.checkpoint() for run in self._runs.values()], facts)
 
 
 class _Passes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -163,8 +164,13 @@ class Run:
         }
         return Snapshot(tensors, facts)
 
+    def checkpoint(self) -> Snapshot:
+        """`snapshot` for another process, with the way back of a run that is between two states to return to."""
+        between = self.goes_on and self.done % self.spec.checkpoint_every > 0
+        return replace(self.snapshot(), back=self._good) if between else self.snapshot()
+
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back, or on, to what `snapshot` gave."""
+        """Go back, or on, to what `snapshot` or `checkpoint` gave."""
         tensors, facts = snapshot.tensors, snapshot.facts
         self.member.generator.set_state(tensors["generator"])
         self._optimizer.state.clear()
@@ -185,7 +191,7 @@ class Run:
             self._best = (*facts["best"], best)
         self._rollbacks = list(facts["rollbacks"])
         self._error = PromptmillError(*facts["error"]) if facts["error"] else None
-        self._good = snapshot
+        self._good = snapshot.back or snapshot
         self._tokens, self._began, self._from = 0, time.monotonic(), self.done
 
     def forget_gradients(self) -> None:

@@ -79,6 +79,30 @@ def test_an_interrupted_fleet_goes_on_with_the_same_bits(tmp_path: Path, llama: 
     assert not file.exists()  # what is through leaves nothing behind
 
 
+def test_a_fleet_out_of_step_returns_after_an_interruption_to_where_it_would_have_without_one(tmp_path: Path, llama: Backbone) -> None:
+    def stop(step: Any) -> None:
+        if step.number == 3:
+            raise Interrupted
+
+    def fleet(bad: int, on_step: OnStep | None = None) -> list[Member]:
+        """The second one, whose own states to return to are steps 0, 4 and 8, has one bad loss: of the batch with that number from here."""
+        batches = iter(range(100))
+
+        def fault(examples: Sequence[Encoded]) -> float:
+            return float("nan") if len(examples) == 5 and next(batches) == bad else 1.0
+
+        return [a_member(llama, on_step=on_step), a_member(llama, 1, fault, checkpoint_every=4)]
+
+    whole, file = fleet(3), tmp_path / "c.safetensors"
+    expected = optimise(llama, whole)
+    with pytest.raises(Interrupted):
+        optimise(llama, fleet(3, stop), file)
+    resumed = fleet(1)  # two steps are through
+    assert optimise(llama, resumed, file) == expected
+    assert isinstance(expected[1], TuningRecord) and expected[1].rollbacks == (4,)
+    assert all(torch.equal(rows(a), rows(b)) for a, b in zip(whole, resumed, strict=True))
+
+
 @pytest.mark.slow
 def test_a_process_that_is_killed_at_any_moment_is_resumed_to_the_same_digest(tmp_path: Path, llama_folder: Path) -> None:
     moments = int(os.environ.get("PROMPTMILL_KILLS", "6"))
