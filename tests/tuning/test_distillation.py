@@ -22,7 +22,7 @@ from prompt_core.prediction import restore
 from prompt_core.prompts import PromptState, compaction
 from prompt_core.task import TaskSpec
 from prompt_core.teacher import Teacher, likeliest
-from prompt_core.tuning import distillation, tune
+from prompt_core.tuning import SearchStep, distillation, tune
 from prompt_core.tuning.candidate import Candidate
 from prompt_core.tuning.distillation import teacher_divergences
 from prompt_core.tuning.prepared import Prepared
@@ -326,6 +326,23 @@ def test_folds_that_start_from_different_lessons_are_not_averaged(llama: Backbon
         a_distill_task(llama, tmp_path, tune={"search": {"final": "average"}})
     for parts in ({"kind": "soft"}, {"start": "context"}):
         a_distill_task(llama, tmp_path, prompt=parts, tune={"search": {"final": "average"}})
+
+
+def test_an_interrupted_search_does_not_go_on_with_what_it_found_for_another_context(llama: Backbone, tmp_path: Path) -> None:
+    search = {"trials": 2, "together": 1, "folds": 2, "space": {"tune.steps": [2], "tune.learning_rate": [0.01, 0.1]}}
+
+    def of(policy: str) -> TaskSpec:
+        prompt, settings = {"kind": "soft", "tokens": 4}, {"max_tokens": 64, "search": search}
+        return a_distill_task(llama, tmp_path, policy=policy, prompt=prompt, tune=settings)
+
+    def stop(step: SearchStep) -> None:
+        if step.wave == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        tune(of(POLICY), TEXTS, None, llama, on_search=stop, checkpoints=tmp_path / "checkpoints")
+    other = of(POLICY.replace("49", "59"))
+    assert tune(other, TEXTS, None, llama, checkpoints=tmp_path / "checkpoints").digest == tune(other, TEXTS, None, llama).digest
 
 
 def test_what_cannot_be_distilled_is_refused_in_one_line(llama: Backbone, tmp_path: Path) -> None:
