@@ -12,7 +12,7 @@ from prompt_core.parts import Part
 
 Setting = bool | int | float | str | None
 
-# What the search itself decides, or what changes how a tuning runs and not what comes out of it.
+# What the search itself decides, what changes how a tuning runs and not what comes out of it, or what no trial does.
 _NOT_SEARCHED = {
     "tune.search",
     "tune.seed",
@@ -22,6 +22,7 @@ _NOT_SEARCHED = {
     "tune.checkpoint_every",
     "tune.gradient_checkpointing",
     "tune.batch_tokens",
+    "tune.self_training",
     "prompt.start_from",
 }
 

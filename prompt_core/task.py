@@ -271,8 +271,8 @@ class TaskSpec(Part):
     @property
     def reads_unlabelled(self) -> bool:
         """Whether the tuning makes use of `data.unlabelled`, or some trial of its search does."""
-        searched = self.tune.search.space.keys() if self.tune.search else ()
-        return self.tune.calibrate or self.tune.self_training > 0 or bool({"tune.calibrate", "tune.self_training"} & set(searched))
+        searched = self.tune.search is not None and "tune.calibrate" in self.tune.search.space
+        return self.tune.calibrate or self.tune.self_training > 0 or searched
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

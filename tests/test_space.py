@@ -37,6 +37,7 @@ def test_a_kind_of_auto_keeps_what_the_search_says() -> None:
             'tune.learning_rat: is no setting that a search can choose. Did you mean "tune.learning_rate"?',
         ),
         ({"space": {"tune.seed": [1, 2]}}, "tune.seed: is no setting that a search can choose"),
+        ({"space": {"tune.self_training": [0, 2]}}, "tune.self_training: is no setting that a search can choose"),
         ({"space": {"learning_rate": [1]}}, 'learning_rate: is no setting that a search can choose. Did you mean "tune.learning_rate"?'),
         ({"space": {"tune.learning_rate": [-1]}}, "tune.learning_rate: Input should be greater than 0 (found -1)"),
         ({"space": {"tune.learning_rate": []}}, "should have at least 1 item"),

@@ -196,7 +196,7 @@ def test_a_value_that_does_not_fit_is_named_with_its_field(tmp_path: Path, chang
     assert re.match(re.escape(f"{path}: {finding}").replace(r"\.\*", ".*"), refused(path))
 
 
-@pytest.mark.parametrize("tune", [{"calibrate": True}, {"search": {"space": {"tune.self_training": [0, 2]}}}])
+@pytest.mark.parametrize("tune", [{"calibrate": True}, {"search": {"space": {"tune.calibrate": [False, True]}}}])
 def test_inputs_without_labels_are_taken_where_the_tuning_or_a_trial_of_its_search_reads_them(tmp_path: Path, tune: dict[str, Any]) -> None:
     task = load_task(write(tmp_path, data={"path": "a.csv", "target": "label", "unlabelled": "b.csv"}, tune=tune))
     assert task.reads_unlabelled

@@ -123,7 +123,7 @@ def rungs_of(task: TaskSpec, space: Mapping[str, Values], eta: int, rows: int) -
     if values is None:
         return sorted({max(1, task.tune.steps_for(rows) // eta**power) for power in range(3)})
     if not isinstance(values, Range):
-        return sorted({int(value) for value in values if value is not None})
+        return sorted({task.tune.steps_for(rows) if value is None else int(value) for value in values})
     rungs, step = [], values.low
     while step < values.high:
         rungs.append(int(step))

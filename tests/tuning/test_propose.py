@@ -93,6 +93,8 @@ def test_what_failed_is_avoided() -> None:
         ({}, {}, [60, 120, 240]),
         ({"steps": 1}, {}, [1]),
         ({}, {"tune.steps": (30, 10)}, [10, 30]),
+        ({}, {"tune.steps": (None, 10)}, [10, 240]),
+        ({"steps": 80}, {"tune.steps": (None,)}, [80]),
         ({}, {"tune.steps": Range(low=20, high=160)}, [20, 40, 80, 160]),
         ({}, {"tune.steps": Range(low=20, high=100)}, [20, 40, 80, 100]),
     ],
