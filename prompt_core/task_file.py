@@ -18,6 +18,9 @@ from prompt_core.methods import UNTUNED_SETTINGS, ExtractSpec
 from prompt_core.plain_yaml import read_yaml, shown
 from prompt_core.task import TaskSpec
 
+_OF_QUESTIONS = {"chunk_tokens", "question_temperature"}
+_OF_LABELS = {"tune.contrast", "tune.head", "tune.head_c", "tune.anchor_scale", "tune.label_score"}
+
 
 def load_task(path: str | Path) -> TaskSpec:
     """Read a task file.
@@ -92,6 +95,29 @@ def _without_effect(task: TaskSpec) -> tuple[str, str, str] | None:
         return field, f"says words for labels, but objective: {task.objective} writes texts", "Leave it out, or use objective: classify."
     if task.prompt.kind == "text" and (trained := sorted(task.tune.model_fields_set - set(UNTUNED_SETTINGS))):
         return f"tune.{trained[0]}", "says how a prompt is trained, but prompt.kind: text is searched", "Leave it out; see the part text."
+    if task.distill and not task.distill.questions and (asking := sorted(task.distill.model_fields_set & _OF_QUESTIONS)):
+        return f"distill.{asking[0]}", "is for questions that the model asks itself, and it asks none", "Leave it out, or give questions."
+    return _setting_without_effect(task)
+
+
+def _setting_without_effect(task: TaskSpec) -> tuple[str, str, str] | None:
+    """The same of the settings of `prompt` and `tune`, which a search may change."""
+    prompt, tune = task.prompt, task.tune
+    space = task.search.space if task.search else {}
+    given = {f"{part}.{name}" for part, spec in (("prompt", prompt), ("tune", tune)) for name in spec.model_fields_set} | space.keys()
+    tries_usual_starts = task.search and not space and prompt.start is None and not task.climbs
+    starts, networks = space.get("prompt.start", (prompt.start,)), space.get("prompt.network", (prompt.network,))
+    if "prompt.demonstrations" in given and "demonstrations" not in starts and not tries_usual_starts:
+        fix = "Write start: demonstrations, or leave it out."
+        return "prompt.demonstrations", "says how many examples a start from demonstrations shows, and no prompt starts so", fix
+    if "prompt.hidden" in given and networks == ("none",):
+        return "prompt.hidden", "is the width of a network, and there is none", "Name it in prompt.network, or leave it out."
+    if task.objective != "classify" and (idle := sorted(_OF_LABELS & given)):
+        return idle[0], f"is for objective: classify; this one is {task.objective}", "Leave it out."
+    if task.objective == "distill" and "tune.label_smoothing" in given:
+        return "tune.label_smoothing", "is for targets, and a distilled prompt learns a teacher's distributions", "Leave it out."
+    if "tune.head_c" in given and tune.head != "logistic" and "tune.head" not in space:
+        return "tune.head_c", "is for head: logistic", "Write head: logistic, or leave it out."
     return None
 
 

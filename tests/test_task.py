@@ -181,6 +181,25 @@ def test_a_missing_field_of_a_section_is_named(tmp_path: Path) -> None:
             {"prompt": {"kind": "text"}, "tune": {"steps": 50, "seed": 1}},
             "tune.steps: says how a prompt is trained, but prompt.kind: text is searched. Leave it out; see the part text.",
         ),
+        (
+            {"prompt": {"demonstrations": 8}},
+            "prompt.demonstrations: says how many examples a start from demonstrations shows, and no prompt starts so. Write start: ",
+        ),
+        ({"prompt": {"demonstrations": 8}, "tune": {"search": {"space": {"prompt.start": [None, "text"]}}}}, "prompt.demonstrations: says"),
+        ({"prompt": {"kind": "auto", "demonstrations": 8}, "text": {}}, "prompt.demonstrations: says how many"),
+        ({"prompt": {"hidden": 64}}, "prompt.hidden: is the width of a network, and there is none. Name it in prompt.network"),
+        ({"tune": {"search": {"space": {"prompt.hidden": [64, 128]}}}}, "prompt.hidden: is the width of a network, and there is none."),
+        ({"tune": {"head_c": 1.0}}, "tune.head_c: is for head: logistic. Write head: logistic, or leave it out."),
+        ({"objective": "generate", "tune": {"contrast": 1}}, "tune.contrast: is for objective: classify; this one is generate. Leave"),
+        ({"objective": "generate", "tune": {"head": "logistic"}}, "tune.head: is for objective: classify; this one is generate."),
+        (
+            {"objective": "distill", "distill": {"context": "a.md"}, "tune": {"label_smoothing": 0.1}},
+            "tune.label_smoothing: is for targets, and a distilled prompt learns a teacher's distributions. Leave it out.",
+        ),
+        (
+            {"objective": "distill", "distill": {"context": "a.md", "chunk_tokens": 64}},
+            "distill.chunk_tokens: is for questions that the model asks itself, and it asks none. Leave it out, or give questions.",
+        ),
         ({"text": {}}, "text: says how words are searched, but prompt.kind is deep. Leave it out, or use kind: text or auto."),
         ({"labels": {True: "fine"}}, "labels: has the key True, which YAML reads as no text. Put it in quotes."),
         ({"tune": None}, "tune: is empty. Fill it in, or leave it out."),
@@ -194,6 +213,21 @@ def test_a_missing_field_of_a_section_is_named(tmp_path: Path) -> None:
 def test_a_value_that_does_not_fit_is_named_with_its_field(tmp_path: Path, changed: dict[str, Any], finding: str) -> None:
     path = write(tmp_path, **changed)
     assert re.match(re.escape(f"{path}: {finding}").replace(r"\.\*", ".*"), refused(path))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"prompt": {"start": "demonstrations", "demonstrations": 8}},
+        {"prompt": {"kind": "auto", "demonstrations": 8}},
+        {"prompt": {"demonstrations": 8}, "tune": {"search": {"space": {"prompt.start": ["root", "demonstrations"]}}}},
+        {"prompt": {"hidden": 64}, "tune": {"search": {"space": {"prompt.network": ["none", "mlp"]}}}},
+        {"prompt": {"hidden": 64, "network": "mlp"}, "tune": {"head": "logistic", "head_c": 1.0}},
+        {"tune": {"search": {"space": {"tune.head": [None, "logistic"], "tune.head_c": [1, 10]}}}},
+    ],
+)
+def test_a_setting_that_the_task_or_a_trial_of_its_search_reads_is_taken(tmp_path: Path, changed: dict[str, Any]) -> None:
+    assert load_task(write(tmp_path, **changed)).prompt.kind
 
 
 @pytest.mark.parametrize("tune", [{"calibrate": True}, {"search": {"space": {"tune.calibrate": [False, True]}}}])

@@ -24,6 +24,7 @@ from prompt_core.tuning.vocabulary import VocabularyWords
 
 _BETWEEN_WORDS = re.compile(r"(?<=[^\W_])[-_]+(?=[^\W_])")  # a hyphen or underscore that stands for a space, not for a minus
 _LOSSES = {True: ("label_set", "vocabulary"), False: ("label_set", "pairs", "supervised_contrastive")}  # by whether the model is causal
+_IDLE = {True: ("contrast", "anchor_scale"), False: ("label_score",)}  # settings that change nothing, likewise
 
 
 def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, labels: Sequence[str]) -> Objective:
@@ -31,7 +32,7 @@ def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, 
     encoder, else that of `tune.loss`.
 
     Raises:
-        PromptmillError: a loss or head that is not the backbone's, a head for one label; or as `label_ids`.
+        PromptmillError: a loss, head or other setting that is not the backbone's, a head for one label; or as `label_ids`.
     """
     if task.objective == "distill":
         return Distillation(backbone)
@@ -44,6 +45,9 @@ def build_objective(task: TaskSpec, encoding: TaskEncoding, backbone: Backbone, 
     if spec.loss not in fitting:
         what = f"{spec.loss} is not for {backbone.identity.name}, {'a causal model' if backbone.causal else 'an encoder'}"
         raise PromptmillError(f"task {task.name}: tune.loss", what, f"It has {', '.join(fitting)}.")
+    if idle := next((name for name in _IDLE[backbone.causal] if getattr(spec, name) != type(spec).model_fields[name].default), None):
+        what = f"is for {'an encoder' if backbone.causal else 'a causal model'}, and {backbone.identity.name} is none"
+        raise PromptmillError(f"task {task.name}: tune.{idle}", what, "Leave it out.")
     if spec.loss == "vocabulary":
         if several := next((label for label in labels if len(descriptions(task, label)) > 1), None):
             what = f"vocabulary learns to say one text for a label, but {several} has several"

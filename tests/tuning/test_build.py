@@ -61,3 +61,20 @@ def test_two_labels_with_the_same_words_are_refused_by_name(model: str, parts: d
 def test_with_descriptions_of_their_own_they_are_two_labels(llama: Backbone) -> None:
     task = over(llama, labels={"no-show": "did not come"})
     assert tune(task, ROWS, None, llama).manifest.labels == ("no-show", "no_show")
+
+
+@pytest.mark.parametrize(
+    ("model", "setting", "finding"),
+    [
+        ("llama", {"contrast": 0.5}, "task t: tune.contrast: is for an encoder, and tiny-llama is none. Leave it out."),
+        ("llama", {"anchor_scale": 20.0}, "task t: tune.anchor_scale: is for an encoder, and tiny-llama is none. Leave it out."),
+        ("bert", {"label_score": "sum"}, "task t: tune.label_score: is for a causal model, and tiny-bert is none. Leave it out."),
+    ],
+)
+def test_a_setting_that_changes_nothing_on_the_backbone_is_refused(
+    model: str, setting: dict[str, Any], finding: str, request: pytest.FixtureRequest
+) -> None:
+    backbone: Backbone = request.getfixturevalue(model)
+    with pytest.raises(PromptmillError) as caught:
+        tune(over(backbone, tune=setting), ROWS, None, backbone)
+    assert str(caught.value) == finding
