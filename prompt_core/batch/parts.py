@@ -106,7 +106,7 @@ class Parts:
             raise PromptmillError(str(error.filename or self._folder), what, "Check the folder, its access rights and the disk.") from None
 
     def _join_rows(self, beside: Path) -> int:
-        schemas = [pl.read_parquet_schema(path) for path in self._paths]
+        schemas: list[dict[str, Any]] = [dict(pl.scan_parquet(path, glob=False).collect_schema()) for path in self._paths]
         schema = _common(schemas)
         if self._suffix == ".parquet":
             frames = [_aligned(pl.scan_parquet(path, glob=False), own, schema) for path, own in zip(self._paths, schemas, strict=True)]

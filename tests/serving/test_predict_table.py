@@ -70,6 +70,13 @@ def test_every_column_and_row_comes_out_in_order_whatever_the_kinds_of_file(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"in.{source}", f"out.{target}"]
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_files_may_have_the_signs_of_a_pattern_in_their_names(tmp_path: Path, shelf: Shelf, kind: str) -> None:
+    (tmp_path / "week [1]").mkdir()
+    given = write(tmp_path / "week [1]" / f"in*.{kind}", ROWS)
+    assert predict_table(shelf, "mood", given, tmp_path / "week [1]" / f"out[?].{kind}").rows == 7
+
+
 def test_a_column_names_the_prompt_of_each_row(tmp_path: Path, shelf: Shelf) -> None:
     names = ["mood", "tone@1", None, "reply@production", "story", "nobody", "reply@9"]
     given = write(tmp_path / "in.jsonl", [{**row, "use": name} for row, name in zip(ROWS, names, strict=True)])
