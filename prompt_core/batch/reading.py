@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from prompt_core.data.malformed import check_bytes
+from prompt_core.data.malformed import check_bytes, explain_line
 from prompt_core.data.read import SUFFIXES
 from prompt_core.errors import PromptmillError, kind_of_fault
 from prompt_core.field_text import as_texts
@@ -103,17 +103,20 @@ def file_digest(path: Path) -> str:
 
 def _csv(path: Path) -> tuple[Iterator[_Raw], Callable[[Sequence[Mapping[str, Any]]], pl.DataFrame]]:
     csv.field_size_limit(_LARGEST_FIELD)
-    lines = csv.reader(path.open(encoding="utf-8-sig", errors="surrogateescape", newline=""))
+    lines = _csv_lines(path)
     header = next(lines, [])
-    if not _is_utf8("".join(header)):
-        check_bytes(path, is_text=True)  # says where and what to do
+    if isinstance(header, str) or not _is_utf8("".join(header)):  # what is said from here on has the place and what to do
+        check_bytes(path, is_text=True)
+        explain_line(path, ".csv")
     if not header or len(set(header)) < len(header):
         what = "has no line of column names" if not header else f"names a column twice ({', '.join(header)})"
         raise PromptmillError(str(path), what, "Give every column a name of its own in the first line.")
 
     def rows() -> Iterator[_Raw]:
         for number, row in enumerate(filter(None, lines), 1):
-            if len(row) != len(header):
+            if isinstance(row, str):
+                yield number, row
+            elif len(row) != len(header):
                 yield number, f"has {len(row)} fields, the header {len(header)}"
             elif not _is_utf8("".join(row)):
                 yield number, "is not UTF-8"
@@ -121,6 +124,18 @@ def _csv(path: Path) -> tuple[Iterator[_Raw], Callable[[Sequence[Mapping[str, An
                 yield number, {name: value or None for name, value in zip(header, row, strict=True)}
 
     return rows(), lambda good: pl.DataFrame(good, schema=dict.fromkeys(header, pl.String()))
+
+
+def _csv_lines(path: Path) -> Iterator[list[str] | str]:
+    """The lines as lists of their fields, or why one is none: quotes have to stand where CSV has them, as in a file to tune on."""
+    lines = csv.reader(path.open(encoding="utf-8-sig", errors="surrogateescape", newline=""), strict=True)
+    while True:
+        try:
+            yield next(lines)
+        except csv.Error as error:  # the reader goes on with the next line
+            yield f"is not CSV ({error})"
+        except StopIteration:
+            return
 
 
 def _jsonl(path: Path) -> tuple[Iterator[_Raw], Callable[[Sequence[Mapping[str, Any]]], pl.DataFrame]]:

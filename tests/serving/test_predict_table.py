@@ -110,6 +110,10 @@ def test_bad_rows_go_to_a_side_file_with_number_and_reason(tmp_path: Path, shelf
     reasons = {line["row"]: line["reason"] for line in map(json.loads, (tmp_path / "out.csv.rejected.jsonl").read_text().splitlines())}
     assert reasons == {2: "has 3 fields, the header 2", 3: "has 1 fields, the header 2", 4: "is not UTF-8"}
     assert pl.read_csv(tmp_path / "out.csv")["text"].to_list() == ["good", "a\nb"]
+    (tmp_path / "in.csv").write_text('id,text\n1,"good" one\n2,bad\n3,"not closed\n4,swallowed\n')
+    assert predict_table(shelf, "mood", tmp_path / "in.csv", tmp_path / "out.csv").rows == 1
+    reasons = {line["row"]: line["reason"] for line in map(json.loads, (tmp_path / "out.csv.rejected.jsonl").read_text().splitlines())}
+    assert reasons == {1: "is not CSV (',' expected after '\"')", 3: "is not CSV (unexpected end of data)"}
     (tmp_path / "in.csv").write_text("id,text\n1,good\n")
     assert predict_table(shelf, "mood", tmp_path / "in.csv", tmp_path / "out.csv").rejected_path is None
     assert not (tmp_path / "out.csv.rejected.jsonl").exists()  # that of the run before is gone
@@ -136,6 +140,7 @@ def test_an_empty_table_keeps_its_columns(tmp_path: Path, shelf: Shelf, kind: st
         ("text\na\n", "moood", None, 'there is no prompt "moood". Did you mean "mood"'),
         ("text,text\na,b\n", "mood", None, "names a column twice"),
         ("", "mood", None, "has no line of column names"),
+        ('"text"x,id\na,b\n', "mood", None, r"in\.csv: line 1: is not CSV .* write a double quote inside as"),
     ],
 )
 def test_what_no_row_can_be_answered_with_is_refused_at_once(
