@@ -10,6 +10,7 @@ import polars as pl
 
 from prompt_core import PromptStore, TaskSpec
 from prompt_core.data import CleaningReport, Splits
+from prompt_core.data.address import hide_access
 from prompt_core.evaluation import Contender, Evaluation, confusion, intervals, loss_curve, numbered, pareto, power_sentence
 from prompt_core.text.record import length_and_worth
 
@@ -34,7 +35,7 @@ def examples_metadata(frame: pl.DataFrame, report: CleaningReport, task: TaskSpe
     metadata: Metadata = {
         "dagster/row_count": len(frame),
         "dagster/column_schema": dg.TableSchema([dg.TableColumn(name, str(kind).lower()) for name, kind in frame.schema.items()]),
-        "source": task.data.path or "questions that the model asks itself",
+        "source": hide_access(task.data.path, task.data.path) or "questions that the model asks itself",
         "removed rows": sum(removed.values()),
         "sample": table(frame.drop("_id").head(_SAMPLE_ROWS).rows(named=True)),
     }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from prompt_core.data.address import hide_access
 from prompt_core.errors import PromptmillError
 from prompt_core.task import TaskSpec
 
@@ -59,7 +61,8 @@ def fingerprint(task: TaskSpec, named: Mapping[str, str], known: Fingerprint | N
             with system.open(path, "rb") as stream:
                 content.update(hashlib.file_digest(stream, "sha256").digest())
     except OSError as error:
-        raise PromptmillError(f"task {task.name}: {next(iter(named))}", f"cannot be read ({error})", "Check the files.") from None
+        reason = reduce(hide_access, named.values(), str(error))
+        raise PromptmillError(f"task {task.name}: {next(iter(named))}", f"cannot be read ({reason})", "Check the files.") from None
     return Fingerprint(state=state, content=content.hexdigest())
 
 
@@ -73,9 +76,10 @@ def _files(task: TaskSpec, field: str, named: str) -> list[tuple[Any, str]]:
         system.invalidate_cache()  # what an object store listed earlier is not how it is now
         paths = [path] if system.exists(path) else sorted(system.glob(path))
     except (OSError, ValueError, ImportError) as error:
-        raise PromptmillError(where, f'"{named}" cannot be reached ({error})', "Check the address.") from None
+        what = f'"{named}" cannot be reached ({error})'
+        raise PromptmillError(where, hide_access(what, named), "Check the address.") from None
     if not paths:
-        raise PromptmillError(where, f'there is no file "{named}"', "Check the path.")
+        raise PromptmillError(where, f'there is no file "{hide_access(named, named)}"', "Check the path.")
     return [(system, path) for path in paths]
 
 

@@ -14,6 +14,7 @@ from urllib.request import url2pathname
 
 import polars as pl
 
+from prompt_core.data.address import hide_access
 from prompt_core.data.columns import nearest_column
 from prompt_core.data.malformed import check_bytes, explain_line
 from prompt_core.errors import PromptmillError, kind_of_fault, listed, nearest
@@ -108,10 +109,10 @@ def _read(task: TaskSpec, source: str, where: str, needed: dict[str, str], also:
 
     `where` names the file in errors, and each needed column comes with the field that asks for it.
     """
-    local = _local_file(source, where)
+    local, shown = _local_file(source, where), hide_access(source, source)
     suffix = Path(urlsplit(source).path if local is None else local).suffix.lower()
     if suffix not in SUFFIXES:
-        raise PromptmillError(where, f'"{source}" ends in "{suffix}"', f"Promptmill reads {', '.join(SUFFIXES)}; save it as one of these.")
+        raise PromptmillError(where, f'"{shown}" ends in "{suffix}"', f"Promptmill reads {', '.join(SUFFIXES)}; save it as one of these.")
     if local is not None:
         check_bytes(local, is_text=suffix != ".parquet")
     # An existing file may have [ or * in its name; what names no file is left to polars, which expands patterns.
@@ -130,23 +131,23 @@ def _read(task: TaskSpec, source: str, where: str, needed: dict[str, str], also:
     except (pl.exceptions.PolarsError, csv.Error, OSError, ValueError, RecursionError) as error:
         if local is not None:
             explain_line(local, suffix)
-        reason = str(error).strip().split("\n")[0]
+        reason = hide_access(str(error).strip().split("\n")[0], source)
         fix = "Check the file, which has to be UTF-8, its address and access."
-        raise kind_of_fault(error)(where, f'"{source}" cannot be read ({reason})', fix) from None
+        raise kind_of_fault(error)(where, f'"{shown}" cannot be read ({reason})', fix) from None
     if any("\0" in name for name in known):
-        raise PromptmillError(where, f'"{source}" is not UTF-8', "Save the file as UTF-8: `iconv -f UTF-16 -t UTF-8 old > new`.")
+        raise PromptmillError(where, f'"{shown}" is not UTF-8', "Save the file as UTF-8: `iconv -f UTF-16 -t UTF-8 old > new`.")
     for column, field in needed.items():
         if column not in known:
-            raise _unknown_column(task, field, column, source, known)
+            raise _unknown_column(task, field, column, shown, known)
     if twice := next((name for name in (*needed, *also) if known.count(name) > 1), None):
-        raise PromptmillError(where, f'"{source}" names the column "{twice}" twice', "Give every column a name of its own.")
+        raise PromptmillError(where, f'"{shown}" names the column "{twice}" twice', "Give every column a name of its own.")
     if frame.is_empty():
-        raise PromptmillError(where, f'"{source}" has no rows', "Put one example in each row, below a line of column names.")
+        raise PromptmillError(where, f'"{shown}" has no rows', "Put one example in each row, below a line of column names.")
     if task.objective == "classify" and task.data.target in (*needed, *also):
-        _check_one_label(task, frame, source, objects)
+        _check_one_label(task, frame, shown, objects)
     if task.objective == "extract" and task.data.target in needed and frame.schema[task.data.target].is_nested():
         frame = _with_json(frame, task.data.target)
-    return as_strings(frame.select(*needed, *(name for name in dict.fromkeys(also) if name in frame.columns)), source)
+    return as_strings(frame.select(*needed, *(name for name in dict.fromkeys(also) if name in frame.columns)), shown)
 
 
 def needed_columns(task: TaskSpec) -> dict[str, str]:
