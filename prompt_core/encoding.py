@@ -260,7 +260,8 @@ class TaskEncoding:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids up to `stop`, without special tokens and surrounding white space."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        # As the tokens spell it: tidied up (" n't" to "n't"), it could not equal a target, and what is streamed would change behind one.
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return (text.partition(self.stop)[0] if self.stop else text).strip()
 
     @cached_property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import unicodedata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,19 @@ def test_a_backbone_that_cannot_extract_so_is_refused(tmp_path: Path, bert: Back
     slow = backbone_at(str(save_tiny("bert", tmp_path / "slow", transformers.ByT5Tokenizer())))
     with pytest.raises(PromptmillError, match="task t: extract: the tokenizer of slow is a slow one, which does not say where its tokens"):
         encoding(slow, "{{ text }}", objective="extract")
+
+
+def test_a_text_is_decoded_as_its_tokens_spell_it_and_grows_by_what_is_added(tmp_path: Path) -> None:
+    pieces = ["<unk>", "▁do", "▁n", "'", "t", "▁go", "▁", ".", "▁it", "▁'", "s", *(f"<{i}>" for i in range(40))]
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram([(piece, -1.0) for piece in pieces], 0, False))
+    made.pre_tokenizer, made.decoder = tokenizers.pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
+    tidy = transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", clean_up_tokenization_spaces=True)
+    backbone = backbone_at(str(save_tiny("llama", tmp_path / "tidy", tidy)))
+    text = "it 's go . do n't go"
+    ids = backbone.tokenizer(text, add_special_tokens=False).input_ids
+    assert backbone.tokenizer.decode(ids) != text  # as T5's are set up
+    grown = [encoding(backbone, "{{ text }}").decode(ids[:count]) for count in range(1, len(ids) + 1)]
+    assert grown[-1] == text and all(longer.startswith(shorter) for shorter, longer in pairwise(grown))
 
 
 def test_what_follows_the_root_is_texts_and_fields_in_turn(llama: Backbone) -> None:
