@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -209,7 +210,7 @@ def init(folder: Path) -> None:
     from prompt_core.deployment import create_deployment
 
     create_deployment(folder)
-    click.echo(f"{folder} is ready:\n  cd {folder}\n  dagster dev", err=True)
+    click.echo(f"{folder} is ready:\n  cd {shlex.quote(str(folder))}\n  dagster dev", err=True)
 
 
 @main.command()

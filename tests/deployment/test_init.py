@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from dagster._core.secrets.env_file import get_env_var_dict
 
 from prompt_core import load_task
 from prompt_core.cli import main
@@ -33,7 +35,7 @@ def test_it_has_a_task_whose_data_is_there_settings_and_the_code_location(folder
     splits, _ = prepare(load_task(folder / "tasks" / "caretaker.yaml"))
     assert len(splits.train) == 50 and len(splits.test) == 20
     assert yaml.safe_load((folder / "dagster.yaml").read_text())["telemetry"] == {"enabled": False}
-    assert (folder / ".env").read_text() == f"DAGSTER_HOME={folder}\nPROMPTMILL_AUTOMATION=on\n"
+    assert (folder / ".env").read_text() == f"DAGSTER_HOME='{folder}'\nPROMPTMILL_AUTOMATION=on\n"
     assert not list(folder.rglob("__pycache__"))
 
 
@@ -49,6 +51,15 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path: Path)
     assert init(tmp_path) == (2, f"Error: {tmp_path}: is not empty. Name a folder that does not exist yet or has nothing in it.\n")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
     assert init(tmp_path / "notes.txt")[1].startswith(f"Error: {tmp_path}/notes.txt: is a file.")
+
+
+def test_dagster_finds_the_folder_whatever_its_name_or_it_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "desk #2" / "Ann's \\$HOME"
+    assert init(folder) == (0, f"{folder} is ready:\n  cd {shlex.quote(str(folder))}\n  dagster dev\n")
+    assert get_env_var_dict(str(folder))["DAGSTER_HOME"] == str(folder)
+    for name, sign in (("${HOME}", "${"), ("desk?", "?"), ("desk%20two", "%")):
+        what = f'has "{sign}" in its path, which Dagster reads as something else'
+        assert init(tmp_path / name) == (2, f"Error: {tmp_path / name}: {what}. Name another place.\n")
 
 
 def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
