@@ -117,12 +117,16 @@ class ChatRequest(_Client):
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    temperature: float | None = Field(default=None, ge=0, le=2, description="0, the default: the most likely tokens")
+    temperature: float | None = Field(default=None, ge=0, le=2, description="0, the default, and below 1e-5: the most likely tokens")
     top_p: float | None = Field(default=None, ge=0, le=1, description="0: the most likely tokens")
     seed: int | None = None
     stop: str | list[str] | None = None
     n: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
+    top_logprobs: int | None = None
+    logit_bias: dict[str, Any] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     tools: list[Any] | None = None
     functions: list[Any] | None = None
     response_format: dict[str, Any] | None = None

@@ -28,6 +28,8 @@ from prompt_core.serving.stream import TextStream
 from prompt_core.shelf import Shelved
 
 _INSTRUCTIONS = ("system", "developer")
+_UNSUPPORTED = ("tools", "functions", "logprobs", "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty")
+_COLDEST = 1e-5  # a temperature below it draws nothing but the most likely token, and logits divided by it are no numbers any more
 
 
 def openai_routes(service: Service) -> APIRouter:
@@ -80,7 +82,7 @@ def _check(request: ChatRequest) -> None:
         raise PromptmillError("messages", "has other turns than one of the user", "A tuned prompt takes one input: send it alone.")
     if request.n not in (None, 1):
         raise PromptmillError("n", f"is {request.n}", "Send several requests; they are answered together.")
-    for name in ("tools", "functions", "logprobs"):
+    for name in _UNSUPPORTED:
         if getattr(request, name):
             raise PromptmillError(name, "is not supported", "Leave it out.")
     if request.response_format and request.response_format.get("type") != "text":
@@ -113,7 +115,7 @@ def _job(request: ChatRequest, shelved: Shelved, example: Encoded) -> Job:
     if ready.scorer:
         return a_job(ready, example)
     sampling = None
-    if request.temperature and request.top_p != 0:
+    if request.temperature and request.temperature >= _COLDEST and request.top_p != 0:
         seed = secrets.randbits(63) if request.seed is None else request.seed % 2**63
         sampling = Sampling([seed], request.temperature, 1.0 if request.top_p is None else request.top_p)
     room = ready.backbone.max_positions - len(ready.state.root) - ready.state.keys.shape[1] - len(example.input)

@@ -88,8 +88,9 @@ def test_a_stop_ends_the_text_and_a_listener_who_leaves_ends_the_work(client: op
     assert chat(client, "mood").choices[0].message.content
 
 
-def test_null_stands_for_the_default_and_a_top_p_of_0_for_the_likeliest_token(client: openai.OpenAI) -> None:
+def test_null_stands_for_the_default_and_a_top_p_or_temperature_of_about_0_for_the_likeliest_token(client: openai.OpenAI) -> None:
     usual = chat(client, "long").choices[0].message.content
+    assert chat(client, "long", temperature=1e-300, seed=1).choices[0].message.content == usual
     found = chat(client, "long", temperature=1.5, top_p=0, extra_body={"stream": None, "stream_options": {"include_usage": None}})
     assert found.choices[0].message.content == usual
 
@@ -117,6 +118,10 @@ def test_what_a_tuned_prompt_cannot_do_is_refused_and_what_stays_aside_is_said(c
         chat(client, "reply", n=2)
     with pytest.raises(openai.BadRequestError, match="tools: is not supported"):
         chat(client, "reply", tools=[{"type": "function", "function": {"name": "f"}}])
+    for changed in ({"logit_bias": {"5": 100}}, {"presence_penalty": 1.0}, {"frequency_penalty": -0.5}, {"top_logprobs": 2}):
+        with pytest.raises(openai.BadRequestError, match=f"{next(iter(changed))}: is not supported"):
+            chat(client, "reply", **changed)
+    chat(client, "reply", logit_bias={}, presence_penalty=0, top_logprobs=0)
     turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
     with pytest.raises(openai.BadRequestError, match="takes one input"):
         client.chat.completions.create(model="reply", messages=turns)  # type: ignore[arg-type]
