@@ -29,7 +29,8 @@ def list_(store_url: str, as_json: bool) -> None:
         return
     for summary in summaries:
         aliases = ", ".join(f"{alias} -> {version}" for alias, version in sorted(summary.aliases.items()))
-        click.echo(f"{summary.name}  versions {', '.join(map(str, summary.versions))}  {aliases}")
+        versions = ", ".join(f"{version} (taken back)" if version in summary.taken_back else str(version) for version in summary.versions)
+        click.echo(f"{summary.name}  versions {versions}  {aliases}".rstrip())
     if not summaries:
         click.echo(f"no prompt is published in {store_url}", err=True)
 

@@ -83,6 +83,9 @@ class Catalogue:
         self._shelf.pin((name, version) for name in served for version in known[name].aliases.values())
         summaries, live, failures, unloaded = {}, {}, dict[str, Exception](), 0
         for name in served:
+            if before := self._summaries.get(name):
+                for version in known[name].taken_back.keys() - before.taken_back.keys():
+                    _log.warning("%s@%d was taken back: who asks for it by its number still gets it", name, version)
             aliases = {}
             for alias, version in known[name].aliases.items():
                 address = f"{name}@{alias}"
@@ -138,6 +141,11 @@ class Catalogue:
             tuned = shelved.tuned
             self._untuned[key] = self._engine.call(lambda: ReadyPrompt.untuned(tuned, self._models.of(tuned)))
         return self._untuned[key]
+
+    def taken_back(self, shelved: Shelved) -> tuple[str, ...]:
+        """The aliases that a version was taken off by a rollback or withdrawal; none where one stands for it now."""
+        summary = self._summaries.get(shelved.name)
+        return summary.taken_back.get(shelved.version, ()) if summary else ()
 
     @property
     def addresses(self) -> dict[str, Shelved]:

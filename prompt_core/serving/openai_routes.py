@@ -60,7 +60,7 @@ def openai_routes(service: Service) -> APIRouter:
         service.count(shelved)
         used = len(shelved.ready.state.root) + shelved.ready.state.keys.shape[1] + len(example.input)
         ignored = any(message.role in _INSTRUCTIONS for message in request.messages)
-        headers = {"x-promptmill-version": shelved.address, **({"x-promptmill-ignored": "system"} if ignored else {})}
+        headers = {**service.headers(shelved), **({"x-promptmill-ignored": "system"} if ignored else {})}
         head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": request.model}
         head["system_fingerprint"] = shelved.digest[:12]
         if request.stream:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from functools import partial
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from prompt_core.ready import ReadyPrompt
 from prompt_core.serving.disconnect import while_connected
@@ -29,13 +29,14 @@ def predict_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["promptmill"])
 
     @router.post("/predict")
-    async def predict(request: PredictRequest, http: Request) -> PredictResponse:
+    async def predict(request: PredictRequest, http: Request, response: Response) -> PredictResponse:
         """Labels, texts or entities of one prompt; requests for any prompts are answered together."""
         shelved = await service.find(request.prompt)
         examples = await service.read(shelved.ready, lambda: shelved.ready.encode_all(request.inputs))
         jobs = [a_job(shelved.ready, example) for example in examples]
         answers = await while_connected(http, service.answers(jobs))
         service.count(shelved, len(answers))
+        response.headers.update(service.headers(shelved))
         predictions = [
             Prediction(prediction=answer.text, score=answer.score, prompt=shelved.name, version=shelved.version, digest=shelved.digest)
             for answer in answers

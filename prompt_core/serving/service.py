@@ -54,6 +54,11 @@ class Service:
                 job.cancel()
             raise
 
+    def headers(self, shelved: Shelved) -> dict[str, str]:
+        """What an answer says of the version that gave it, and of the aliases that it was taken back from."""
+        off = self.catalogue.taken_back(shelved)
+        return {"x-promptmill-version": shelved.address, **({"x-promptmill-taken-back": ", ".join(off)} if off else {})}
+
     def count(self, shelved: Shelved, inputs: int = 1) -> None:
         """Count inputs that a version has answered."""
         self.metrics.answers.labels(shelved.name, str(shelved.version)).inc(inputs)

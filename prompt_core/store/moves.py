@@ -64,6 +64,8 @@ def withdrawn(state: State, alias: str) -> tuple[Change, State]:
 
 def taken_off(state: State, number: int) -> list[str]:
     """The aliases that a version was taken off, by a rollback or withdrawn; none where an alias stands for its content now."""
+    if not state.taken_back:
+        return []
     digest = state.versions[number].digest
     if any(state.versions[trail[-1]].digest == digest for trail in state.aliases.values()):
         return []

@@ -189,11 +189,16 @@ class AliasMove(_Record):
 
 
 class PromptSummary(_Record):
-    """A prompt of the store: its versions, and the version of each alias."""
+    """A prompt of the store: its versions, and the version of each alias.
+
+    Attributes:
+        taken_back: versions that a rollback or withdrawal took off aliases and that none stands for now, with those aliases.
+    """
 
     name: str
     versions: tuple[int, ...]
     aliases: dict[str, int]
+    taken_back: dict[int, tuple[str, ...]] = {}
 
 
 def passed(evaluation: Mapping[str, Any]) -> bool:

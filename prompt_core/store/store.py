@@ -256,6 +256,7 @@ class PromptStore:
                 name=name,
                 versions=tuple(sorted(state.versions)),
                 aliases={alias: trail[-1] for alias, trail in sorted(state.aliases.items())},
+                taken_back={number: tuple(off) for number in sorted(state.versions) if (off := taken_off(state, number))},
             )
             for name, state in self._heads.states().items()
             if state.versions

@@ -278,7 +278,9 @@ def test_aliases_move_under_load_without_a_lost_or_mixed_answer(tmp_path: Path, 
     assert seen == {1, 2, 3}
 
 
-def test_a_withdrawn_prompt_is_served_no_more_and_a_request_that_has_begun_is_answered(tmp_path: Path, llama: Backbone) -> None:
+def test_a_withdrawn_prompt_is_served_no_more_and_a_request_that_has_begun_is_answered(
+    tmp_path: Path, llama: Backbone, caplog: pytest.LogCaptureFixture
+) -> None:
     store = PromptStore(tmp_path / "store")
     for seed in (1, 2):
         publish(store, a_prompt(llama, "reply", writes=True, seed=seed, max_new_tokens=120))
@@ -297,6 +299,10 @@ def test_a_withdrawn_prompt_is_served_no_more_and_a_request_that_has_begun_is_an
         assert refused.status_code == 404
         assert 'prompt reply: there is no alias \\"production\\". Known: candidate.' in refused.text
         assert ask(client, "reply@candidate", "a").json()["predictions"][0]["version"] == 1
+        by_number = ask(client, "reply@2", "a"), client.post("/v1/chat/completions", json={**chat, "model": "reply@2", "stream": False})
+        assert [answer.headers["x-promptmill-taken-back"] for answer in by_number] == ["production"] * 2
+        assert "reply@2 was taken back: who asks for it by its number still gets it" in caplog.text
+        assert "x-promptmill-taken-back" not in ask(client, "reply@1", "a").headers
         assert {model["id"] for model in client.get("/v1/models").json()["data"]} == {"mood", "mood@production", "reply@candidate"}
         store.withdraw("reply", "candidate", why="the task is retired")
         while ask(client, "reply@candidate", "a").status_code == 200:

@@ -50,7 +50,8 @@ def test_the_history_is_a_line_for_each_move() -> None:
 def test_an_alias_is_withdrawn_with_a_reason_and_the_history_shows_it(store: PromptStore) -> None:
     assert "alias production: is withdrawn without a reason" in run("withdraw", "reply", status=2).stderr
     assert run("withdraw", "reply", "--why", "names a customer").stderr == "production -> nothing\n"
-    assert store.list()[0].aliases == {}
+    assert store.list()[0].aliases == {} and store.list()[0].taken_back == {3: ("production",)}
+    assert run("list").stdout == "reply  versions 1, 2, 3 (taken back)\n"
     assert run("history", "reply").stdout.splitlines()[-1].endswith("  production  3 -> -  ann  names a customer")
     move = json.loads(run("history", "reply", "--json").stdout)[-1]
     assert (move["before"], move["version"], move["forced"]) == (3, None, False)
