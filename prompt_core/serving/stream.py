@@ -72,13 +72,14 @@ class TextStream:
 
     def _held(self, text: str) -> int:
         """Characters at the end that may become something else: half a character, or the beginning of a stop."""
-        held = len(text) - len(text.rstrip(_HALF))
+        whole = text.rstrip(_HALF)
+        half, held = len(text) - len(whole), 0
         for stop in self._stops:
-            for size in range(min(len(stop) - 1, len(text)), held, -1):
-                if text.endswith(stop[:size]):
+            for size in range(min(len(stop) - 1, len(whole)), held, -1):
+                if whole.endswith(stop[:size]):
                     held = size
                     break
-        return held
+        return half + held
 
 
 def _soon(loop: asyncio.AbstractEventLoop, queue: asyncio.Queue[list[int] | None], item: list[int] | None) -> None:

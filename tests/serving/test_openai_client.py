@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import runpy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,9 @@ from running import running
 from served_prompts import a_prompt, a_served_store, publish
 
 from prompt_core.backbone import Backbone
+from prompt_core.ready import ReadyPrompt
+from prompt_core.serving.engine import Job
+from prompt_core.serving.stream import TextStream
 from prompt_core.store import PromptStore
 
 TEXT = "Text number 3, good"
@@ -86,6 +90,22 @@ def test_a_stop_ends_the_text_and_a_listener_who_leaves_ends_the_work(client: op
             stream.close()
             break
     assert chat(client, "mood").choices[0].message.content
+
+
+def test_a_stop_whose_last_character_comes_byte_by_byte_is_no_part_of_the_text(store: PromptStore, llama: Backbone) -> None:
+    ready = ReadyPrompt.of(store.get("long"), llama)
+    job = Job(ready, ready.encode(TEXT), ready.text(ready.encode(TEXT)))
+    ids = llama.tokenizer("see b\U0001f9a9 c", add_special_tokens=False).input_ids
+    assert "\ufffd" in ready.encoding.decode(ids[:-2])  # half a flamingo
+
+    async def streamed() -> str:
+        stream = TextStream(job, ["b\U0001f9a9"])
+        for count in range(1, len(ids) + 1):
+            assert job.on_tokens is not None
+            job.on_tokens(ids[:count])
+        return await stream.whole()
+
+    assert asyncio.run(streamed()) == "see "
 
 
 def test_null_stands_for_the_default_and_a_top_p_or_temperature_of_about_0_for_the_likeliest_token(client: openai.OpenAI) -> None:
