@@ -176,7 +176,7 @@ class _Job:
     def _names(self, chunk: Chunk) -> list[str | None]:
         if self._column is None or self._column not in chunk.frame.columns:
             return [self._name] * len(chunk.numbers)
-        return [str(given) if given else self._name for given in chunk.frame[self._column].to_list()]
+        return [self._name if given in (None, "") else str(given) for given in chunk.frame[self._column].to_list()]
 
 
 def _answers(rows: Mapping[int, tuple[Shelved, Encoded]], bad: dict[int, str]) -> dict[int, Answer]:

@@ -101,9 +101,10 @@ class Parts:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            what = f"cannot be written ({error.strerror or error})"
-            raise PromptmillError(str(error.filename or self._folder), what, "Check the folder, its access rights and the disk.") from None
+        except (OSError, pl.exceptions.PolarsError) as error:  # polars has errors of its own for what the system refuses
+            what = f"cannot be written ({getattr(error, 'strerror', None) or str(error).splitlines()[0]})"
+            place = getattr(error, "filename", None) or self._folder
+            raise PromptmillError(str(place), what, "Check the folder, its access rights and the disk.") from None
 
     def _join_rows(self, beside: Path) -> int:
         schemas: list[dict[str, Any]] = [dict(pl.scan_parquet(path, glob=False).collect_schema()) for path in self._paths]

@@ -182,7 +182,7 @@ def _parquet(path: Path, rows: int) -> Iterator[Chunk]:
 def _frame_of_objects(objects: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
     """JSON objects as columns; one that no type holds with all of its values becomes text, JSON for what is none."""
     names = dict.fromkeys(name for row in objects for name in row)
-    columns = [_column(name, [row.get(name) for row in objects]) for name in names]
+    columns = {name: _column(name, [row.get(name) for row in objects]) for name in names}
     return pl.DataFrame(columns) if columns else pl.DataFrame([{} for _ in objects])
 
 

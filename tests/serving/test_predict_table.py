@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -228,6 +229,29 @@ def test_every_type_of_parquet_comes_out_or_is_refused_at_once(tmp_path: Path, s
             with pytest.raises(PromptmillError, match='cannot hold the column "raw" of bytes'):
                 predict_table(shelf, "mood", tmp_path / "in.parquet", tmp_path / f"out.{target}")
         assert predict_table(shelf, "mood", tmp_path / "in.parquet", tmp_path / "out.parquet").rows == 2
+
+
+def test_a_key_without_a_name_keeps_it_and_a_number_names_a_prompt_too(tmp_path: Path, shelf: Shelf) -> None:
+    assert answered(tmp_path, shelf, [{"text": "a", "": 1}]) == [{"": 1}]
+    pl.DataFrame({"text": ["a", "b"], "use": [0, None]}).write_parquet(tmp_path / "in.parquet")
+    done = predict_table(shelf, "mood", tmp_path / "in.parquet", tmp_path / "out.parquet", "use")
+    assert (done.rows, done.rejected) == (1, 1) and done.rejected_path is not None
+    assert 'there is no prompt \\"0\\"' in done.rejected_path.read_text()
+
+
+@pytest.mark.parametrize("target", ["csv", "parquet"])
+@pytest.mark.parametrize("largest", [10_000, 50_000])  # bytes of a file: less than a part has, less than the whole
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(tmp_path: Path, shelf: Shelf, target: str, largest: int) -> None:
+    given = write(tmp_path / "in.jsonl", [{**row, "more": {"n": os.urandom(9000).hex()}} for row in ROWS])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        with pytest.raises(PromptmillError, match=r"cannot be written \(.*File too large"):
+            predict_table(shelf, "mood", given, tmp_path / f"out.{target}", part_rows=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / f"out.{target}").exists()
+    assert predict_table(shelf, "mood", given, tmp_path / f"out.{target}", part_rows=2).found == (0 if largest == 10_000 else 7)
 
 
 def test_a_row_that_is_no_text_is_rejected_alone(tmp_path: Path, shelf: Shelf) -> None:
