@@ -97,7 +97,7 @@ class TunedPrompt:
         """Write the prompt as a folder, beside and then renamed: whoever looks sees all of it or nothing.
 
         Raises:
-            PromptmillError: the folder exists already, or its parent cannot be written to.
+            PromptmillError: the folder exists already, its parent cannot be written to, or the disk is full.
         """
         folder = Path(folder)
         beside = folder_beside(folder)
@@ -109,8 +109,11 @@ class TunedPrompt:
                 (beside / ORIGIN).write_text(json.dumps(outside) + "\n", encoding="utf-8")
             beside.chmod(0o755)  # mkdtemp gives 0700; a published prompt is for other users too
             beside.rename(folder)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(beside, ignore_errors=True)
+            if isinstance(error, OSError):
+                what = f"cannot be written ({error.strerror})"
+                raise kind_of_fault(error)(str(folder), what, "Check the disk and the access rights.") from None
             raise
 
     @classmethod

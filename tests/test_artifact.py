@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import re
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompt_core.artifact import TunedPrompt
-from prompt_core.errors import PromptmillError
+from prompt_core.errors import PromptmillError, Unreachable
 from prompt_core.export import Published
 from prompt_core.export.folder import export_folder
 from prompt_core.manifest import BackboneIdentity, DataRecord, Manifest, TuningRecord, Validation
@@ -247,6 +248,17 @@ def test_a_save_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="sparse"):
             write()
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))  # bytes of a file
+    try:
+        with pytest.raises(Unreachable, match=r"p: cannot be written \(File too large\). Check the disk"):
+            a_prompt().save(tmp_path / "p")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_export_is_the_prompt_with_a_page_that_says_how_to_use_it(tmp_path: Path) -> None:
