@@ -27,6 +27,8 @@ def main() -> None:
     except PromptmillError as error:
         sys.exit(f"Error: {error}")
     print(f"{done.rows} rows -> {given.output}" + (f", {done.rejected} -> {done.rejected_path}" if done.rejected else ""))
+    if done.rejected and not done.rows:
+        sys.exit(2)  # nothing was answered: whoever runs the job has to hear of it
 
 
 if __name__ == "__main__":

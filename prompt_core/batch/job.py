@@ -70,13 +70,15 @@ def predict_table(
 
     Raises:
         Unreachable: the store cannot be read. The finished parts stay, and rows are not rejected for it.
-        PromptmillError: a file cannot be read or written, `name` is no prompt, a column is missing, has a name of `ADDED` or
-            is of a type that the output cannot hold.
+        PromptmillError: a file cannot be read or written, neither `name` nor `prompt_column` is given, `name` is no prompt, a column
+            is missing, has a name of `ADDED` or is of a type that the output cannot hold.
     """
     check_source(source)
     check_target(target)
     if source.resolve() == target.resolve():
         raise PromptmillError(str(target), "is the input", "Name another output.")
+    if name is None and prompt_column is None:
+        raise PromptmillError(str(source), "no prompt is named for it", "Name one, or the column that names one per row.")
     job = _Job(shelf, name, prompt_column)
     if name is not None:
         job.found(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import runpy
 import signal
 import subprocess
 import sys
@@ -150,6 +151,8 @@ def test_what_no_row_can_be_answered_with_is_refused_at_once(
     (tmp_path / "in.csv").write_text(content)
     with pytest.raises(PromptmillError, match=finding):
         predict_table(shelf, name, tmp_path / "in.csv", tmp_path / "out.csv", column)
+    with pytest.raises(PromptmillError, match="no prompt is named for it"):
+        predict_table(shelf, None, tmp_path / "in.csv", tmp_path / "out.csv")
     with pytest.raises(PromptmillError, match="is the input"):
         predict_table(shelf, "mood", tmp_path / "in.csv", tmp_path / "in.csv")
     (tmp_path / "in.parquet").write_bytes(b"PAR1 and no end")
@@ -272,6 +275,18 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_answered(t
     with pytest.raises(PromptmillError, match=r"\.out\.csv\.parts: cannot be written \(File exists\)"):
         predict_table(shelf, "mood", given, tmp_path / "out.csv", on_progress=lambda finished, _: done.append(finished))
     assert not done
+
+
+def test_the_example_of_a_job_fails_where_nothing_was_answered(
+    tmp_path: Path, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).resolve().parents[2] / "examples" / "consumer" / "batch_job.py"
+    given, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    given.write_text('text\n""\n')
+    monkeypatch.setattr("sys.argv", [path.name, "--store", shelf.store.url, "--name", "mood", str(given), str(target)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(path), run_name="__main__")
+    assert ended.value.code == 2 and capsys.readouterr().out == f"0 rows -> {target}, 1 -> {target}.rejected.jsonl\n"
 
 
 @settings(deadline=None, max_examples=60)
