@@ -34,6 +34,9 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, _briefly(send))
             return
+        if scope["type"] != "http":  # a websocket, over which nothing is served, answered with 403
+            await send({"type": "websocket.close"})
+            return
         route = next((route for route in _ROUTES if scope["path"] == route), "other")
         start, status = time.perf_counter(), 500
 

@@ -140,6 +140,13 @@ def test_a_token_is_asked_for_where_one_is_set(store: PromptStore) -> None:
             response = client.get("/v1/models", headers=headers)
             assert response.status_code == 401 and response.headers["www-authenticate"] == "Bearer" and "secret" not in response.text
         assert client.get("/v1/models", headers={"authorization": "Bearer secret"}).status_code == 200
+        upgrade = {
+            "connection": "upgrade",
+            "upgrade": "websocket",
+            "sec-websocket-version": "13",
+            "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
+        }
+        assert client.get("/v1/models", headers=upgrade).status_code in (401, 403)  # 401 where uvicorn has no package for websockets
 
 
 def test_a_full_queue_turns_requests_away_and_serves_on(store: PromptStore) -> None:
