@@ -160,7 +160,8 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     evaluated = passed("evaluate", task, folder, "--publish", "--json")
     assert json.loads(evaluated.stdout)["verdict"]["passed"] is True
     assert "published desk@1 as production" in evaluated.stderr
-    assert json.loads(passed("list", "--json").stdout)[0] == {"name": "desk", "versions": [1], "aliases": {"production": 1}}
+    listed = {"name": "desk", "versions": [1], "aliases": {"production": 1}, "taken_back": {}}
+    assert json.loads(passed("list", "--json").stdout) == [listed]
     assert passed("list").stdout == "desk  versions 1  production -> 1\n"
 
     shown = json.loads(passed("show", "desk@production", "--json").stdout)
