@@ -23,11 +23,15 @@ def recomputed_layers(base: nn.Module, layers: int) -> Iterator[None]:
         layers: how many they are.
     """
     stack: Any = next(module for module in base.modules() if isinstance(module, nn.ModuleList) and len(module) == layers)
+    before = [vars(layer).get("forward") for layer in stack]  # accelerate's, where a device map moves weights around
     for layer in stack:
         # The prompt's keys and values travel in a keyword argument: only the non-reentrant kind sees their gradients.
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     try:
         yield
     finally:
-        for layer in stack:
-            del layer.forward
+        for layer, forward in zip(stack, before, strict=True):
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward
