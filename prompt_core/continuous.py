@@ -168,12 +168,13 @@ class _PackedTexts(TextBatch):
         for text in left:
             self._prefixes.release(text.prompt)
         self._make_room(len(origins), 0)
-        if moved := [row for row, origin in enumerate(origins) if origin != row]:
-            to, taken = torch.tensor([moved, [origins[row] for row in moved]], device=self._backbone.device)
-            longest = int(self._lengths.max())
-            for cached in self._cache:
-                for room in cached:
-                    room[to, :, :longest] = room[taken, :, :longest]
+        moved = [row for row, origin in enumerate(origins) if origin != row]
+        to, taken = torch.tensor([moved, [origins[row] for row in moved]], dtype=torch.int64, device=self._backbone.device)
+        longest, had = int(self._lengths.max()), len(self._lengths)
+        for cached in self._cache:
+            for room in cached:
+                room[to, :, :longest] = room[taken, :, :longest]
+                room[len(origins) : had, :, :longest] = 0  # behind the next text there: a hidden value that is not a number would be seen
         kept = torch.tensor(origins, dtype=torch.int64, device=self._backbone.device)
         self._last, self._lengths = self._last[kept], self._lengths[kept]
         self._place_prefixes()

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from encoder_decoders import FAMILIES, alone, plain_encoder_decoder, save_encoder_decoder
-from helpers import a_task, backbone_at, plain_model, random_ids, random_prefix
+from helpers import a_task, backbone_at, plain_model, random_ids, random_prefix, save_tiny, wordless_tokenizer
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from prompt_core.backbone import Backbone, EncoderDecoder
@@ -237,3 +238,20 @@ def test_an_encoder_decoder_writes_what_transformers_writes_greedily_and_by_beam
 def test_an_encoder_decoder_stops_where_its_positions_end(tmp_path: Path) -> None:
     backbone = backbone_at(str(save_encoder_decoder("bart", tmp_path / "bart")))
     assert len(generate(backbone, PromptState.of(backbone), [[5, 6]], 100, ())[0]) == 64
+
+
+def test_a_text_that_is_not_a_number_leaves_nothing_behind_for_the_next_one_on_its_row(tmp_path: Path) -> None:
+    """As float16 models overflow on some inputs."""
+    folder = save_tiny("llama", tmp_path / "m", wordless_tokenizer())
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][7] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    backbone = backbone_at(str(folder))
+    batch, prompt = TextBatch.of(backbone), PromptState.of(backbone)
+    broken, *others = [Text(prompt, ids, 6, ()) for ids in ([9, 8, 7, 6, 5, 4], [20, 30], [40, 50, 60, 70, 80])]
+    expected = [generate(backbone, prompt, [text.input], 6, ())[0] for text in others]
+    for group in ([broken], others):
+        batch.admit(deque(group))
+        while batch.texts:
+            batch.step()
+    assert [text.ids for text in others] == expected
