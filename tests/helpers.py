@@ -99,6 +99,8 @@ REFUSED: _Sizes = {
     "llama_chunked": (transformers.LlamaConfig, {**_DECODER, "layer_types": ["full_attention", "chunked_attention"]}),
     "phi": (transformers.PhiConfig, _DECODER),
     "bert_decoder": (transformers.BertConfig, {**_BASE, "is_decoder": True}),
+    "phimoe": (transformers.PhimoeConfig, {**_DECODER, **_EXPERTS, "num_local_experts": 4, "sliding_window": 64}),
+    "modernbert_decoder": (transformers.ModernBertDecoderConfig, {**_BASE, "cls_token_id": 0, "sep_token_id": 0}),
     "gemma3_embedding": (transformers.Gemma3TextConfig, {**_GEMMA, "use_bidirectional_attention": True}),
 }
 

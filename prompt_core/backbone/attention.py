@@ -6,6 +6,9 @@ says which batch is running and gradient checkpointing recomputes with the same 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -145,8 +148,24 @@ def _attend(
     return out.unsqueeze(0).to(query.device), None
 
 
-def _no_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> None:
+@contextmanager
+def windows_of_masks() -> Iterator[set[int | None]]:
+    """Within it, the windows of the masks that models of this thread ask transformers for; None for a mask without one."""
+    windows: set[int | None] = set()
+    token = _asked.set(windows)
+    try:
+        yield windows
+    finally:
+        _asked.reset(token)
+
+
+_asked: ContextVar[set[int | None] | None] = ContextVar("asked", default=None)
+
+
+def _no_mask(*args: Any, attention_mask: Tensor | None = None, local_size: int | None = None, **kwargs: Any) -> None:
     """A packed row has no padding; transformers would drop a padding mask in silence if no function were registered."""
+    if (windows := _asked.get()) is not None:
+        windows.add(local_size)
     if attention_mask is not None and not bool(attention_mask.all()):
         raise ValueError("attention_mask: a packed row has no padding; pass the tokens alone")
 

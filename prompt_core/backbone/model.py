@@ -151,7 +151,7 @@ class Backbone:
     def _part_for_prompts(model: PreTrainedModel, causal: bool) -> PreTrainedModel:
         """The part that sees prompts. Of a model that also reads images, the decoder is the part for texts."""
         part: PreTrainedModel = model.get_decoder() if causal else model.base_model
-        return part
+        return part if isinstance(part, PreTrainedModel) else model.base_model  # ModernBERT's decoder is its head
 
     def _attach(self) -> PromptShape:
         """Put the attention step in place and prove that the model is still itself."""

@@ -16,7 +16,7 @@ from prefix_attention import PromptForest
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prompt_core.backbone.attention import ForestPass, number_layer
+from prompt_core.backbone.attention import ForestPass, number_layer, windows_of_masks
 from prompt_core.errors import PromptmillError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def probe(backbone: Backbone, base: PreTrainedModel, ids: Tensor, expected: Tens
 
     Raises:
         PromptmillError: not every layer called the attention step once, or not with the window that the configuration
-            says; a child sees its sibling; a causal model looks ahead; or the row gives something else than `expected`.
+            or the model's mask says; a child sees its sibling; a causal model looks ahead; or the row gives something else than `expected`.
     """
     causal = backbone.causal
     forest = PromptForest.from_segments(_LENGTHS, _PARENTS if causal else (-1, -1, -1), bidirectional=not causal).to(backbone.device)
@@ -109,8 +109,9 @@ def probe(backbone: Backbone, base: PreTrainedModel, ids: Tensor, expected: Tens
             raise refused(base, f"does not take the attention step ({brief(error)})") from None
         return states, numbering
 
-    states, numbering = run(ids)
-    _check_layers(base, numbering)
+    with windows_of_masks() as masked:
+        states, numbering = run(ids)
+    _check_layers(backbone, base, numbering, masked)
     _check_sight(backbone, base, states, run, ids)
     outputs = backbone.logits(states) if causal else states
     difference = float(differences(outputs[_last_path(causal)], expected).mean())
@@ -120,7 +121,7 @@ def probe(backbone: Backbone, base: PreTrainedModel, ids: Tensor, expected: Tens
     return PromptShape(len(numbering.seen), heads, width, states.shape[-1])
 
 
-def _check_layers(base: PreTrainedModel, numbering: _NumberingPass) -> None:
+def _check_layers(backbone: Backbone, base: PreTrainedModel, numbering: _NumberingPass, masked: set[int | None]) -> None:
     layers, calls = base.config.num_hidden_layers, len(numbering.seen)
     if calls != layers:
         raise refused(base, f"called the attention step {calls} times in {layers} layers")
@@ -133,6 +134,19 @@ def _check_layers(base: PreTrainedModel, numbering: _NumberingPass) -> None:
     for layer, (kind, window) in enumerate(zip(kinds, numbering.windows, strict=False)):
         if kind != ("full_attention" if window is None else "sliding_attention"):
             raise refused(base, f"asks for window {window} in layer {layer}, which is of kind {kind}")
+    # Without kinds one mask is every layer's. The probe's row is too short to show a window that only the mask has.
+    hiding, asked = (_hiding(windows, backbone.max_positions) for windows in (masked, set(numbering.windows)))
+    if hiding and not kinds and hiding != asked:
+        raise refused(base, f"masks with window {_named(hiding)}, but its layers ask for {_named(asked)}")
+
+
+def _hiding(windows: set[int | None], positions: int) -> set[int | None]:
+    """The windows, None for those that hide nothing in a row of so many positions."""
+    return {None if window is None or window >= positions else window for window in windows}
+
+
+def _named(windows: set[int | None]) -> str:
+    return " and ".join(sorted(map(str, windows)))
 
 
 def _check_sight(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ from prompt_core.errors import PromptmillError
         ("llama_chunked", "architecture LlamaModel: asks for window None in layer 1, which is of kind chunked_attention"),
         ("phi", "architecture PhiModel: adds a bias to its logits"),
         ("bert_decoder", "architecture BertModel: gives other results in a packed row than alone"),
+        ("phimoe", "architecture PhimoeModel: masks with window 64, but its layers ask for None"),
+        ("modernbert_decoder", "architecture ModernBertDecoderModel: adds a bias to its logits"),
         ("gemma3_embedding", "architecture Gemma3TextModel: gives other results in a packed row than alone"),
     ],
 )
@@ -38,6 +41,13 @@ def test_another_architecture_is_refused_by_name_in_one_line(
         backbone_at(str(folder))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""  # the one line is the command's; transformers adds none of its own
+
+
+def test_a_window_of_the_mask_that_hides_nothing_need_not_reach_the_layers(tmp_path: Path) -> None:
+    folder = save_tiny("phimoe", tmp_path / "phimoe", wordless_tokenizer())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"sliding_window": config["max_position_embeddings"]}))
+    assert backbone_at(str(folder)).max_positions == 256
 
 
 def attached(folder: Path, change: Callable[[Any], object], like: Backbone) -> Backbone:
