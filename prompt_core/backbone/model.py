@@ -82,8 +82,10 @@ class Backbone:
 
     @property
     def embedding_scale(self) -> float:
-        """What the model's embedding table is multiplied with to give the rows of `embed`: Gemma's square root of its width, else 1."""
-        return float(getattr(self._embed, "scalar_embed_scale", 1.0))
+        """What the model's embedding table is multiplied with to give the rows of `embed`: in Gemma and BioGPT the square root of
+        their width, else 1."""
+        # Gemma has it as a number, and as a tensor in its weights' precision under the name that others have the number.
+        return float(getattr(self._embed, "scalar_embed_scale", getattr(self._embed, "embed_scale", 1.0)))
 
     @property
     def embedding_name(self) -> str:
@@ -156,7 +158,7 @@ class Backbone:
     def _attach(self) -> PromptShape:
         """Put the attention step in place and prove that the model is still itself."""
         ids = probe_ids(len(self._embed.weight), self.tokenizer.all_special_ids).to(self.device)
-        expected = alone(self._model, ids, self.causal)
+        expected = alone(self._model, ids, self.causal, self.identity.dtype)
         self._model.set_attn_implementation(NAME)
         fuse_layers(self._base, self._position_offset)
         return probe(self, self._base, ids, expected)

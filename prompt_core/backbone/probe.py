@@ -70,18 +70,31 @@ def probe_ids(vocabulary: int, special: Collection[int]) -> Tensor:
 
 
 @torch.no_grad()
-def alone(model: PreTrainedModel, ids: Tensor, causal: bool) -> Tensor:
+def alone(model: PreTrainedModel, ids: Tensor, causal: bool, dtype: str) -> Tensor:
     """What a model itself, its own attention in place, makes of the row's last path: logits [8, V], or states [5, H] of an encoder.
 
     Raises:
-        PromptmillError: it cannot run on token ids alone.
+        PromptmillError: it cannot run on token ids alone; or it looks ahead though `causal`, or does not though not.
     """
-    path = ids[_last_path(causal)][None]
-    try:
-        output: Tensor = model(input_ids=path, use_cache=False).logits if causal else model.base_model(input_ids=path).last_hidden_state
-    except RAISED as error:
-        raise refused(model, f"does not run on token ids alone ({brief(error)})") from None
-    return output[0].float()
+
+    def run(path: Tensor) -> Tensor:
+        try:
+            output: Tensor = (
+                model(input_ids=path[None], use_cache=False).logits if causal else model.base_model(input_ids=path[None]).last_hidden_state
+            )
+        except RAISED as error:
+            raise refused(model, f"does not run on token ids alone ({brief(error)})") from None
+        return output[0].float()
+
+    path = ids[_last_path(causal)]
+    output, changed = run(path), path.clone()
+    changed[-1] = ids[_MIDDLE - 1]
+    moved = float(differences(run(changed)[:-1], output[:-1]).max())
+    if causal and moved > _tolerance(dtype):
+        raise refused(model, "looks ahead")
+    if not causal and moved == 0:
+        raise refused(model, "does not look ahead, as an encoder does")
+    return output
 
 
 @torch.no_grad()
@@ -155,14 +168,18 @@ def _check_sight(
     changed = ids.clone()
     changed[_MIDDLE - 1] = ids[0]
     after, _ = run(changed)
-    # Nothing at all should move but with experts: the shape of their products, and so their rounding, follows the whole row.
-    tolerance = 1e-3 if backbone.identity.dtype == "float32" else 0.1
+    tolerance = _tolerance(backbone.identity.dtype)
     if differences(after[_MIDDLE:], before[_MIDDLE:]).max() > tolerance:
         raise refused(base, "lets an example see its neighbour in the packed row")
     if backbone.causal and differences(after[: _MIDDLE - 1], before[: _MIDDLE - 1]).max() > tolerance:
         raise refused(base, "looks ahead")
     if torch.equal(after[_MIDDLE - 1], before[_MIDDLE - 1]):
         raise refused(base, "does not react to its input")
+
+
+def _tolerance(dtype: str) -> float:
+    """Nothing at all should move but with experts: the shape of their products, and so their rounding, follows the whole row."""
+    return 1e-3 if dtype == "float32" else 0.1
 
 
 def _last_path(causal: bool) -> list[int]:

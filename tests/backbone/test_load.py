@@ -114,6 +114,16 @@ def test_layers_that_lie_elsewhere_give_the_same_states_and_gradients(folder: Pa
     assert torch.equal(spread.vocabulary, here.vocabulary)
 
 
+def test_what_an_embedding_scales_its_table_by_is_known(folder: Path) -> None:
+    sizes = {"vocab_size": 256, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    model = transformers.BioGptForCausalLM(transformers.BioGptConfig(**sizes, attn_implementation="eager")).eval()
+    here = backbone_at(str(folder))
+    scaled = Backbone(model, here.tokenizer, True, False, here.identity, None)
+    for backbone, scale in ((here, 1.0), (scaled, 32**0.5)):
+        assert backbone.embedding_scale == scale
+        assert_equal_to_rounding(backbone.vocabulary, backbone._embed.weight * scale)
+
+
 def test_longrope_keeps_to_the_range_in_which_no_example_turns_the_others(tmp_path: Path) -> None:
     assert backbone_at(str(save_tiny("phi3_long", tmp_path / "long", wordless_tokenizer()))).max_positions == 64
     assert backbone_at(str(save_tiny("phi3", tmp_path / "short", wordless_tokenizer()))).max_positions == 256

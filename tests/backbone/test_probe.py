@@ -12,8 +12,9 @@ import pytest
 import torch
 from helpers import backbone_at, plain_model, random_ids, save_tiny, wordless_tokenizer
 
-from prompt_core.backbone import Backbone
+from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.errors import PromptmillError
+from prompt_core.task import BackboneSpec
 
 
 @pytest.mark.parametrize(
@@ -26,10 +27,10 @@ from prompt_core.errors import PromptmillError
         ("mamba", "architecture MambaModel: called the attention step 0 times in 2 layers"),
         ("llama_chunked", "architecture LlamaModel: asks for window None in layer 1, which is of kind chunked_attention"),
         ("phi", "architecture PhiModel: adds a bias to its logits"),
-        ("bert_decoder", "architecture BertModel: gives other results in a packed row than alone"),
+        ("bert_decoder", "architecture BertModel: does not look ahead, as an encoder does"),
         ("phimoe", "architecture PhimoeModel: masks with window 64, but its layers ask for None"),
         ("modernbert_decoder", "architecture ModernBertDecoderModel: adds a bias to its logits"),
-        ("gemma3_embedding", "architecture Gemma3TextModel: gives other results in a packed row than alone"),
+        ("gemma3_embedding", "architecture Gemma3ForCausalLM: looks ahead"),
     ],
 )
 def test_another_architecture_is_refused_by_name_in_one_line(
@@ -41,6 +42,13 @@ def test_another_architecture_is_refused_by_name_in_one_line(
         backbone_at(str(folder))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""  # the one line is the command's; transformers adds none of its own
+
+
+@pytest.mark.parametrize("architecture", ["bert_decoder", "gemma3_embedding"])
+def test_which_way_a_model_looks_is_seen_through_the_rounding_of_bfloat16(tmp_path: Path, architecture: str) -> None:
+    folder = save_tiny(architecture, tmp_path / architecture, wordless_tokenizer())
+    with pytest.raises(PromptmillError, match="look"):
+        load_backbone(BackboneSpec(name=str(folder), dtype="bfloat16"))
 
 
 def test_a_window_of_the_mask_that_hides_nothing_need_not_reach_the_layers(tmp_path: Path) -> None:
@@ -59,7 +67,13 @@ def attached(folder: Path, change: Callable[[Any], object], like: Backbone) -> B
 
 
 def mixing_tokens(shift: int) -> Callable[[Any], object]:
-    return lambda model: model.get_input_embeddings().register_forward_hook(lambda module, ids, rows: rows + rows.roll(shift, -2))
+    """A change of a model that mixes neighbouring tokens of a packed row in front of its first layer."""
+
+    def mix(layer: Any, args: Any, kwargs: Any) -> Any:
+        rows = args[0]
+        return ((rows + rows.roll(shift, -2), *args[1:]), kwargs) if kwargs.get("prompt_pass") else None
+
+    return lambda model: model.model.layers[0].register_forward_pre_hook(mix, with_kwargs=True)
 
 
 @pytest.mark.parametrize(
