@@ -45,7 +45,7 @@ def locate(spec: BackboneSpec, folder: Path) -> Located:
     """Find a backbone; relative paths start from `folder`.
 
     Raises:
-        PromptmillError: there is no such model, it has no weights, or its GGUF is damaged.
+        PromptmillError: there is no such model, it has no weights, its GGUF is damaged, or a hub id may also be a folder.
     """
     if spec.name in EMBEDDED:
         found = _embedded(spec.name)
@@ -61,6 +61,9 @@ def locate(spec: BackboneSpec, folder: Path) -> Located:
     if path.is_dir():
         return Located(str(_with_weights(path)), path.name, None, str(path.resolve()))
     if _HUB_ID.fullmatch(spec.name) and not spec.name.startswith("."):
+        if Path(spec.name).is_dir():
+            what = f'"{spec.name}" is a hub id, but the current folder has a folder of this name, which would be loaded in its place'
+            raise PromptmillError("backbone", what, f"Give its path ({Path(spec.name).resolve()}) or work in another folder.")
         return Located(spec.name, spec.name, None, None)
     raise PromptmillError(
         "backbone",

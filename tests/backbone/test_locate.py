@@ -62,6 +62,15 @@ def test_a_hub_id_is_left_to_the_hub_and_a_path_is_not() -> None:
             found(path)
 
 
+def test_a_hub_id_that_transformers_would_take_for_a_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here" / "org" / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(
+        PromptmillError, match=r'"org/tiny" is a hub id, but the current folder has a folder of this name, .*/here/org/tiny\)'
+    ):
+        found("org/tiny", tmp_path / "tasks")
+
+
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(
         PromptmillError, match=re.escape('"smolm2" is no embedded name, folder, .gguf file or hub id. Did you mean "smollm2"?')
