@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed import is_initialized
 
 from prompt_core.backbone import Backbone
 from prompt_core.data.packing import pack
@@ -26,7 +27,6 @@ from prompt_core.tuning.parallel import add_up, is_writer, share
 from prompt_core.tuning.run import Run
 
 _log = logging.getLogger("promptmill")
-_LEAST_TOKENS = 16
 
 Work = Sequence[tuple[Part, Sequence[Encoded]]]
 
@@ -38,7 +38,7 @@ def optimise(backbone: Backbone, members: Sequence[Member], checkpoint: Path | N
         For each member how its tuning went, or the error that took it out of the fleet.
 
     Raises:
-        PromptmillError: the memory does not suffice for the smallest pass.
+        PromptmillError: as `Fleet.advance`.
     """
     fleet = Fleet(backbone, members, checkpoint)
     fleet.advance()
@@ -49,7 +49,8 @@ class Fleet:
     """Prompts that are tuned side by side, in place; what becomes of one does not depend on the others, but for rounding.
 
     Every pass through the backbone holds the trees of as many prompts as the largest `batch_tokens` among them admits,
-    half of it after every time that the memory did not suffice. In a torch.distributed group each process takes its
+    half of it after every time that the memory did not suffice. A member of which not even one example finds room ends with an
+    error, and the others go on with passes as large as before that step. In a torch.distributed group each process takes its
     share of every batch.
 
     Args:
@@ -88,7 +89,8 @@ class Fleet:
         """Take every member on to `until` steps, or to its end.
 
         Raises:
-            PromptmillError: the memory does not suffice for the smallest pass.
+            PromptmillError: in a torch.distributed group the memory does not suffice for one example of a batch that is compared as
+                a whole, which the other processes wait for.
         """
         while going := [run for run in self._runs.values() if run.goes_on and (until is None or run.done < until)]:
             self._step(going)
@@ -125,13 +127,13 @@ class Fleet:
         with_gradients = self._passes.losses(work, backward=True)
         self.prompt_steps += len(going)
         self.tokens += sum(part.objective.tokens(example) for part, batch in work for example in batch)
-        for run in going:
+        for run in self._with_memory(going):
             run.end_step(with_gradients)
         if looking := [run for run in going if run.looks_now]:
             for run in looking:
                 run.show_average()
             held_out = self._passes.losses([(part, part.validation) for run in looking for part in run.looks_at], backward=False)
-            for run in looking:
+            for run in self._with_memory(looking):
                 run.look(held_out)
         for run in going:
             run.report()
@@ -140,22 +142,39 @@ class Fleet:
             facts |= {"prompt_steps": self.prompt_steps, "tokens": self.tokens}
             save_checkpoint(self._checkpoint, [run.checkpoint() for run in self._runs.values()], facts)
 
+    def _with_memory(self, runs: Sequence[Run]) -> list[Run]:
+        """The runs whose passes came into memory; the others end."""
+        for run in runs:
+            if reason := next(filter(None, map(self._passes.lacking.get, run.member.parts)), None):
+                run.fail(_no_memory(reason))
+        return [run for run in runs if not run.error]
+
 
 class _Passes:
-    """Losses and gradients of many prompts' batches, in as few passes through the backbone as the memory admits."""
+    """Losses and gradients of many prompts' batches, in as few passes through the backbone as the memory admits.
+
+    Attributes:
+        budget: tokens that a pass may take.
+        lacking: parts of which not even one example came into memory, with the reason; their losses are NaN.
+    """
 
     def __init__(self, backbone: Backbone, budget: int, recompute: bool) -> None:
         self._backbone, self.budget, self._recompute = backbone, budget, recompute
+        self.lacking: dict[Part, str] = {}
+        self._inside: Sequence[tuple[Part, int]] = []  # (part, example number) of what is computed
 
     def losses(self, work: Work, backward: bool) -> dict[Part, float]:
         """The mean loss of each part over its examples, and with `backward` its gradients in its parameters."""
         totals, parameters = self._within_memory(work, backward)
-        summed = torch.tensor(list(totals.values()), dtype=torch.float64, device=self._backbone.device)
+        found = [list(totals.values()), [part in self.lacking for part in totals]]
+        summed = torch.tensor(found, dtype=torch.float64, device=self._backbone.device)
         add_up([summed])
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             add_up([parameter.grad])
-        return dict(zip(totals, summed.tolist(), strict=True))
+        losses, lacking = summed.tolist()
+        self.lacking = {part: "in another process" for part, lacks in zip(totals, lacking, strict=True) if lacks} | self.lacking
+        return dict(zip(totals, losses, strict=True))
 
     def _within_memory(self, work: Work, backward: bool) -> tuple[dict[Part, float], list[torch.nn.Parameter]]:
         """Sums over this process's share of the examples, with a smaller budget each time that the memory does not suffice."""
@@ -163,6 +182,7 @@ class _Passes:
         modules = [module for part, _ in work for module in (part.prompt, part.objective)]
         everything = dict.fromkeys(parameter for module in modules for parameter in module.parameters())
         parameters = [parameter for parameter in everything if parameter.requires_grad] if backward else []
+        budget = self.budget
         while True:
             try:
                 with torch.set_grad_enabled(backward), self._backbone.recomputing() if self._recompute and backward else nullcontext():
@@ -171,10 +191,14 @@ class _Passes:
                 if not _is_out_of_memory(error):
                     raise
                 reason = " ".join(str(error).split())[:120]
-            if self.budget // 2 < _LEAST_TOKENS:
-                raise PromptmillError("tuning", f"the memory does not suffice for {self.budget} tokens ({reason})", "Free some.")
-            self.budget //= 2
-            _log.warning("out of memory: passes take %d tokens from here on", self.budget)
+            if len(self._inside) > 1 and self.budget > 1:
+                self.budget //= 2
+                _log.warning("out of memory: passes take %d tokens from here on", self.budget)
+            elif is_initialized() and any(isinstance(part.objective, Joint) and part not in cached for part, _ in self._inside):
+                raise _no_memory(reason)
+            else:
+                self.lacking |= {part: reason for part, _ in self._inside}
+                self.budget = budget  # it was not for the size of the passes
             for parameter in parameters:
                 parameter.grad = None
             if torch.cuda.is_available():
@@ -182,13 +206,18 @@ class _Passes:
 
     def _sums(self, work: Work, backward: bool, cached: dict[Part, Cached]) -> dict[Part, float]:
         """A part whose loss is not finite stays out of the passes that follow, and out of the gradients of the one it spoils."""
+        totals = {part: math.nan if part in self.lacking else 0.0 for part, _ in work}
+        work = [(part, examples) for part, examples in work if part not in self.lacking]
         weights = {part: sum(map(part.objective.weight, examples)) for part, examples in work}
-        states = {part: _Leaves(part.prompt.state(), backward) for part, _ in work}
-        totals = dict.fromkeys(weights, 0.0)
+        states: dict[Part, _Leaves] = {}
+        for part, _ in work:
+            self._inside = [(part, 0)]
+            states[part] = _Leaves(part.prompt.state(), backward)
         self._look_ahead(work, states, weights, totals, backward, cached)
         items = [(part, number) for part, examples in work if backward or part not in cached for number in range(len(examples))]
         examples_of = dict(work)
         for packed in self._pack(share(items), examples_of, cached):
+            self._inside = packed
             numbers = {part: [number for _, number in group] for part, group in groupby(packed, key=lambda item: item[0])}
             batches = {part: [examples_of[part][number] for number in own] for part, own in numbers.items()}
             while batches := {part: batch for part, batch in batches.items() if math.isfinite(totals[part])}:
@@ -208,7 +237,8 @@ class _Passes:
                     if backward:
                         losses.sum().backward()  # type: ignore[no-untyped-call]
                     break
-        for leaves in states.values():
+        for part, leaves in states.items():
+            self._inside = [(part, 0)]
             leaves.pass_on()
         return totals
 
@@ -225,6 +255,7 @@ class _Passes:
         for part, examples in work:
             if isinstance(objective := part.objective, Joint) and (part in cached or is_divided(objective, examples, self.budget)):
                 if part not in cached:
+                    self._inside = [(part, number) for number in range(len(examples))]
                     cached[part] = look_ahead(self._backbone, objective, states[part].state, examples, self.budget, backward)
                 loss = cached[part].loss / weights[part]
                 totals[part] = loss if is_writer() or not math.isfinite(loss) else 0.0
@@ -265,6 +296,11 @@ class _Leaves:
         pairs = [(made, cut.grad) for made, cut in zip(self._made, self._cut, strict=True) if cut.grad is not None]
         if pairs:
             torch.autograd.backward([made for made, _ in pairs], [grad for _, grad in pairs])
+
+
+def _no_memory(reason: str) -> PromptmillError:
+    fix = "Free some, lower tune.max_tokens or prompt.tokens, or set tune.gradient_checkpointing."
+    return PromptmillError("tuning", f"the memory does not suffice for one example ({reason})", fix)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

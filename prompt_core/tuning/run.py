@@ -122,6 +122,11 @@ class Run:
         if self._best is None or comparable < self._best[0]:
             self._best = (comparable, self.done, [value.clone() for value in self._average])
 
+    def fail(self, error: PromptmillError) -> None:
+        """End the tuning with an error."""
+        self.forget_gradients()
+        self._error, self._stepped = error, False
+
     def report(self) -> None:
         """Tell whoever follows this member about the step that just ended."""
         if self.member.on_step and self._stepped:

@@ -124,7 +124,7 @@ class Search:
         """Go through the waves, or what an interruption left of them.
 
         Raises:
-            PromptmillError: no trial could be measured, or the memory does not suffice for the smallest pass.
+            PromptmillError: no trial could be measured; or as `Fleet.advance`.
         """
         diary = self._diary
         while not diary.ended:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -25,7 +26,7 @@ from prompt_core.manifest import TuningRecord
 from prompt_core.methods import TuneSpec
 from prompt_core.prompts import SoftPrompt
 from prompt_core.tuning.checkpoint import load_checkpoint, save_checkpoint
-from prompt_core.tuning.gradient import optimise
+from prompt_core.tuning.gradient import Fleet, optimise
 from prompt_core.tuning.member import Member, OnStep, Part
 from prompt_core.tuning.objective import Generation
 
@@ -170,12 +171,36 @@ def test_too_little_memory_means_smaller_passes(llama: Backbone, caplog: pytest.
     ]
 
 
-def test_a_memory_that_suffices_for_nothing_is_one_line(llama: Backbone) -> None:
+@pytest.mark.parametrize("looks", [False, True])
+def test_a_prompt_that_the_memory_does_not_suffice_for_ends_alone_with_one_line(
+    llama: Backbone, caplog: pytest.LogCaptureFixture, looks: bool
+) -> None:
     def never(examples: Sequence[Encoded]) -> float:
+        if looks and any(e in DATA[3:] for e in examples):  # as every batch that is learned from has one
+            return 1.0
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
 
-    with pytest.raises(PromptmillError, match="tuning: the memory does not suffice for 16 tokens"):
-        optimise(llama, [a_member(llama, batch_tokens=64, fault=never)])
+    alone = a_member(llama, 1)
+    (expected,) = optimise(llama, [alone])
+    large, other = a_member(llama, batch_tokens=64, fault=never), a_member(llama, 1)
+    with caplog.at_level(logging.WARNING, "promptmill"):
+        fleet = Fleet(llama, [large, other])
+        fleet.advance()
+    assert fleet.budget == 8192
+    error, record = fleet.finish()
+    assert isinstance(error, PromptmillError)
+    assert re.match(r"tuning: the memory does not suffice for one example \(.*can't allocate memory.*\)\. Free some, lower ", str(error))
+    assert isinstance(record, TuningRecord) and isinstance(expected, TuningRecord)
+    assert record.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
+    assert caplog.records[0].getMessage() == "out of memory: passes take 4096 tokens from here on"
+
+
+def test_a_fleet_whose_every_prompt_is_too_large_for_the_memory_is_over(llama: Backbone) -> None:
+    def never(examples: Sequence[Encoded]) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    found = optimise(llama, [a_member(llama, seed, fault=never) for seed in range(2)])
+    assert [str(error)[:56] for error in found] == ["tuning: the memory does not suffice for one example (CUD"] * 2
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory(llama: Backbone) -> None:
