@@ -54,6 +54,7 @@ class Progress:
     def step(self, step: Step) -> None:
         """Show an optimizer step: its loss, speed and the last validation loss."""
         bar = self._at(f"{self._title}: tuning", step.steps, "step")
+        bar.total = step.steps  # a round of self-training has more
         shown = {"loss": f"{step.loss:.3f}", "tok/s": f"{step.tokens_per_second:.0f}"}
         if step.validation_loss is not None:
             self._validation = f"{step.validation_loss:.3f}"

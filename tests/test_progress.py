@@ -33,6 +33,13 @@ def test_one_bar_adds_up_what_is_tuned_side_by_side(capsys: pytest.CaptureFixtur
     assert "2 tasks: tuning: 100%" in (shown := capsys.readouterr().err) and "5/5" in shown
 
 
+def test_a_tuning_that_begins_again_with_more_steps_has_its_own_total(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("desk", always=True) as progress:
+        for number, steps in ((1, 2), (2, 2), (1, 4), (4, 4)):
+            progress.step(Step(number, steps, 0.5, None, 0.01, 100.0, 1.0))
+    assert "desk: tuning: 100%" in (shown := capsys.readouterr().err) and "4/4" in shown
+
+
 def test_a_search_has_a_bar_with_its_wave_and_the_best_so_far(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("desk", always=True) as progress:
         progress.search(SearchStep("desk", 1, 3, 2, 20, 8, 64, 640, None, 9.0))

@@ -30,7 +30,7 @@ class Step:
         learning_rate: of this step.
         tokens_per_second: example tokens trained per second so far.
         eta_seconds: expected time to the last step.
-        tokens: example tokens trained so far, of this process's share of the batches.
+        tokens: example tokens trained by this process and those beside it, since it started, went on from a checkpoint or went back.
     """
 
     number: int
