@@ -129,10 +129,11 @@ class _Start:
             raise self._refused("kind", what, "Use soft, or add an instruction.")
         embeddings = self._rows(soft) if soft else None
         tokens = spec.tokens or None
-        if soft:  # the text before the first field becomes the prefix, the soft tokens behind it have rows of their own
-            keys, values = self._read(self.encoding.root)
-        elif self.kind == "prompt" and not self._from_words:
+        from_prompt = self.kind == "prompt" and not self._from_words
+        if from_prompt and (not soft or self._source_is_deep):
             keys, values = self._of_source(tokens)
+        elif soft:  # the text before the first field becomes the prefix, the soft tokens behind it have rows of their own
+            keys, values = self._read(self.encoding.root)
         elif self.kind == "compaction":
             context, tokens = self._context(tokens)
             made = context.compactions
@@ -158,13 +159,17 @@ class _Start:
             return rows * vocabulary.float().std(0) + vocabulary.float().mean(0)
         if self.kind == "prompt" and not self._from_words:
             assert self.source is not None  # `tune` opens it
-            if "embeddings" not in self.source.tensors:
+            if "embeddings" not in self.source.tensors or (self.task.prompt.kind == "soft" and self._source_is_deep):
                 raise self._refused("start_from", f"{self.source.name} is a deep prompt", "A soft prompt can start from a soft one.")
             rows = self.source.tensors["embeddings"].to(vocabulary.device)
             count = tokens or len(rows)
             return rows.repeat(-(-count // len(rows)), 1)[-count:]
         ids = _to_length(self._ids(tokens), tokens)
         return self.backbone.embed(torch.tensor(ids, device=vocabulary.device))
+
+    @property
+    def _source_is_deep(self) -> bool:
+        return self.source is not None and self.source.manifest.kind == "deep"
 
     @property
     def _from_words(self) -> bool:

@@ -127,6 +127,17 @@ def test_a_prompt_starts_from_another_tuned_prompt_and_says_so(tmp_path: Path, l
         tuned(llama, prompt={"kind": "soft", "start": "prompt", "start_from": str(tmp_path / "deep")})
 
 
+def test_a_deep_prompt_with_soft_tokens_in_the_examples_goes_on_from_all_of_another(tmp_path: Path, llama: Backbone) -> None:
+    template = "Sort this: {{ text }}{{ soft(2) }}\nKind:"
+    first = tuned(llama, template=template, prompt={"kind": "deep"})
+    first.save(tmp_path / "first")
+    begun = {"start": "prompt", "start_from": str(tmp_path / "first")}
+    on = a_task(llama.identity.name, template=template, prompt={"kind": "deep", **begun})
+    assert all(torch.equal(found, first.tensors[name]) for name, found in Prepared(on, (TRAIN, None), llama).prompt.tensors().items())
+    with pytest.raises(PromptmillError, match=r"prompt.start_from: t is a deep prompt. A soft prompt can start from a soft one"):
+        tuned(llama, prompt={"kind": "soft", **begun})
+
+
 @pytest.mark.parametrize(("shown", "left"), [(4, 6), (10, 10)])  # where nothing would be left, all are tuned on
 def test_a_row_that_stands_in_the_prompt_is_not_tuned_on(llama: Backbone, shown: int, left: int) -> None:
     prompt = {"kind": "deep", "start": "demonstrations", "demonstrations": shown}
