@@ -30,7 +30,7 @@ class Step:
         learning_rate: of this step.
         tokens_per_second: example tokens trained per second so far.
         eta_seconds: expected time to the last step.
-        tokens: example tokens trained by this process and those beside it, since it started, went on from a checkpoint or went back.
+        tokens: example tokens trained so far, those of steps that were taken back and of before an interruption too.
     """
 
     number: int

@@ -98,7 +98,7 @@ def retune_fleet(
         show = on_step(len(fleet)) if on_step else None
 
         def count(number: int, step: Step) -> None:
-            if step.number == 1 or step.tokens < before[number]:  # it began again: a round of self-training, or a rollback
+            if step.tokens < before[number]:  # another round of self-training
                 before[number] = 0
             tokens[number] += step.tokens - before[number]
             before[number] = step.tokens

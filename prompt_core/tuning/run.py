@@ -52,7 +52,8 @@ class Run:
         self._best: tuple[float, int, list[Tensor]] | None = None
         self._rollbacks: list[int] = []
         self._error: PromptmillError | None = None
-        self._tokens, self._began, self._from = 0, time.monotonic(), 0
+        self._tokens = 0  # that were trained, those of steps that were taken back too
+        self._measure_from_here()
         self._stepped, self._loss, self._rate = False, 0.0, 0.0
         self._validation_loss: float | None = None
         self._good = self.snapshot()
@@ -131,8 +132,8 @@ class Run:
         """Tell whoever follows this member about the step that just ended."""
         if self.member.on_step and self._stepped:
             seconds = time.monotonic() - self._began
-            eta = seconds / (self.done - self._from) * (self.steps - self.done)
-            speed = self._tokens / seconds
+            eta = seconds / (self.done - self._done_before) * (self.steps - self.done)
+            speed = (self._tokens - self._tokens_before) / seconds
             step = Step(self.done, self.steps, self._loss, self._validation_loss, self._rate, speed, eta, self._tokens)
             self.member.on_step(step)
 
@@ -165,6 +166,7 @@ class Run:
             "looks": [(look.step, look.loss) for look in self._looks],
             "best": self._best[:2] if self._best else None,
             "rollbacks": list(self._rollbacks),
+            "tokens": self._tokens,
             "error": (self._error.where, self._error.what, self._error.fix) if self._error else None,
         }
         return Snapshot(tensors, facts)
@@ -197,7 +199,8 @@ class Run:
         self._rollbacks = list(facts["rollbacks"])
         self._error = PromptmillError(*facts["error"]) if facts["error"] else None
         self._good = snapshot.back or snapshot
-        self._tokens, self._began, self._from = 0, time.monotonic(), self.done
+        self._tokens = facts["tokens"]
+        self._measure_from_here()
 
     def forget_gradients(self) -> None:
         """Drop what an interrupted pass left in the parameters."""
@@ -211,8 +214,14 @@ class Run:
             what = f"the training loss is {loss}, also after {_ROLLBACKS} returns to the last good state at half the learning rate"
             self._error = PromptmillError(f"step {number}", what, "Lower tune.learning_rate.")
             return
+        tokens = self._tokens
         self.restore(self._good)
-        self._rollbacks = rollbacks
+        self._rollbacks, self._tokens = rollbacks, tokens
+        self._measure_from_here()
+
+    def _measure_from_here(self) -> None:
+        """Speed and the time that is left follow from the steps after this one."""
+        self._began, self._done_before, self._tokens_before = time.monotonic(), self.done, self._tokens
 
     def _batch(self, number: int, part: Part) -> list[Encoded]:
         """The next examples of a part, in the random order that its objective draws round by round."""

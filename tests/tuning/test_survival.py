@@ -104,6 +104,29 @@ def test_a_fleet_out_of_step_returns_after_an_interruption_to_where_it_would_hav
     assert all(torch.equal(rows(a), rows(b)) for a, b in zip(whole, resumed, strict=True))
 
 
+def test_trained_tokens_count_those_of_before_an_interruption_and_of_steps_taken_back(tmp_path: Path, llama: Backbone) -> None:
+    told: list[Any] = []
+
+    def stop(step: Any) -> None:
+        if step.number == 5:
+            raise Interrupted
+
+    optimise(llama, [a_member(llama, on_step=told.append)])
+    of_a_step = told[-1].tokens // 8
+    with pytest.raises(Interrupted):
+        optimise(llama, [a_member(llama, on_step=stop)], tmp_path / "c.safetensors")
+    optimise(llama, [a_member(llama, on_step=told.append)], tmp_path / "c.safetensors")
+    assert told[-1].tokens == 8 * of_a_step
+
+    calls = iter(range(10_000))
+
+    def sixth(examples: Sequence[Encoded]) -> float:
+        return float("nan") if len(examples) == 5 and next(calls) == 5 else 1.0
+
+    optimise(llama, [a_member(llama, fault=sixth, checkpoint_every=4, on_step=told.append)])
+    assert told[-1].tokens == (8 + 2) * of_a_step and told[-1].tokens_per_second > 0
+
+
 @pytest.mark.slow
 def test_a_process_that_is_killed_at_any_moment_is_resumed_to_the_same_digest(tmp_path: Path, llama_folder: Path) -> None:
     moments = int(os.environ.get("PROMPTMILL_KILLS", "6"))
