@@ -23,6 +23,7 @@ from prompt_core.prompts import PromptState, Tree, hidden_states
 from prompt_core.tuning.checkpoint import load_checkpoint, save_checkpoint
 from prompt_core.tuning.joint import Cached, Joint, is_divided, look_ahead
 from prompt_core.tuning.member import Member, Part
+from prompt_core.tuning.memory import is_lack_of_memory, no_memory, reason_of
 from prompt_core.tuning.parallel import add_up, is_writer, share
 from prompt_core.tuning.run import Run
 
@@ -146,7 +147,7 @@ class Fleet:
         """The runs whose passes came into memory; the others end."""
         for run in runs:
             if reason := next(filter(None, map(self._passes.lacking.get, run.member.parts)), None):
-                run.fail(_no_memory(reason))
+                run.fail(no_memory("one example", reason))
         return [run for run in runs if not run.error]
 
 
@@ -188,14 +189,14 @@ class _Passes:
                 with torch.set_grad_enabled(backward), self._backbone.recomputing() if self._recompute and backward else nullcontext():
                     return self._sums(work, backward, cached), parameters
             except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not is_lack_of_memory(error):
                     raise
-                reason = " ".join(str(error).split())[:120]
+                reason = reason_of(error)
             if len(self._inside) > 1 and self.budget > 1:
                 self.budget //= 2
                 _log.warning("out of memory: passes take %d tokens from here on", self.budget)
             elif is_initialized() and any(isinstance(part.objective, Joint) and part not in cached for part, _ in self._inside):
-                raise _no_memory(reason)
+                raise no_memory("one example", reason)
             else:
                 self.lacking |= {part: reason for part, _ in self._inside}
                 self.budget = budget  # it was not for the size of the passes
@@ -296,13 +297,3 @@ class _Leaves:
         pairs = [(made, cut.grad) for made, cut in zip(self._made, self._cut, strict=True) if cut.grad is not None]
         if pairs:
             torch.autograd.backward([made for made, _ in pairs], [grad for _, grad in pairs])
-
-
-def _no_memory(reason: str) -> PromptmillError:
-    fix = "Free some, lower tune.max_tokens or prompt.tokens, or set tune.gradient_checkpointing."
-    return PromptmillError("tuning", f"the memory does not suffice for one example ({reason})", fix)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch has an exception of its own for a GPU; for the CPU it is a message."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

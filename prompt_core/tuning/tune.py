@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 from torch import nn
+from torch.distributed import is_initialized
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, load_backbone
@@ -19,6 +20,7 @@ from prompt_core.prompts import MultitaskPrompt, SoftPrompt
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.gradient import optimise
 from prompt_core.tuning.member import Member, OnStep, Step
+from prompt_core.tuning.memory import is_lack_of_memory, no_memory, reason_of
 from prompt_core.tuning.parallel import by_first
 from prompt_core.tuning.prepared import Prepared, Sides, own_sides
 from prompt_core.tuning.search import OnSearch, Search
@@ -141,6 +143,10 @@ def tune_fleet(
                 prepared[number] = ready
         except PromptmillError as error:
             results[number] = error
+        except (MemoryError, RuntimeError) as error:
+            if not is_lack_of_memory(error) or is_initialized():  # the other processes would wait for this one
+                raise
+            results[number] = no_memory("what precedes its tuning", reason_of(error))
     results |= _tuned(prepared, backbone, on_step, checkpoints)
     for done in searches:
         done.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,6 +67,22 @@ def test_a_task_that_cannot_be_tuned_is_an_error_of_its_own(llama: Backbone) -> 
     assert isinstance(first, TunedPrompt) and first.digest == tune(tasks[0], TRAIN, VALIDATION, llama).digest
     assert isinstance(second, PromptmillError) and "prompt.start: root, but the template starts with a field" in str(second)
     assert isinstance(third, PromptmillError) and "there is no training example" in str(third)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its own address space")
+def test_a_task_whose_start_does_not_come_into_memory_fails_alone(llama: Backbone) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    wide = a_member(llama, prompt={"kind": "soft", "network": "mlp", "hidden": 65536})  # 16 GiB in its second layer
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (used + 2**32, before[1]))
+        large, other = tune_fleet([wide, a_member(llama)], [(TRAIN, VALIDATION)] * 2, llama)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert isinstance(large, PromptmillError) and isinstance(other, TunedPrompt)
+    assert str(large).startswith("tuning: the memory does not suffice for what precedes its tuning (") and "can't allocate" in str(large)
 
 
 def test_steps_that_are_left_out_follow_the_number_of_examples(llama: Backbone) -> None:
