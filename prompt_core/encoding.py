@@ -122,11 +122,12 @@ class TaskEncoding:
         end = self.encode_target(target) if target is not None else []
         allowed = self._limit - len(self.root) - len(end)
         most = allowed if room is None else min(room, allowed)
-        ids = self._tokens.of(text)
+        of = self._tokens.behind if self.root_text else self._tokens.of
+        ids = of(text)
         around = len(self._before) + len(self._behind)
         truncated = len(ids) + around > most
         if truncated:
-            suffix = self._tokens.of(self._suffix) if self._suffix and text.endswith(self._suffix) else []
+            suffix = self._tokens.behind(self._suffix) if self._suffix and text.endswith(self._suffix) else []
             keep = most - around - len(suffix)
             if keep < 1 + self.soft_tokens:
                 if most < allowed:
@@ -134,7 +135,7 @@ class TaskEncoding:
                     raise PromptmillError(self._where, what, "Shorten the prompt or its labels.")
                 what = f"a target has {len(end)} tokens, more than fit" if end else "what stands around the fields leaves them no room"
                 raise PromptmillError(self._where, what, f"Raise tune.max_tokens ({self._limit}).")
-            front = self._tokens.of(text.removesuffix(self._suffix))
+            front = of(text.removesuffix(self._suffix))
             ids = [front[i] for i in _kept(front, keep, self._cut)] + suffix
         return Encoded((*self._before, *ids, *self._behind), tuple(end), truncated)
 
@@ -233,12 +234,12 @@ class TaskEncoding:
     def encode_target(self, target: str) -> list[int]:
         """Token ids of a text to generate, with what ends it."""
         if self.stop:
-            return self._tokens.in_front(self._template.gap + target + self.stop)  # as in front of the next line
+            return self._tokens.in_front(self._template.gap + target + self.stop, behind=True)  # as in front of the next line
         return [*self.encode_answer(target), *self.end_of_turn]
 
     def encode_answer(self, text: str) -> list[int]:
         """Token ids of a text that is generated, without its end. A decoder's stands alone, as the tokenizer would have it."""
-        return [*self._leading, *self._tokens.of(text)] if self._to_decoder else self._tokens.of(self._template.gap + text)
+        return [*self._leading, *self._tokens.of(text)] if self._to_decoder else self._tokens.behind(self._template.gap + text)
 
     def encode_bare(self, text: str) -> list[int]:
         """Token ids of a text without anything around it."""
@@ -267,7 +268,7 @@ class TaskEncoding:
     @cached_property
     def ends(self) -> tuple[tuple[int, ...], ...]:
         """The runs of tokens at which a text ends: `end_of_turn`, and `stop` as it stands alone and, last, between lines."""
-        stops = (tuple(self._tokens.of(self.stop)), tuple(self._tokens.in_front(self.stop))) if self.stop else ()
+        stops = (tuple(self._tokens.behind(self.stop)), tuple(self._tokens.in_front(self.stop, behind=True))) if self.stop else ()
         return tuple(dict.fromkeys((self.end_of_turn, *stops)))
 
     @cached_property
@@ -276,7 +277,7 @@ class TaskEncoding:
         for a full stop and a blank line."""
         if self.stop is None:
             return frozenset()
-        return self._tokens.spelled_with(self._tokens.of(self.stop)) - {run[0] for run in self.ends if len(run) == 1}
+        return self._tokens.spelled_with(self._tokens.behind(self.stop)) - {run[0] for run in self.ends if len(run) == 1}
 
     @cached_property
     def end_of_turn(self) -> tuple[int, ...]:

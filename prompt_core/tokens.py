@@ -38,11 +38,26 @@ class Tokens:
             ids += self._tokenizer(part, add_special_tokens=False).input_ids if isinstance(part, str) else soft_ids(part[1], part[0])
         return ids
 
-    def in_front(self, text: str) -> list[int]:
-        """Token ids of a text that goes on. Line breaks at its end are other tokens where a letter follows, in many vocabularies."""
-        letter = self.of("a")
-        ids = self.of(text + "a") if text.endswith("\n") else []
-        return ids[: -len(letter)] if ids and ids[-len(letter) :] == letter else self.of(text)
+    def behind(self, text: str) -> list[int]:
+        """Token ids of a text that stands behind another: without the space that Llama 2, Mistral and Phi 3 see in front of every text."""
+        if not self._adds_space:
+            return self.of(text)
+        line = self.of("\n")
+        ids = self.of("\n" + text)
+        return ids[len(line) :] if ids[: len(line)] == line else self.of(text)
+
+    @cached_property
+    def _adds_space(self) -> bool:
+        first = self._tokenizer.convert_ids_to_tokens(self.of("a")[:1])
+        return first != [] and first[0].startswith("\u2581") and self.of(" a") != self.of("a")
+
+    def in_front(self, text: str, behind: bool = False) -> list[int]:
+        """Token ids of a text that goes on, and stands `behind` another or not. Line breaks at its end are other tokens where a letter
+        follows, in many vocabularies."""
+        of = self.behind if behind else self.of
+        letter = self.behind("a")
+        ids = of(text + "a") if text.endswith("\n") else []
+        return ids[: -len(letter)] if ids and ids[-len(letter) :] == letter else of(text)
 
     def placed(self, text: str) -> list[tuple[int, int, int]]:
         """Token ids as by `of`, each with the characters [start, end) of the text that it stands for."""

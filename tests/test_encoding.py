@@ -170,6 +170,28 @@ def test_a_turn_ends_at_a_token_that_the_vocabulary_marks_as_special(tmp_path: P
     assert text_of(backbone, encoding(backbone, "Message: {{ text }}").end_of_turn) == backbone.tokenizer.eos_token
 
 
+def spaced_tokenizer() -> Any:
+    """A tokenizer that puts a space in front of every text and has line breaks as bytes, as Llama 2, Mistral 7B and Phi 3 do."""
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(byte_fallback=True))
+    bpe.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")])
+    decoders = tokenizers.decoders
+    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    special = ["</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=330, special_tokens=special, show_progress=False)
+    bpe.train_from_iterator(["Text:", "▁good", "▁▁", "Label:", "▁positive"] * 9, trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>", pad_token="</s>", bos_token="</s>")
+
+
+@pytest.mark.parametrize("template", ["Text: {{ text }}\nLabel:", "{{ text }}\nLabel:\n", "Text:\n{{ text }}\n"])
+def test_root_input_and_target_are_the_whole_texts_tokens_where_a_tokenizer_puts_a_space_in_front(tmp_path: Path, template: str) -> None:
+    backbone = backbone_at(str(save_tiny("llama", tmp_path / "m", spaced_tokenizer())))
+    enc = encoding(backbone, template)
+    example = enc.encode({"text": "good"}, "positive")
+    whole = template.replace("{{ text }}", "good") + ("positive" if template.endswith("\n") else " positive")
+    assert [*enc.root, *example.input, *example.target] == [*backbone.tokenizer(whole).input_ids, *enc.end_of_turn]
+    assert enc.decode(example.target) == "positive"
+
+
 def test_text_before_the_first_field_that_depends_on_one_is_refused(llama: Backbone) -> None:
     enc = encoding(llama, "{% if text == 'a' %}First{% else %}Second{% endif %}: {{ text }}")
     with pytest.raises(PromptmillError, match=r"the text before the first field differs between examples. Move the condition behind it"):
