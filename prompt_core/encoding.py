@@ -13,7 +13,7 @@ from prompt_core.encoded import Encoded, Located
 from prompt_core.errors import PromptmillError
 from prompt_core.extraction.targets import check_extraction
 from prompt_core.task import TaskSpec
-from prompt_core.template import BETWEEN, Template, plain
+from prompt_core.template import BETWEEN, Template
 from prompt_core.tokens import Tokens
 
 # Private-use characters stand for a field's value where the chat template is rendered only to find its parts.
@@ -115,7 +115,7 @@ class TaskEncoding:
             PromptmillError: a field is absent or empty, the text before the first field depends on a field, or the
                 target alone is longer than the limit, or what stands around the fields.
         """
-        text = self._text({name: plain(value) if isinstance(value, str) else value for name, value in fields.items()})
+        text = self._text(self._plain(fields))
         if not text.startswith(self.root_text):
             raise PromptmillError(self._where, "the text before the first field differs between examples", "Move the condition behind it.")
         text = text[len(self.root_text) :]
@@ -147,7 +147,7 @@ class TaskEncoding:
         """
         (name,) = self.fields
         self._text(fields)  # refuses an absent or empty field
-        field = str(fields[name]).translate(_NEUTRAL)
+        field = self._tokens.harmless(str(fields[name]).translate(_NEUTRAL))
         before, _, rest = self._text({name: f"{_OPEN}{field}{_CLOSE}"}).partition(_OPEN)
         inside, _, after = rest.partition(_CLOSE)
         if inside != field or _OPEN in after or before + field + after != self._text({name: field}):
@@ -193,11 +193,12 @@ class TaskEncoding:
             turns = [
                 message
                 for fields, answer in demonstrations
-                for message in [*(m for m in self._template.render(fields) if m[0] != "system"), ("assistant", answer)]
+                for message in [*(m for m in self._template.render(self._plain(fields)) if m[0] != "system"), ("assistant", answer)]
             ]
             text = self._chat([*shared, *turns, *(m for m in query if m[0] != "system")])
         else:
-            text = (context + BETWEEN if context else "") + self._template.render_solved(demonstrations, self._marked)
+            solved = [(self._plain(fields), answer) for fields, answer in demonstrations]
+            text = (context + BETWEEN if context else "") + self._template.render_solved(solved, self._marked)
         ids = (*self._first, *self._tokens.in_front(text.partition(_OPEN)[0].rstrip(" ")))
         return tuple(token for token in ids if token >= 0)  # as text, for which soft tokens say nothing
 
@@ -214,12 +215,12 @@ class TaskEncoding:
             PromptmillError: it leaves no room for an input.
         """
         return self._check_room(
-            self._long_ids(plain(context), demonstrations), "context and demonstrations", "Shorten distill.context, take fewer"
+            self._long_ids(self._tokens.plain(context), demonstrations), "context and demonstrations", "Shorten distill.context, take fewer"
         )
 
     def request(self, text: str, request: str, begun: str) -> tuple[int, ...]:
         """Token ids of a text and what is asked for about it, in the chat format or as plain lines, and how the answer begins."""
-        message = f"{plain(text)}\n{request}"
+        message = f"{self._tokens.plain(text)}\n{request}"
         asked = self._chat([("user", message)]) if self._template.is_chat else message + "\n"
         return (*self._first, *self._tokens.of(asked + begun))
 
@@ -243,7 +244,7 @@ class TaskEncoding:
 
     def encode_bare(self, text: str) -> list[int]:
         """Token ids of a text without anything around it."""
-        return self._tokens.of(plain(text))
+        return self._tokens.of(self._tokens.plain(text))
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a text that stands alone, with the tokenizer's special tokens around it."""
@@ -291,6 +292,10 @@ class TaskEncoding:
         if self._tokenizer.eos_token_id is None:
             raise PromptmillError(self._where, "the tokenizer has no end-of-text token", "Choose a backbone that has one.")
         return (self._tokenizer.eos_token_id,)
+
+    def _plain(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields whose texts are read as nothing but text."""
+        return {name: self._tokens.plain(value) if isinstance(value, str) else value for name, value in fields.items()}
 
     def _text(self, fields: Mapping[str, Any]) -> str:
         messages = self._template.render(fields)

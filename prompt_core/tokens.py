@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from prompt_core.template import soft_mark, split_soft
+from prompt_core.template import plain, soft_mark, split_soft
 
 
 def soft_ids(count: int, first: int = 0) -> range:
@@ -30,6 +31,20 @@ class Tokens:
         """The special tokens: those that have a role, and those that the vocabulary marks, as the end of a turn in Phi 3 and Gemma 3."""
         named = dict(zip(self._tokenizer.all_special_ids, self._tokenizer.all_special_tokens, strict=True))
         return named | {number: token.content for number, token in self._tokenizer.added_tokens_decoder.items() if token.special}
+
+    def plain(self, text: str) -> str:
+        """`harmless`, and without the characters that mark soft tokens."""
+        return self.harmless(plain(text))
+
+    def harmless(self, text: str) -> str:
+        """A text, as long as it was, in which nothing is read as a special token: each begins with the full-width sign, `＜|im_end|>`,
+        so that what a customer writes ends no turn and begins none."""
+        return self._marks.sub(lambda mark: _wide(mark[0][0]) + mark[0][1:], text)
+
+    @cached_property
+    def _marks(self) -> re.Pattern[str]:
+        marks = sorted(filter(None, self.special.values()), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, marks)) or "(?!)")
 
     def of(self, text: str) -> list[int]:
         """Token ids of a text without anything around it."""
@@ -88,6 +103,10 @@ class Tokens:
         if spelled not in found:
             found[spelled] = frozenset(number for token, number in self._tokenizer.get_vocab().items() if spelled in token)
         return found[spelled]
+
+
+def _wide(sign: str) -> str:
+    return chr(ord(sign) + 0xFEE0) if "!" <= sign <= "~" else "\ufffd"
 
 
 _spelled_with: WeakKeyDictionary[Any, dict[str, frozenset[int]]] = WeakKeyDictionary()  # by tokenizer: a look through a vocabulary is slow
