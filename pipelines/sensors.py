@@ -15,7 +15,6 @@ from prompt_core import PromptmillError, PromptStore, TaskSpec
 from prompt_core.data import Fingerprint, data_files, fingerprint
 from prompt_core.data.drift import drift
 from prompt_core.data.read import read_inputs
-from prompt_core.export import Published
 from prompt_core.store.moves import PRODUCTION
 
 T = TypeVar("T")
@@ -101,6 +100,8 @@ def _drifted_inputs(folder: Path, store_url: str, status: dg.DefaultSensorStatus
         tables: list[str] = []
 
         def is_reason(key: str, task: TaskSpec, before: Fingerprint | None) -> bool | None:
+            from prompt_core.export import Published
+
             prompt = store.live(key)
             if prompt is None:
                 return None

@@ -164,7 +164,7 @@ _asked: ContextVar[set[int | None] | None] = ContextVar("asked", default=None)
 
 def _no_mask(*args: Any, attention_mask: Tensor | None = None, local_size: int | None = None, **kwargs: Any) -> None:
     """A packed row has no padding; transformers would drop a padding mask in silence if no function were registered."""
-    if (windows := _asked.get()) is not None:
+    if not torch.compiler.is_compiling() and (windows := _asked.get()) is not None:  # a compiler cannot read a context variable
         windows.add(local_size)
     if attention_mask is not None and not bool(attention_mask.all()):
         raise ValueError("attention_mask: a packed row has no padding; pass the tokens alone")
