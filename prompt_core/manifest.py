@@ -32,10 +32,10 @@ class BackboneIdentity(Record):
 
 
 class Validation(Record):
-    """One look at the validation loss."""
+    """One look at the validation loss; None where it was no finite number, which JSON does not have."""
 
     step: int
-    loss: float
+    loss: float | None
 
 
 class TuningRecord(Record):

@@ -31,19 +31,23 @@ TITLE_SIZE = 11
 TUNED, OTHER, FAINT, _PALE, INK = "#0b6e99", "#8a8f98", "#d9dce1", "#f6f7f9", "#22262b"
 
 
-def loss_curve(steps: Sequence[int], train_loss: Sequence[float], validation_steps: Sequence[int], validation_loss: Sequence[float]) -> str:
-    """Loss of every training step and of every look at the validation rows, which may be none. Returns a data URI."""
+def loss_curve(
+    steps: Sequence[int], train_loss: Sequence[float], validation_steps: Sequence[int], validation_loss: Sequence[float | None]
+) -> str:
+    """Loss of every training step and of every look at the validation rows, of which there may be none, or some without a finite
+    loss. Returns a data URI."""
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = figure_of(6.4, 3.4)
     marker = "o" if len(steps) == 1 else ""
     axes.plot(steps, train_loss, color=OTHER, linewidth=1.2, marker=marker, label="training", zorder=2)
     title = "Loss while tuning"
-    if validation_loss:
-        best = int(np.argmin(validation_loss))
-        axes.plot(validation_steps, validation_loss, color=TUNED, linewidth=2, marker="o", markersize=4, label="validation", zorder=3)
-        axes.plot(validation_steps[best], validation_loss[best], color=TUNED, marker="o", markersize=10, fillstyle="none", zorder=4)
-        title += f": validation is best at step {validation_steps[best]} ({validation_loss[best]:.3g})"
+    looks = np.array(validation_loss, dtype=np.float64)
+    if np.isfinite(looks).any():
+        best = int(np.nanargmin(looks))
+        axes.plot(validation_steps, looks, color=TUNED, linewidth=2, marker="o", markersize=4, label="validation", zorder=3)
+        axes.plot(validation_steps[best], looks[best], color=TUNED, marker="o", markersize=10, fillstyle="none", zorder=4)
+        title += f": validation is best at step {validation_steps[best]} ({looks[best]:.3g})"
     axes.set_title(title, fontsize=TITLE_SIZE, color=INK)
     axes.set_xlabel("step", color=INK)
     axes.set_ylabel("loss", color=INK)

@@ -176,4 +176,4 @@ def _losses(**prompts: TunedPrompt) -> dict[Start, float]:
 
 def _comparable(look: Validation) -> float:
     """Its loss; one that is not finite is worse than any other."""
-    return look.loss if math.isfinite(look.loss) else math.inf
+    return math.inf if look.loss is None else look.loss

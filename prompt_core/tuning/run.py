@@ -118,8 +118,9 @@ class Run:
         """Note the validation loss of the running average, and the average itself where it is the best so far; one that is not
         finite is worse than any other."""
         loss = self._validation_loss = sum(losses[part] for part in self.looks_at) / len(self.looks_at)
-        self._looks.append(Validation(step=self.done, loss=round(loss, 6)))
-        comparable = loss if math.isfinite(loss) else math.inf
+        finite = math.isfinite(loss)
+        self._looks.append(Validation(step=self.done, loss=round(loss, 6) if finite else None))
+        comparable = loss if finite else math.inf
         if self._best is None or comparable < self._best[0]:
             self._best = (comparable, self.done, [value.clone() for value in self._average])
 

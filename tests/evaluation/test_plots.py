@@ -37,6 +37,8 @@ def test_a_loss_curve_with_validation_without_it_and_of_one_step():
     assert size_of(loss_curve(steps, [3 / s for s in steps], [10, 20, 80], [2.0, 1.0, 1.1]))[0] > 900
     assert size_of(loss_curve(steps, [3 / s for s in steps], [], []))[0] > 900
     assert size_of(loss_curve([1], [2.0], [1], [2.0]))[0] > 900
+    assert size_of(loss_curve(steps, [3 / s for s in steps], [10, 20], [None, 1.0]))[0] > 900  # the first was no finite number
+    assert size_of(loss_curve([1], [2.0], [1], [None]))[0] > 900
 
 
 @pytest.mark.parametrize("classes", [2, 20, 150])

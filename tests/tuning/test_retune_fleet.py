@@ -63,13 +63,12 @@ def test_a_live_prompt_that_leads_nowhere_loses_and_leaves_no_trace(bert: Backbo
 def test_a_loss_that_is_not_finite_never_wins(bert: Backbone) -> None:
     good = tune(a_member(bert), *SIDES, bert)
 
-    def with_losses(*losses: float) -> TunedPrompt:
+    def with_losses(*losses: float | None) -> TunedPrompt:
         looks = tuple(Validation(step=step, loss=loss) for step, loss in enumerate(losses, 1))
         record = good.manifest.tuning.model_copy(update={"validation": looks})
         return replace(good, manifest=good.manifest.model_copy(update={"tuning": record}))
 
-    nan = float("nan")
-    cases = (((nan,), (2.0,), "warm"), ((2.0,), (nan,), "cold"), ((nan, 1.0), (2.0,), "cold"), ((3.0,), (nan, 2.0), "warm"))
+    cases = (((None,), (2.0,), "warm"), ((2.0,), (None,), "cold"), ((None, 1.0), (2.0,), "cold"), ((3.0,), (None, 2.0), "warm"))
     for cold, warm, start in cases:
         found = better(with_losses(*cold), with_losses(*warm), "")
         assert isinstance(found, Retuned) and found.start == start
