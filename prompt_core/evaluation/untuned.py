@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib.metadata import version
 
 from prompt_core.backbone import Backbone
 from prompt_core.data import Splits, unlabelled_inputs
@@ -29,7 +28,7 @@ def untuned_digest(task: TaskSpec, splits: Splits, backbone: Backbone) -> str:
         splits.digest,
         frame_digest(unlabelled_inputs(task)),
         backbone.identity.model_dump(),
-        {**library_versions(), "scikit-learn": version("scikit-learn")},  # which fits the probe
+        library_versions(),
         backbone.device.type,
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

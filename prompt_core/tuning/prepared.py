@@ -254,11 +254,11 @@ class Prepared:
 
 
 def library_versions() -> dict[str, str]:
-    """Of what decides the numbers of a tuning."""
+    """Of what decides the numbers of a tuning; scikit-learn fits its logistic head and the probe beside it."""
     return {
         "promptmill": prompt_core.__version__,
         "python": ".".join(platform.python_version_tuple()[:2]),
-        **{package: version(package) for package in ("torch", "transformers", "tokenizers")},
+        **{package: version(package) for package in ("torch", "transformers", "tokenizers", "scikit-learn")},
     }
 
 
