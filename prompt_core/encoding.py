@@ -294,8 +294,8 @@ class TaskEncoding:
         return (self._tokenizer.eos_token_id,)
 
     def _plain(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields whose texts are read as nothing but text."""
-        return {name: self._tokens.plain(value) if isinstance(value, str) else value for name, value in fields.items()}
+        """The fields, with those of the template that are texts read as nothing but text."""
+        return {**fields, **{name: self._tokens.plain(fields[name]) for name in self.fields if isinstance(fields.get(name), str)}}
 
     def _text(self, fields: Mapping[str, Any]) -> str:
         messages = self._template.render(fields)

@@ -189,6 +189,7 @@ def test_from_a_task_file_to_a_prompt_in_use(tmp_path: Path, monkeypatch: pytest
     assert passed("card", "desk").stdout.startswith("---\nbase_model: minilm\n")
 
     assert passed("drift", "desk", "new.csv").exit_code == 0  # two rows show nothing
+    assert "labels " in passed("drift", "desk", "answered.jsonl").stdout  # predictions, beside those of the evaluation
     pl.DataFrame({"text": ["Lorem ipsum dolor sit amet, consectetur adipiscing elit " * 4] * 60}).write_parquet("other.parquet")
     drifted = run("drift", "desk", "other.parquet", "--json")
     assert drifted.exit_code == 1 and [shift["drifted"] for shift in json.loads(drifted.stdout)["shifts"]] == [True, True]
