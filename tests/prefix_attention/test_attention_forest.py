@@ -1,7 +1,7 @@
 """What a forest accepts, what it refuses, and that first/last mean what a walk along the paths says."""
 
 import copy
-import pickle
+import multiprocessing
 import time
 
 import pytest
@@ -113,7 +113,14 @@ def test_a_layout_describes_its_forest_completely():
     assert forest_of(forest.layout, torch.device("cpu")) is forest
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda forest: pickle.loads(pickle.dumps(forest))])  # noqa: S301
+def sent(forest):
+    """The forest as another process receives it."""
+    near, far = multiprocessing.Pipe()
+    near.send(forest)
+    return far.recv()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, sent])
 def test_a_copy_is_a_forest_of_its_own_also_in_a_process_where_its_handle_is_taken(copied):
     forest = PromptForest.from_segments([3, 2], [-1, -1], prefix_lengths=[2])
     other = copied(forest)

@@ -31,3 +31,7 @@ def running(store: PromptStore, **settings: Any) -> Iterator[httpx2.Client]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+def ask(client: httpx2.Client, prompt: str, *texts: str) -> httpx2.Response:
+    return client.post("/v1/predict", json={"prompt": prompt, "inputs": list(texts)})

@@ -18,6 +18,7 @@ from prompt_core.store import PromptStore
 from prompt_core.text.index import embedding_model
 from prompt_core.text.prompt import Demonstration, Retrieval, TextPrompt
 
+TEXTS = [f"Text number {i}, {'good' if i % 2 else 'bad'}" for i in range(6)]
 PASSED: dict[str, Any] = {"verdict": {"passed": True}}
 
 
