@@ -17,7 +17,7 @@ import prompt_core
 from prompt_core.errors import PromptmillError, Unreachable
 from prompt_core.serving.catalogue import Catalogue
 from prompt_core.serving.disconnect import ClientGone
-from prompt_core.serving.engine import Engine, EngineFull
+from prompt_core.serving.engine import Engine, EngineClosed, EngineFull
 from prompt_core.serving.limits import Guard, error_body
 from prompt_core.serving.metrics import Metrics
 from prompt_core.serving.openai_routes import openai_routes
@@ -87,9 +87,10 @@ def create_app(
         return HTMLResponse(_PLAYGROUND.read_text(encoding="utf-8"))
 
     @app.get("/health")
-    async def health() -> dict[str, str | int]:
-        """Whether the server answers, and how many prompts it serves."""
-        return {"status": "ok", "prompts": len(catalogue.summaries)}
+    async def health() -> JSONResponse:
+        """Whether the server answers, and how many prompts it serves; 503 where only a new start helps."""
+        alive = engine.alive
+        return JSONResponse({"status": "ok" if alive else "the engine ended", "prompts": len(catalogue.summaries)}, 200 if alive else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> PlainTextResponse:
@@ -137,3 +138,7 @@ def _add_errors(app: FastAPI, limits: Limits) -> None:
     async def full(_: Request, error: EngineFull) -> JSONResponse:
         message = f"{limits.unfinished} inputs are waiting or being answered"
         return unavailable(message, "queue_full")
+
+    @app.exception_handler(EngineClosed)
+    async def closed(_: Request, error: EngineClosed) -> JSONResponse:
+        return unavailable("the server is ending, or its engine failed: /health says which", "temporarily_unavailable")

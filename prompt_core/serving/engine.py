@@ -1,11 +1,13 @@
 """The engine: one thread that owns the models. What waits when it is free is answered together, whatever the prompts.
 
-Nobody waits for others to come: while a pass or a step runs, requests gather, and the next one takes all of them.
+Nobody waits for others to come: while a pass or a step runs, requests gather, and the next one takes all of them. Inputs that
+are scored and texts that are written share the time evenly while both wait: a text of 40 tokens would else wait for 40 passes.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -30,6 +32,10 @@ _log = logging.getLogger(__name__)
 
 class EngineFull(Exception):
     """More inputs wait than the engine takes."""
+
+
+class EngineClosed(Exception):
+    """The engine takes nothing more: the server ends, or the engine failed."""
 
 
 @dataclass(eq=False)
@@ -85,13 +91,19 @@ class Engine:
         self._lines: dict[Backbone, _Line] = {}
         self._apart: list[_Line] = []  # of texts that were in a step that failed
         self._writing: dict[Text, Job] = {}
-        self._unfinished = 0
+        self._unfinished: set[Job] = set()
+        self._scoring_ahead = 0.0  # seconds that scoring has had more than texts that waited meanwhile
         self._closing = False
         self._thread = Thread(target=self._run, name="promptmill-engine", daemon=True)
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs: nothing is answered without it."""
+        return self._thread.is_alive()
 
     def close(self) -> None:
         """Finish what was submitted, then end."""
@@ -105,38 +117,63 @@ class Engine:
 
         Raises:
             EngineFull: more would be unfinished than may be.
+            EngineClosed: it takes nothing more.
             PromptmillError: there are more than may ever be.
         """
         if len(jobs) > self._most:
             raise PromptmillError("inputs", f"are {len(jobs)}, the server takes {self._most} at a time", "Send them in several requests.")
         with self._changed:
-            if self._closing or self._unfinished + len(jobs) > self._most:
+            if self._closing:
+                raise EngineClosed
+            if len(self._unfinished) + len(jobs) > self._most:
                 raise EngineFull
-            self._unfinished += len(jobs)
-            self._metrics.unfinished.set(self._unfinished)
+            self._unfinished.update(jobs)
+            self._metrics.unfinished.set(len(self._unfinished))
             for job in jobs:
                 (self._asked if job.text else self._scored).append(job)
             self._changed.notify()
 
     def call(self, work: Callable[[], Result]) -> Result:
-        """Run something on the engine's thread, between two steps, and wait for it."""
+        """Run something on the engine's thread, between two steps, and wait for it. Raises `EngineClosed`."""
         future: Future[Any] = Future()
         with self._changed:
             if self._closing:
-                raise EngineFull
+                raise EngineClosed
             self._calls.append((work, future))
             self._changed.notify()
         return cast(Result, future.result())
 
     def _run(self) -> None:
-        while self._gather():
-            while self._calls:
-                _settle(*self._calls.popleft())
-            if scored := [self._scored.popleft() for _ in range(min(_MOST_SCORED, len(self._scored)))]:
-                self._score(scored)
-            for line in [*self._lines.values(), *self._apart]:
-                self._step(line)
-            self._apart = [line for line in self._apart if line.waiting or line.batch.texts]
+        try:
+            while self._gather():
+                while self._calls:
+                    _settle(*self._calls.popleft())
+                self._score_some()
+                self._write_some()
+        except Exception as error:  # a fault of the engine's own: nobody may wait for a thread that has ended
+            _log.critical("the engine ended: the server answers nothing until it is started again", exc_info=error)
+            with self._changed:
+                self._closing = True
+                calls, self._calls = self._calls, deque()
+            self._finish(list(self._unfinished), [error] * len(self._unfinished))
+            for _, future in calls:
+                future.set_exception(error)
+
+    def _score_some(self) -> None:
+        """Score what waits, unless it is the texts' turn."""
+        if not self._scored or (self._writing and self._scoring_ahead > 0):
+            return
+        start = time.perf_counter()
+        self._score([self._scored.popleft() for _ in range(min(_MOST_SCORED, len(self._scored)))])
+        self._scoring_ahead = time.perf_counter() - start if self._writing else 0.0
+
+    def _write_some(self) -> None:
+        """Write one token of each text."""
+        start = time.perf_counter()
+        for line in [*self._lines.values(), *self._apart]:
+            self._step(line)
+        self._apart = [line for line in self._apart if line.waiting or line.batch.texts]
+        self._scoring_ahead -= time.perf_counter() - start
 
     def _gather(self) -> bool:
         """Wait for work and sort in what came; False where there will be no more."""
@@ -212,8 +249,8 @@ class Engine:
     def _finish(self, jobs: Sequence[Job] | set[Job], found: Sequence[Answer | Exception]) -> None:
         """Hand out what was found; without anything found, the jobs were given up."""
         with self._changed:
-            self._unfinished -= len(jobs)
-            self._metrics.unfinished.set(self._unfinished)
+            self._unfinished.difference_update(jobs)
+            self._metrics.unfinished.set(len(self._unfinished))
         for job, one in zip(jobs, found, strict=False):
             if not job.answer.set_running_or_notify_cancel():
                 continue

@@ -43,7 +43,7 @@ class Service:
         """Submit jobs and wait for all; cancelled, it gives them up.
 
         Raises:
-            EngineFull: too many wait.
+            EngineFull, EngineClosed: see `Engine.submit`.
             PromptmillError: the model refuses an input.
         """
         self.engine.submit(jobs)

@@ -20,11 +20,7 @@ from served_prompts import TEXTS, a_prompt, a_retrieving_prompt, a_served_store,
 from prompt_core.backbone import Backbone
 from prompt_core.cli import main
 from prompt_core.errors import PromptmillError
-from prompt_core.sampling import Sampling
 from prompt_core.serving import Limits
-from prompt_core.serving.engine import Engine, EngineFull, Job
-from prompt_core.serving.metrics import Metrics
-from prompt_core.serving.service import a_job
 from prompt_core.store import PromptStore
 
 NAMES = ("mood", "tone", "reply", "story")
@@ -184,31 +180,6 @@ def test_a_client_that_leaves_is_given_up(tmp_path: Path, llama: Backbone, route
         assert f'promptmill_requests_total{{route="{route}",status="499"}} 1.0' in metrics
 
 
-def test_the_engine_takes_all_jobs_of_a_request_or_none_and_goes_on_after_a_failure(store: PromptStore, llama: Backbone) -> None:
-    engine = Engine(3, Metrics())
-    ready = ready_on(llama)(store.get("reply"))
-    jobs = [a_job(ready, ready.encode("a")) for _ in range(8)]
-    engine.submit(jobs[:2])
-    with pytest.raises(EngineFull):
-        engine.submit(jobs[2:4])
-    engine.submit(jobs[4:5])
-    engine.start()
-    assert len({job.answer.result(60).text for job in (*jobs[:2], jobs[4])}) == 1
-    broken = Job(ready, ready.encode("a"), ready.text(ready.encode("a")))
-    assert broken.text is not None
-    broken.text.input = [10**9]  # no such token
-    engine.submit([*jobs[5:6], broken])
-    with pytest.raises(Exception, match="index"):
-        broken.answer.result(60)
-    assert jobs[5].answer.result(60).text == jobs[0].answer.result().text  # it was read in the pass that failed
-    jobs[6].cancel()
-    engine.submit(jobs[6:])
-    assert jobs[7].answer.result(60).text == jobs[0].answer.result().text
-    with pytest.raises(PromptmillError, match="there is no prompt"):
-        engine.call(lambda: store.get("nobody"))
-    engine.close()
-
-
 @pytest.mark.parametrize(("writes", "kind"), [(True, "deep"), (True, "soft"), (False, "soft")])
 def test_a_long_input_is_cut_to_the_positions_that_prompt_and_answer_leave(
     tmp_path: Path, writes: bool, kind: Literal["soft", "deep"]
@@ -231,22 +202,6 @@ def test_an_input_that_is_left_no_position_is_refused(tmp_path: Path) -> None:
     prompt = a_prompt(gpt2, "far", kind="deep", writes=True, tokens=254)
     with pytest.raises(PromptmillError, match=r"the prompt and what stands behind .* leave it 1 of the model's 256 positions"):
         prompt.predict(["a long input"], gpt2)
-
-
-def test_a_text_that_fails_while_it_is_written_fails_alone(store: PromptStore, llama: Backbone) -> None:
-    engine = Engine(64, Metrics())
-    ready = ready_on(llama)(store.get("reply"))
-    jobs = [a_job(ready, ready.encode(text)) for text in TEXTS]
-    engine.submit(jobs)
-    broken = Job(ready, ready.encode("a"), ready.text(ready.encode("a"), 4, Sampling([0])))
-    assert broken.text is not None and broken.text.uniforms is not None
-    broken.text.uniforms = broken.text.uniforms[:2]  # none for the third token
-    engine.submit([broken])
-    engine.start()
-    assert [job.answer.result(60).text for job in jobs] == store.get("reply").predict(TEXTS, llama)
-    with pytest.raises(IndexError):
-        broken.answer.result(60)
-    engine.close()
 
 
 def test_a_server_that_cannot_start_says_why_in_one_line_with_status_2(tmp_path: Path, store: PromptStore, llama: Backbone) -> None:
