@@ -44,12 +44,17 @@ def normalised(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip()
 
 
+def is_absent(value: Any) -> bool:
+    """Whether there is no value: None, or a float's NaN, which stands for a missing value in pandas and NumPy."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def as_texts(column: pl.Series) -> pl.Series:
-    """A column as texts, spelled as `as_text` does but with their white space: neither nested nor Binary -> String."""
+    """A column as texts, spelled as `as_text` does but with their white space: neither nested nor Binary -> String. NaN is null."""
     if column.dtype.is_float():
         if column.dtype == pl.Float32:  # 0.1 is no other number in fewer bits
             column = column.cast(pl.String).cast(pl.Float64)
-        return pl.Series(column.name, [None if value is None else _number(value) for value in column], dtype=pl.String)
+        return pl.Series(column.name, [None if is_absent(value) else _number(value) for value in column], dtype=pl.String)
     return column.dt.to_string("iso") if column.dtype == pl.Duration else column.cast(pl.String)
 
 

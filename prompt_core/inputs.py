@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import polars as pl
 
 from prompt_core.errors import PromptmillError
-from prompt_core.field_text import as_text
+from prompt_core.field_text import as_text, is_absent
 
 Input: TypeAlias = str | Mapping[str, Any]
 Inputs: TypeAlias = Iterable[Input] | pl.DataFrame
@@ -41,7 +41,7 @@ def as_fields(inputs: Iterable[Input], fields: Sequence[str]) -> list[dict[str, 
 
 
 def read_input(given: Input, fields: Sequence[str], where: str = "input") -> dict[str, Any]:
-    """An input as a mapping whose `fields` are texts as data are tuned on and evaluated, see `as_text`; None where one is None.
+    """An input as a mapping whose `fields` are texts as data are tuned on and evaluated, see `as_text`; None where one is absent.
 
     Args:
         given: a mapping, or a text that stands for the one field of the template.
@@ -56,11 +56,11 @@ def read_input(given: Input, fields: Sequence[str], where: str = "input") -> dic
         raise PromptmillError(where, f"is {_kind(given)}, not a text or a mapping of field to text", fix)
     if isinstance(given, str) and len(fields) != 1:
         raise PromptmillError(where, f"is a text, but the template has the fields {', '.join(fields)}", "Give a mapping of field to text.")
-    row = {fields[0]: given} if isinstance(given, str) else dict(given)
+    row: dict[str, Any] = {fields[0]: given} if isinstance(given, str) else dict(given)
     for name in fields:
-        if row.get(name) is not None:
+        if name in row:
             try:
-                row[name] = as_text(row[name])
+                row[name] = None if is_absent(row[name]) else as_text(row[name])
             except ValueError as error:
                 raise PromptmillError(f'{where}: field "{name}"', str(error), "Give it a text.") from None
     return row

@@ -19,7 +19,7 @@ from prompt_core.backbone import Backbone
 from prompt_core.batch.reading import read_chunks
 from prompt_core.data import clean, read_examples
 from prompt_core.encoding import TaskEncoding
-from prompt_core.field_text import as_text, as_texts
+from prompt_core.field_text import as_text, as_texts, is_absent
 from prompt_core.inputs import read_input
 
 FIELDS = ("text", "flag", "price", "whole", "items", "small", "day", "moment", "hour", "span", "exact")
@@ -88,7 +88,7 @@ def test_the_model_reads_a_row_of_a_file_as_it_was_evaluated(tmp_path: Path, lla
         (True, "true"),
         (np.bool_(False), "false"),
         (np.float64(2), "2"),
-        (math.nan, "NaN"),
+        ([math.nan], "[NaN]"),
         (-math.inf, "-inf"),
         (2**70, str(2**70)),
         ((1, [2.0, "\u00e9"], None), '[1, [2, "\u00e9"], null]'),
@@ -122,6 +122,6 @@ def test_what_is_no_text_is_refused(value: Any, reason: str) -> None:
 
 
 def test_columns_are_spelled_as_their_values_are() -> None:
-    values = [1000.0, 1e300, 5e-324, -0.0, 1 / 3, None]
-    assert as_texts(pl.Series(values)).to_list() == [None if value is None else as_text(value) for value in values]
+    values = [1000.0, 1e300, 5e-324, -0.0, 1 / 3, None, math.nan]
+    assert as_texts(pl.Series(values)).to_list() == [None if is_absent(value) else as_text(value) for value in values]
     assert unicodedata.is_normalized("NFC", as_text("e\u0301"))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import time
 import unicodedata
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -56,6 +57,14 @@ def test_empty_rows_are_counted_with_their_numbers() -> None:
     frame, report = clean(rows(*BASE, ("  \n", "late"), (None, "lost"), ("no label", "")), a_task())
     assert (len(frame), report.empty, report.empty_rows) == (4, 3, (5, 6, 7))
     assert report.examples["empty"][2] == "row 7: 'no label' -> ''"
+
+
+def test_a_number_that_is_none_is_an_absent_value(tmp_path: Path) -> None:
+    values = [1.0, float("nan"), 0.0, 1.0, 0.0]
+    pl.DataFrame({"text": [f"message {i}" for i in range(5)], "label": values}).write_parquet(tmp_path / "a.parquet")
+    task = a_task(tmp_path, path="a.parquet")
+    frame, report = clean(read_examples(task), task)
+    assert (frame["label"].to_list(), report.empty_rows) == (["1", "0", "1", "0"], (2,))
 
 
 def test_the_first_of_equal_rows_stays() -> None:
