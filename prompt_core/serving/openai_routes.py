@@ -53,7 +53,7 @@ def openai_routes(service: Service) -> APIRouter:
         _check(request)
         shelved = await service.find(request.model)
         given = _input(request, shelved)
-        example = await service.read(shelved.ready, lambda: shelved.ready.encode(given))
+        example = await service.read(http, shelved.ready, lambda: shelved.ready.encode(given))
         job = _job(request, shelved, example)
         stream = TextStream(job, [request.stop] if isinstance(request.stop, str) else request.stop or [])
         service.engine.submit([job])

@@ -32,7 +32,7 @@ def predict_routes(service: Service) -> APIRouter:
     async def predict(request: PredictRequest, http: Request, response: Response) -> PredictResponse:
         """Labels, texts or entities of one prompt; requests for any prompts are answered together."""
         shelved = await service.find(request.prompt)
-        examples = await service.read(shelved.ready, lambda: shelved.ready.encode_all(request.inputs))
+        examples = await service.read(http, shelved.ready, lambda: shelved.ready.encode_all(request.inputs))
         jobs = [a_job(shelved.ready, example) for example in examples]
         answers = await while_connected(http, service.answers(jobs))
         service.count(shelved, len(answers))
@@ -71,7 +71,7 @@ def predict_routes(service: Service) -> APIRouter:
         shelved = [await service.find(f"{request.prompt}@{version}") for version in chosen] or [await service.find(request.prompt)]
         untuned = await asyncio.to_thread(service.catalogue.untuned, shelved[0])
         contenders: list[tuple[Shelved | None, ReadyPrompt]] = [(None, untuned), *((one, one.ready) for one in shelved)]
-        jobs = [a_job(ready, await service.read(ready, partial(ready.encode, request.input))) for _, ready in contenders]
+        jobs = [a_job(ready, await service.read(http, ready, partial(ready.encode, request.input))) for _, ready in contenders]
         start, ends = time.perf_counter(), dict[Job, float]()
         for job in jobs:
             job.answer.add_done_callback(partial(_note_end, ends, job))

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from fastapi import Request
+
 from prompt_core.encoded import Encoded
 from prompt_core.errors import PromptmillError, Unreachable
 from prompt_core.ready import Answer, ReadyPrompt
@@ -16,6 +18,7 @@ from prompt_core.serving.metrics import Metrics
 from prompt_core.shelf import Shelved
 
 Result = TypeVar("Result")
+_LONG = 20_000  # bytes of a body; one without a length counts as long
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,15 @@ class Service:
         except PromptmillError as error:
             raise NotServed(error.where, error.what, error.fix) from None
 
-    async def read(self, ready: ReadyPrompt, encode: Callable[[], Result]) -> Result:
-        """What `encode` of a prompt gives. One that retrieves demonstrations runs a model for it: not on the event loop, then."""
-        return encode() if ready.retriever is None else await asyncio.to_thread(self.engine.call, encode)
+    async def read(self, http: Request, ready: ReadyPrompt, encode: Callable[[], Result]) -> Result:
+        """What `encode` of a prompt gives.
+
+        One that retrieves demonstrations runs a model for it, and a long body takes a tokenizer, which lets others run, up to a
+        second: neither is for the event loop.
+        """
+        if ready.retriever is not None:
+            return await asyncio.to_thread(self.engine.call, encode)
+        return encode() if int(http.headers.get("content-length", _LONG)) < _LONG else await asyncio.to_thread(encode)
 
     async def answers(self, jobs: Sequence[Job]) -> list[Answer]:
         """Submit jobs and wait for all; cancelled, it gives them up.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -121,6 +122,18 @@ def test_a_body_that_is_too_long_is_refused_however_it_comes(client: httpx2.Clie
     response = client.post("/v1/predict", content=iter([long[:3000], long[3000:]]))  # without a length
     assert response.status_code == 413 and response.json()["error"]["message"] == "the body has more than 4000 bytes"
     assert ask(client, "mood", "a").status_code == 200
+
+
+def test_a_long_text_holds_up_nobody(store: PromptStore) -> None:
+    def seconds(call: Callable[[], httpx2.Response]) -> float:
+        start = time.perf_counter()
+        assert call().status_code == 200
+        return time.perf_counter() - start
+
+    with running(store, names=["mood"]) as client, ThreadPoolExecutor(1) as pool:
+        long = pool.submit(seconds, lambda: ask(client, "mood", "word after word " * 50_000))
+        waits = [seconds(lambda: client.get("/health")) for _ in iter(long.done, True)]
+    assert max(waits) < long.result() / 2
 
 
 def test_a_token_is_asked_for_where_one_is_set(store: PromptStore) -> None:
