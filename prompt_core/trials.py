@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -20,11 +21,14 @@ class Measured(_Record):
         steps: optimizer steps of each fold's prompt.
         score: less is better, see `SearchRecord.score`.
         accuracy: share of the held-out examples that are right, for a classifier.
+        metric: of the texts that it writes for them, in points, and `error` its standard error; None where it was not asked to write.
     """
 
     steps: int
     score: float
     accuracy: float | None = None
+    metric: float | None = None
+    error: float | None = None
 
 
 class Trial(_Record):
@@ -44,8 +48,8 @@ class Trial(_Record):
 
     @property
     def best(self) -> Measured | None:
-        """The rung with the least score, the earlier of equal ones; none of a trial that failed."""
-        return None if self.outcome == "failed" else min(self.rungs, key=lambda rung: rung.score, default=None)
+        """The rung that is preferred; none of a trial that failed."""
+        return self.rungs[preferred(self.rungs)] if self.rungs and self.outcome != "failed" else None
 
     @property
     def kind_and_start(self) -> tuple[str, str]:
@@ -115,9 +119,25 @@ class SearchRecord(_Record):
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def preferred(measured: Sequence[Measured]) -> int:
+    """The number of the best: the least score, the earlier of equal ones; where any was asked to write and got something right,
+    the least score of those that wrote as well as the best of them, but for its standard error (Breiman et al. 1984).
+
+    How likely the right text is says which of two like prompts writes better, but not which of two kinds does: a
+    tuned prefix is surer of itself than words are, also where it errs.
+    """
+    best = max(measured, key=lambda one: one.metric or 0.0)
+    if best.metric:
+        able = [n for n, one in enumerate(measured) if one.metric is not None and one.metric >= best.metric - (best.error or 0.0)]
+    else:
+        able = list(range(len(measured)))
+    return min(able, key=lambda n: (measured[n].score, n))
+
+
 def shown_score(measured: Measured) -> str:
     """A score for people: `0.412, accuracy 81.2 %`."""
-    return f"{measured.score:.4f}" + ("" if measured.accuracy is None else f", accuracy {100 * measured.accuracy:.1f} %")
+    points = "" if measured.metric is None else f", writes {measured.metric:.1f}"
+    return f"{measured.score:.4f}" + ("" if measured.accuracy is None else f", accuracy {100 * measured.accuracy:.1f} %") + points
 
 
 def _value(trial: Trial) -> float:

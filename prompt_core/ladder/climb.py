@@ -10,6 +10,7 @@ from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.data.digest import frame_digest
 from prompt_core.deploy import kinds_for
 from prompt_core.errors import PromptmillError
+from prompt_core.ladder.finals import Finals
 from prompt_core.ladder.record import LadderRecord, Rung
 from prompt_core.ladder.texts import Texts
 from prompt_core.manifest import DataRecord
@@ -17,7 +18,7 @@ from prompt_core.prediction import encoding_of, restore, restore_classifier
 from prompt_core.prompts import lower
 from prompt_core.task import TaskSpec
 from prompt_core.text.search import OnRound
-from prompt_core.trials import Measured, SearchRecord, Trial
+from prompt_core.trials import Measured, SearchRecord, preferred
 from prompt_core.tuning.build import build_objective
 from prompt_core.tuning.folds import join_sides
 from prompt_core.tuning.objective import Objective
@@ -32,7 +33,7 @@ class Ladder:
 
     Every rung is measured on the same rows that it has not seen: the validation rows, or without them all rows in folds, each by
     prompts that were searched and tuned without it. The score is that of a search over settings, of which the rungs above text
-    are the trials.
+    are the trials. Where the task writes, what the best of each kind and start write for these rows decides, see `preferred`.
 
     Args:
         task: with `prompt.kind: auto` and the part `text`.
@@ -62,6 +63,7 @@ class Ladder:
         self._rows = join_sides(sides)
         self._texts = Texts(task, sides, backbone, on_round, checkpoints)
         self._search: Search | None = None
+        self._finals: Finals | None = None
 
     def climb(self) -> TunedPrompt | Prepared:
         """The text prompt where nothing beats it, else what is to be tuned on all rows; of a kind that runs where the task says.
@@ -70,19 +72,26 @@ class Ladder:
             PromptmillError: as `tune_text` and `Search.run`.
         """
         starts = self._texts.search()
+        if self._task.writes:
+            longest = starts.whole.manifest.max_new_tokens
+            assert longest is not None  # of every text prompt that writes
+            self._finals = Finals(self._task, self._rows, starts.folds, self._backbone, longest)
         text = self._text_rung(starts)
         words = starts.without_demonstrations()
-        search = self._search = Search(self._task, self._sides, self._backbone, self._on_search, self._checkpoints, words)
+        write = self._finals.of_trial if self._finals else None
+        search = self._search = Search(self._task, self._sides, self._backbone, self._on_search, self._checkpoints, words, write)
         record = search.run()
         above = _rungs_above(record, search)
         ready = {rung.name: search.finalist(record, rung.trial) for rung in above if rung.trial is not None}
         rungs = [text, *(rung.model_copy(update={"tokens": ready[rung.name].tokens if rung.name in ready else None}) for rung in above)]
         assert self._task.search  # every `auto` has one
         fitting = kinds_for(self._task.deploy)
+        able = [(number, rung.best) for number, rung in enumerate(rungs) if rung.best and rung.kind in fitting]
         ladder = LadderRecord(
             rungs=tuple(rungs),
-            chosen=min((n for n, rung in enumerate(rungs) if rung.best and rung.kind in fitting), key=lambda n: (_score(rungs[n]), n)),
+            chosen=able[preferred([best for _, best in able])][0],
             score=record.score,
+            metric=self._task.gate_metric if self._finals else None,
             held_out="validation rows" if self._texts.validates else "folds",
             rows=record.rows,
             text=self._task.without_places(self._backbone.identity.name)["text"],
@@ -107,6 +116,10 @@ class Ladder:
         found = starts.whole.manifest.text_search
         assert found is not None  # of every text prompt
         best = Measured(steps=0, score=round(score, 6), accuracy=None if accuracy is None else round(accuracy, 6))
+        if self._finals:
+            encodings = [encoding_of(text, self._backbone) for text in starts.texts]
+            written = self._finals.of([(state, encoding) for (state, _, _), encoding in zip(folds, encodings, strict=True)])
+            best = best.model_copy(update={"metric": round(written.metric, 4), "error": round(written.error, 4)})
         tried = len(found.tried)
         return Rung(name="text", kind="text", best=best, tokens=starts.whole.manifest.tokens, trial=None, tried=tried, prompt_steps=0)
 
@@ -135,17 +148,18 @@ def _rungs_above(record: SearchRecord, search: Search) -> list[Rung]:
     rungs = []
     for (kind, begun), numbers in groups.items():
         start = "text" if begun == "prompt" else begun
-        best = min((n for n in numbers if record.trials[n].best), key=lambda n: (_score(record.trials[n]), n), default=None)
+        able = [(n, best) for n in numbers if (best := record.trials[n].best)]
+        taken = able[preferred([best for _, best in able])] if able else None
         rungs.append(
             Rung(
                 name=f"{start} -> {kind}" if start else kind,
                 kind="soft" if kind == "soft" else "deep",
-                best=None if best is None else record.trials[best].best,
+                best=taken[1] if taken else None,
                 tokens=None,
-                trial=best,
+                trial=taken[0] if taken else None,
                 tried=len(numbers),
                 prompt_steps=sum(search.prompt_steps(record.trials[n]) for n in numbers),
-                reason=record.trials[numbers[0]].reason if best is None else None,
+                reason=None if taken else record.trials[numbers[0]].reason,
             )
         )
     return rungs
@@ -155,8 +169,3 @@ def _shares(rungs: Sequence[Rung], seconds: float) -> dict[str, float]:
     """The time of a search over its rungs, by their prompts' steps: they are tuned side by side."""
     total = sum(rung.prompt_steps for rung in rungs) or 1
     return {rung.name: round(seconds * rung.prompt_steps / total, 1) for rung in rungs}
-
-
-def _score(measured: Rung | Trial) -> float:
-    assert measured.best is not None  # only what was measured is compared
-    return measured.best.score

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from prompt_core.criteria import Metric
 from prompt_core.trials import Measured, shown_score
 
 
@@ -43,8 +44,9 @@ class LadderRecord(_Record):
 
     Attributes:
         rungs: in the order in which they were climbed.
-        chosen: number of the one that was taken: the best score, the lower one of equals.
+        chosen: number of the one that was taken, see `preferred`.
         score: what was measured on every rung, see `SearchRecord.score`; less is better.
+        metric: what was measured of the texts that they wrote; None where the task writes none.
         held_out: the validation rows, which no rung was made from; or, where there are none, all rows, each by prompts
             that were searched and tuned without it.
         rows: how many these are.
@@ -54,6 +56,7 @@ class LadderRecord(_Record):
     rungs: tuple[Rung, ...]
     chosen: int
     score: Literal["log loss", "loss per target token"]
+    metric: Metric | None = None
     held_out: Literal["validation rows", "folds"]
     rows: int
     text: dict[str, Any]
@@ -71,13 +74,19 @@ class LadderRecord(_Record):
 
     def markdown(self, seconds: Mapping[str, float]) -> str:
         """The rungs as a Markdown table; `seconds` by name, where they are known."""
-        lines = [["rung", self.score, "accuracy", "tokens", "steps", "tried", "seconds", "outcome"]]
+        lines = [["rung", self.score, self.metric or "accuracy", "tokens", "steps", "tried", "seconds", "outcome"]]
         lines.append(["---"] * len(lines[0]))
         for number, rung in enumerate(self.rungs):
             best = rung.best
-            measured = [f"{best.score:.4f}", "" if best.accuracy is None else f"{best.accuracy:.1%}"] if best else ["", ""]
+            measured = [f"{best.score:.4f}", _shown_points(best)] if best else ["", ""]
             size = ["" if rung.tokens is None else str(rung.tokens), str(best.steps) if best else "", str(rung.tried)]
             took = f"{seconds[rung.name]:.1f}" if rung.name in seconds else ""
             outcome = "**chosen**" if number == self.chosen else rung.reason or ""
             lines.append([rung.name, *measured, *size, took, outcome])
         return "\n".join("| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in line) + " |" for line in lines)
+
+
+def _shown_points(best: Measured) -> str:
+    if best.metric is not None:
+        return f"{best.metric:.1f} ± {best.error or 0.0:.1f}"
+    return "" if best.accuracy is None else f"{best.accuracy:.1%}"

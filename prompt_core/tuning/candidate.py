@@ -12,6 +12,7 @@ from torch import nn
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
 from prompt_core.encoded import Encoded
+from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.manifest import TuningRecord
 from prompt_core.prompts import Compactions
@@ -52,11 +53,13 @@ class Candidate:
     Attributes:
         members: one per fold, tuned on the other folds' examples.
         held_out: the examples of each fold.
+        encodings: how the prompt of each fold reads its inputs.
     """
 
     backbone: Backbone
     members: list[Member]
     held_out: list[list[Encoded]]
+    encodings: list[TaskEncoding]
 
     @classmethod
     def of(
@@ -89,7 +92,7 @@ class Candidate:
             prompt, generator = ready.start(numbers)
             part = Part(prompt, twin(ready.part.objective, backbone), train, ())
             members.append(Member([part], task.tune, generator))
-        return cls(backbone, members, out)
+        return cls(backbone, members, out, [ready.encoding for ready in all_ready])
 
     @torch.no_grad()
     def settled_folds(self) -> list[Fold]:

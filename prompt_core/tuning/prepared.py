@@ -57,6 +57,7 @@ class Prepared:
 
     Attributes:
         labels: of a classifier, sorted.
+        encoding: how its inputs are read.
         prompt: where tuning starts; may be exchanged for one of the same kind before `part` is asked for.
         lessons: further examples, whose labels the prompt of a round before has given.
         found: further parts of the manifest, about what came before.
@@ -86,7 +87,7 @@ class Prepared:
         self._train, self._validation = sides[0], sides[0].clear() if sides[1] is None else sides[1]
         if self._train.is_empty():
             raise PromptmillError(f"task {task.name}: data", "there is no training example", "Add rows.")
-        encoding = self._encoding = TaskEncoding(task, backbone)
+        encoding = self.encoding = TaskEncoding(task, backbone)
         self.labels = _labels(task, self._train)
         self._demonstrations = _demonstrations(task, self._train) if task.data.target else []
         self._compactions = compactions or Compactions()
@@ -124,7 +125,7 @@ class Prepared:
             context = Context(teacher.root, lambda: teacher.state, texts, self._compactions)
         generator = torch.Generator().manual_seed(task.tune.seed)
         labels = [describe(task, label) for label in self.labels]
-        prompt = starting_prompt(task, self._encoding, self._backbone, generator, labels, self._demonstrations, self._source, context)
+        prompt = starting_prompt(task, self.encoding, self._backbone, generator, labels, self._demonstrations, self._source, context)
         return prompt, generator
 
     def _check_length(self) -> None:
@@ -140,7 +141,7 @@ class Prepared:
     def _encoded(self, unlabelled: pl.DataFrame) -> list[Encoded]:
         """Inputs of a classifier, cut so that prompt and labels have positions too: no example tells how long they may be."""
         room = room_for_input(self._backbone, self.prompt.state(), self._objective)
-        return [self._encoding.encode(row, room=room) for row in unlabelled.iter_rows(named=True)]
+        return [self.encoding.encode(row, room=room) for row in unlabelled.iter_rows(named=True)]
 
     @property
     def part(self) -> Part:

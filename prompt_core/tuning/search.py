@@ -20,7 +20,7 @@ from prompt_core.prompts import Compactions
 from prompt_core.space import Range, Setting
 from prompt_core.task import TaskSpec
 from prompt_core.template import Template
-from prompt_core.trials import Measured, SearchRecord, Trial
+from prompt_core.trials import Measured, SearchRecord, Trial, preferred
 from prompt_core.tuning.candidate import Candidate, with_settings
 from prompt_core.tuning.diary import Diary
 from prompt_core.tuning.fingerprint import fingerprint
@@ -62,6 +62,20 @@ class SearchStep:
 OnSearch = Callable[[SearchStep], None]
 
 
+@dataclass(frozen=True)
+class Written:
+    """What prompts wrote for held-out examples.
+
+    Attributes:
+        metric, error: the task's gate metric in points, and its standard error.
+        tokens: read and written.
+    """
+
+    metric: float
+    error: float
+    tokens: int
+
+
 @dataclass(eq=False)
 class Search:
     """A search over the settings of a task: `run`, then tune its `finalist`, then `close`.
@@ -78,6 +92,7 @@ class Search:
         on_search: called after every step of a wave.
         checkpoints: a folder for what an interrupted search goes on from; the result is the same, to the bit.
         starts: text prompts that trials may start from, `prompt.start: prompt`, and the folds that go with them.
+        write: what a trial writes for its held-out examples. At each rung the best trial of each kind and start is asked.
 
     Raises:
         PromptmillError: there are too few examples for the folds.
@@ -89,6 +104,7 @@ class Search:
     on_search: OnSearch | None = None
     checkpoints: Path | None = None
     starts: Starts | None = None
+    write: Callable[[Candidate], Written] | None = None
     rows: pl.DataFrame = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,7 +119,7 @@ class Search:
             self._folds = folds_of(self.rows, self.task, self._spec.folds, self._shown())
         space = {path: values.model_dump() if isinstance(values, Range) else values for path, values in self._space.items()}
         texts = [text.digest for text in (*self.starts.texts, self.starts.whole)] if self.starts else []
-        self._name = fingerprint(self.task, self.rows, self.backbone, space, self._folds, texts)[:32]
+        self._name = fingerprint(self.task, self.rows, self.backbone, space, self._folds, texts, self.write is not None)[:32]
         self._path = self.checkpoints / f"{self._name}.json" if self.checkpoints else None
         if self._path and not self._path.exists():
             self._forget()  # what lies about belongs to a search whose diary is gone
@@ -148,7 +164,7 @@ class Search:
             spec=spec.model_dump(mode="json"),
             score="log loss" if self.task.objective == "classify" else "loss per target token",
             trials=tuple(diary.trials),
-            chosen=min(measured, key=lambda number: self._score_of(diary.trials[number])),
+            chosen=measured[preferred([best for trial in diary.trials if (best := trial.best)])],
             ended=diary.ended,
             rows=sum(map(len, self._folds)),
             prompt_steps=diary.prompt_steps,
@@ -243,6 +259,9 @@ class Search:
                 for number, candidate in going.items():
                     wave[number] = self._measured(fleet, wave[number], candidate, steps)
                     diary.tokens += candidate.held_out_tokens()
+                if self.write:
+                    for number in self._leaders(going, rung):
+                        wave[number] = self._written(wave[number], self.write(going[number]))
                 diary.measured = rung + 1
                 self._note()
             through = sorted((n for n in going if len(wave[n].rungs) > rung), key=lambda n: (wave[n].rungs[rung].score, n))
@@ -261,6 +280,25 @@ class Search:
         for number in numbers:
             groups.setdefault(self._diary.wave[number].kind_and_start if apart else None, []).append(number)
         return list(groups.values())
+
+    def _leaders(self, going: Iterable[int], rung: int) -> list[int]:
+        """Of each kind and start the trial of the wave with the best score on a rung, unless one of an earlier wave was as good."""
+        best: dict[object, float] = {}
+        for trial in self._diary.trials:
+            if len(trial.rungs) > rung and trial.best:
+                best[trial.kind_and_start] = min(trial.rungs[rung].score, best.get(trial.kind_and_start, math.inf))
+        leaders: dict[object, int] = {}
+        for number in going:
+            trial = self._diary.wave[number]
+            if len(trial.rungs) > rung and trial.rungs[rung].score < best.get(trial.kind_and_start, math.inf):
+                best[trial.kind_and_start], leaders[trial.kind_and_start] = trial.rungs[rung].score, number
+        return list(leaders.values())
+
+    def _written(self, trial: Trial, written: Written) -> Trial:
+        """The trial with what it wrote on its last rung."""
+        self._diary.tokens += written.tokens
+        last = trial.rungs[-1].model_copy(update={"metric": round(written.metric, 4), "error": round(written.error, 4)})
+        return trial.model_copy(update={"rungs": (*trial.rungs[:-1], last)})
 
     def _staying(self, trials: int) -> int:
         return -(-trials // self._spec.eta)
@@ -302,7 +340,8 @@ class Search:
         eta = seconds / max(1, done - self._done_before) * (total - done)
         if spec.minutes is not None:
             eta = min(eta, max(0.0, 60 * spec.minutes - (time.monotonic() - self._since)))
-        best = min((trial.best for trial in (*diary.trials, *diary.wave) if trial.best), key=lambda best: best.score, default=None)
+        measured = [best for trial in (*diary.trials, *diary.wave) if (best := trial.best)]
+        best = measured[preferred(measured)] if measured else None
         waves = -(-spec.trials // spec.together)
         wave = min(waves, len(diary.trials) // spec.together + 1)
         self.on_search(SearchStep(self.task.name, wave, waves, step, self._rungs[rung], len(going), done, total, best, eta))
@@ -314,10 +353,6 @@ class Search:
             cost += sum(trials) * len(self._folds) * (steps - step)
             trials, step = [self._staying(alike) for alike in trials], steps
         return cost
-
-    def _score_of(self, trial: Trial) -> float:
-        assert trial.best is not None  # only those are compared
-        return trial.best.score
 
     def _forget(self) -> None:
         if self.checkpoints and is_writer():
