@@ -199,7 +199,7 @@ def tune_multitask(
     both; a further task can start from any of them (`prompt.start: prompt`).
 
     Args:
-        tasks: `prompt.kind: soft` of one length, on one backbone. Settings, seed and the start are those of the first.
+        tasks: `prompt.kind: soft` of one length, on one backbone and with one `tune`. The start is that of the first.
         examples: (train, validation) frames of each task; by default each task's own data.
         backbone: the loaded frozen model; by default the tasks' own.
         on_step: called after every step with the mean loss of the tasks.
@@ -209,6 +209,9 @@ def tune_multitask(
     """
     backbone = _common_backbone(tasks, backbone)
     for task in tasks:
+        if task.tune != tasks[0].tune:
+            what = f"is not that of {tasks[0].name}, with which it is tuned"
+            raise PromptmillError(f"task {task.name}: tune", what, "Give all tasks the same, seed included.")
         for field, asks in (("search", task.search), ("self_training", task.tune.self_training)):
             if asks:
                 what = f"asks for a {field.replace('_', '-')}, which several tasks with one prompt cannot have"

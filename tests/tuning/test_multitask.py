@@ -51,3 +51,9 @@ def test_tasks_learn_together_and_end_with_a_soft_prompt_each(tmp_path: Path, ll
 def test_a_task_that_does_not_fit_is_named(llama: Backbone, prompt: dict[str, Any], finding: str) -> None:
     with pytest.raises(PromptmillError, match=re.escape(finding)):
         tune_multitask([a_part(llama, "a"), a_part(llama, "b", **prompt)], [(STATES, None), (MOODS, None)], llama)
+
+
+def test_tasks_that_would_be_tuned_otherwise_than_their_files_say_are_refused(llama: Backbone) -> None:
+    slower = a_part(llama, "b").model_copy(update={"tune": a_part(llama, "b").tune.model_copy(update={"learning_rate": 0.01})})
+    with pytest.raises(PromptmillError, match=r"task b: tune: is not that of a, with which it is tuned\. Give all tasks the same"):
+        tune_multitask([a_part(llama, "a"), slower], [(STATES, None), (MOODS, None)], llama)
