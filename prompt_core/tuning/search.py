@@ -183,7 +183,9 @@ class Search:
 
     def finalist(self, record: SearchRecord, number: int | None = None) -> Prepared:
         """The task with the settings chosen, or those of the trial `number`, on all examples, to be tuned as any other."""
-        trial = record.trials[record.chosen if number is None else number]
+        if number is not None:
+            record = record.model_copy(update={"chosen": number})
+        trial = record.trials[record.chosen]
         assert trial.best is not None  # only what was measured is tuned
         task = self._with(trial.settings, trial.best.steps)
         source = self.starts.whole if self.starts and task.prompt.start == "prompt" else None

@@ -71,6 +71,7 @@ def test_the_rung_that_writes_best_is_taken_and_tuned_for_its_steps(climbed: Tun
         (asked,) = [trial for number, trial in enumerate(search.trials) if number == rung.trial]
         assert rung.best == asked.best and asked.best in asked.rungs
     if climbed.manifest.tuning:
+        assert search.chosen == ladder.best.trial and climbed.task.tune.steps == search.settings["tune.steps"]
         assert ladder.best.best and climbed.manifest.tuning.steps == ladder.best.best.steps
     assert "| rung | loss per target token | chrf |" in ladder.markdown({}) and " ± " in ladder.markdown({})
 
