@@ -155,7 +155,7 @@ def test_every_kind_and_start_has_its_time_in_the_first_wave(llama: Backbone) ->
     assert [step.trials for step in first] == [4, 4, 3, 3] and first[0].total - 4 * 2 - 2 == first[-1].done == 4 * 2 + 3 * 2
 
 
-def test_tasks_that_write_climb_by_their_loss_per_token(llama: Backbone) -> None:
+def test_tasks_that_write_are_scored_by_their_loss_per_token(llama: Backbone) -> None:
     pairs = examples(*[(f"Where is parcel {i}?", f"In depot {i % 3}") for i in range(9)])
     task = task_over(llama, objective="generate", evaluate={"metrics": ["chrf"], "max_new_tokens": 6}, search={"space": SPACE})
     prompt = tune(task, pairs[:6], pairs[6:], llama)
