@@ -135,7 +135,7 @@ def preferred(measured: Sequence[Measured]) -> int:
 
 
 def shown_score(measured: Measured) -> str:
-    """A score for people: `0.412, accuracy 81.2 %`."""
+    """A score for people: `0.412, accuracy 81.2 %`, or `1.204, writes 42.1`, in points of the gate's metric."""
     points = "" if measured.metric is None else f", writes {measured.metric:.1f}"
     return f"{measured.score:.4f}" + ("" if measured.accuracy is None else f", accuracy {100 * measured.accuracy:.1f} %") + points
 

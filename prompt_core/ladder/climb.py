@@ -118,8 +118,7 @@ class Ladder:
         best = Measured(steps=0, score=round(score, 6), accuracy=None if accuracy is None else round(accuracy, 6))
         if self._finals:
             encodings = [encoding_of(text, self._backbone) for text in starts.texts]
-            written = self._finals.of([(state, encoding) for (state, _, _), encoding in zip(folds, encodings, strict=True)])
-            best = best.model_copy(update={"metric": round(written.metric, 4), "error": round(written.error, 4)})
+            best = self._finals.of([(state, encoding) for (state, _, _), encoding in zip(folds, encodings, strict=True)]).beside(best)
         tried = len(found.tried)
         return Rung(name="text", kind="text", best=best, tokens=starts.whole.manifest.tokens, trial=None, tried=tried, prompt_steps=0)
 

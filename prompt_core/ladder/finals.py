@@ -11,9 +11,8 @@ import torch
 from prompt_core.backbone import Backbone
 from prompt_core.encoding import TaskEncoding
 from prompt_core.evaluation.evaluate import asked_once
-from prompt_core.evaluation.extracted import as_judged
-from prompt_core.evaluation.metrics import Pooled, pooled
-from prompt_core.evaluation.wanted import wanted_of
+from prompt_core.evaluation.metrics import Pooled
+from prompt_core.evaluation.written import worth_of
 from prompt_core.prediction import generate_texts
 from prompt_core.prompts import PromptState, lower
 from prompt_core.task import TaskSpec
@@ -39,10 +38,8 @@ class Finals:
         most = -(-_ROWS // len(folds))
         asked = [asked_once(task, rows[list(held_out)]) for held_out in folds]
         self._folds = [frame.head(most) for frame, _ in asked]
-        together = list(pl.concat(self._folds).iter_rows(named=True))
-        alike = {row: texts for _, own in asked for row, texts in (own or {}).items()}
-        self._targets = [str(row[task.data.target]) for row in together]
-        self._wanted = wanted_of(task, together, alike or None)
+        self._rows = list(pl.concat(self._folds).iter_rows(named=True))
+        self._alike = {row: texts for _, own in asked for row, texts in (own or {}).items()}
 
     def of_trial(self, candidate: Candidate) -> Written:
         """What a trial's prompts write as they stand."""
@@ -59,8 +56,7 @@ class Finals:
             with torch.no_grad():
                 texts += generate_texts(self._backbone, encoding, lower(self._backbone, state), inputs, self._longest, beams=beams)
             tokens += sum(len(example.input) + beams * self._longest for example in inputs)
-        judged = as_judged(self._task, texts) if self._task.objective == "extract" else texts
-        found = pooled(self._task.gate_metric, judged, self._targets, self._wanted)
+        found = worth_of(self._task, self._rows, texts, self._alike or None)
         return Written(found.reported, standard_error(found), tokens)
 
 

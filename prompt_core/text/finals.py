@@ -7,9 +7,7 @@ from collections.abc import Sequence
 
 from prompt_core.backbone import Backbone
 from prompt_core.continuous import write
-from prompt_core.evaluation.extracted import as_judged
-from prompt_core.evaluation.metrics import summary
-from prompt_core.evaluation.wanted import wanted_of
+from prompt_core.evaluation.written import worth_of
 from prompt_core.prompts import PromptState, lower
 from prompt_core.task import TaskSpec
 from prompt_core.text.budget import OutOfBudget
@@ -47,10 +45,7 @@ class Finals:
         except OutOfBudget:
             return None
         rows = [self._judge.rows[number] for number in numbers]
-        wanted = wanted_of(self._task, rows, alike)
-        targets = [str(row[self._task.data.target]) for row in rows]
-        judged = [as_judged(self._task, texts) for texts in written] if self._task.objective == "extract" else written
-        metrics = [summary(self._task.gate_metric, texts, targets, wanted) for texts in judged]
+        metrics = [worth_of(self._task, rows, texts, alike).reported for texts in written]
         return metrics if any(metrics) else None
 
     def _asked(self) -> tuple[Sequence[int], dict[str, list[str]] | None]:

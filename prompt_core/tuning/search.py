@@ -75,6 +75,10 @@ class Written:
     error: float
     tokens: int
 
+    def beside(self, measured: Measured) -> Measured:
+        """The same measurement with what was written."""
+        return measured.model_copy(update={"metric": round(self.metric, 4), "error": round(self.error, 4)})
+
 
 @dataclass(eq=False)
 class Search:
@@ -299,8 +303,7 @@ class Search:
     def _written(self, trial: Trial, written: Written) -> Trial:
         """The trial with what it wrote on its last rung."""
         self._diary.tokens += written.tokens
-        last = trial.rungs[-1].model_copy(update={"metric": round(written.metric, 4), "error": round(written.error, 4)})
-        return trial.model_copy(update={"rungs": (*trial.rungs[:-1], last)})
+        return trial.model_copy(update={"rungs": (*trial.rungs[:-1], written.beside(trial.rungs[-1]))})
 
     def _staying(self, trials: int) -> int:
         return -(-trials // self._spec.eta)

@@ -63,16 +63,24 @@ def test_each_rung_is_measured_by_what_it_writes_for_rows_that_it_has_not_seen(
         assert measured.error == pytest.approx(points.std(ddof=1) / len(points) ** 0.5, abs=1e-3)
 
 
-def test_the_rung_that_writes_best_is_taken_and_tuned_for_its_steps(climbed: TunedPrompt) -> None:
+def test_a_rung_that_is_taken_is_tuned_as_its_trial_was(llama: Backbone) -> None:
+    assert llama.origin
+    writes = {"objective": "generate", "evaluate": {"metrics": ["chrf"], "max_new_tokens": 6}}
+    prompt = tune(ladder_task(llama.origin, **writes, deploy=["peft"]), ALL, None, llama)  # which runs no text
+    ladder, search, tuning = prompt.manifest.ladder, prompt.manifest.search, prompt.manifest.tuning
+    assert ladder and search and tuning and ladder.best.best
+    assert search.chosen == ladder.best.trial and prompt.task.tune.steps == search.settings["tune.steps"]
+    assert prompt.task.tune.learning_rate == search.settings["tune.learning_rate"] and tuning.steps == ladder.best.best.steps
+
+
+def test_the_rung_that_writes_best_is_taken(climbed: TunedPrompt) -> None:
     ladder, search = climbed.manifest.ladder, climbed.manifest.search
     assert ladder and search and all(rung.best and rung.best.metric is not None for rung in ladder.rungs)
     assert ladder.chosen == preferred([rung.best for rung in ladder.rungs if rung.best])
     for rung in ladder.rungs[1:]:
-        (asked,) = [trial for number, trial in enumerate(search.trials) if number == rung.trial]
+        assert rung.trial is not None
+        asked = search.trials[rung.trial]
         assert rung.best == asked.best and asked.best in asked.rungs
-    if climbed.manifest.tuning:
-        assert search.chosen == ladder.best.trial and climbed.task.tune.steps == search.settings["tune.steps"]
-        assert ladder.best.best and climbed.manifest.tuning.steps == ladder.best.best.steps
     assert "| rung | loss per target token | chrf |" in ladder.markdown({}) and " ± " in ladder.markdown({})
 
 
@@ -87,6 +95,7 @@ def test_what_was_written_is_not_written_again_after_an_interruption(
         tune(task, ALL, None, llama, on_search=stop, checkpoints=tmp_path)
     (diary,) = tmp_path.glob("*.json")
     assert '"metric"' in diary.read_text()
+    # The manifest has the tokens of all that was written: twice were more.
     assert tune(task, ALL, None, llama, checkpoints=tmp_path).digest == climbed.digest
 
 
