@@ -272,25 +272,36 @@ class LocalFiles(Files):
 
     def _create(self, path: str, content: bytes) -> bool:
         place = Path(self._full(path))
-        if place.exists():
-            return False
+        while not place.exists():
+            with self._written_beside(content) as written:
+                try:
+                    make_folder(place.parent)
+                    os.link(written, place)
+                except FileExistsError:
+                    return False
+                except FileNotFoundError:
+                    if written.exists():
+                        raise
+                    continue  # a collection with too short a grace took it for what a dead writer left
+            sync(place.parent)
+            return True
+        return False
+
+    @contextmanager
+    def _written_beside(self, content: bytes) -> Iterator[Path]:
         beside = Path(self._full(_HALF_WRITTEN))
         make_folder(beside)
-        descriptor, written = tempfile.mkstemp(dir=beside)
+        descriptor, name = tempfile.mkstemp(dir=beside)
+        written = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 os.fchmod(descriptor, 0o644)  # mkstemp's files are private, but consumers may be other users
                 file.write(content)
                 file.flush()
                 os.fsync(descriptor)
-            make_folder(place.parent)
-            os.link(written, place)
-        except FileExistsError:
-            return False
+            yield written
         finally:
-            Path(written).unlink(missing_ok=True)
-        sync(place.parent)
-        return True
+            written.unlink(missing_ok=True)
 
     def _write_new(self, folder: str, contents: Mapping[str, bytes]) -> None:
         folders = {Path(self._full(folder))}

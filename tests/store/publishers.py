@@ -75,17 +75,8 @@ def promote_at_random(address: str, seed: int, moves: int) -> None:
 
 def die_at(step: int, address: str, action: str) -> None:
     """Do something to a store and die before the given step that touches the disk; with too large a step, do all of it."""
-    left = step
-
-    def count(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal left
-        if event in _STEPS and arguments and address in str(arguments[0]):
-            left -= 1
-            if left == 0:
-                os._exit(9)
-
     store = PromptStore(Path(address))
-    sys.addaudithook(count)
+    _before_step(step, address, lambda: os._exit(9))
     if action == "publish":
         store.promote("reply", store.publish(SmallPrompt("reply", "new"), PASSED))
     elif action == "rollback":
@@ -94,3 +85,28 @@ def die_at(step: int, address: str, action: str) -> None:
         store.withdraw("reply", why="a leak")
     else:
         store.gc(keep=0, grace=0, delete=True)
+
+
+def promote_while_collected(step: int, address: str, reached: Event) -> None:
+    """Promote the live version to a new alias; before the given step that touches the disk, collect garbage without grace."""
+    store = PromptStore(Path(address))
+
+    def collect() -> None:
+        reached.set()
+        PromptStore(Path(address)).gc(keep=0, grace=0, delete=True)
+
+    _before_step(step, address, collect)
+    store.promote("reply", store.list()[0].aliases["production"], alias="candidate")
+
+
+def _before_step(step: int, address: str, act: Callable[[], object]) -> None:
+    left = step
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal left
+        if event in _STEPS and arguments and address in str(arguments[0]):
+            left -= 1
+            if left == 0:
+                act()
+
+    sys.addaudithook(count)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from publishers import context, die_at, promote_at_random, publish_in_turn, publish_on_and_on, started
+from publishers import context, die_at, promote_at_random, promote_while_collected, publish_in_turn, publish_on_and_on, started
 from store_builders import FULL, PASSED, SmallPrompt, a_store, assert_whole, text_of
 
 from prompt_core.store import PromptStore
@@ -114,6 +114,22 @@ def test_an_alias_never_stands_for_a_version_that_is_being_removed(place: str) -
             store.publish(SmallPrompt("reply", f"more {time.monotonic()}"), PASSED)
         assert [mover.exitcode for mover in movers] == [0, 0]
         assert_whole(store)
+
+
+def test_a_promotion_goes_through_before_whichever_of_its_steps_garbage_is_collected(tmp_path: Path) -> None:
+    a_store(tmp_path / "before", versions=3)
+    for step in range(1, 200):
+        folder, reached = tmp_path / f"step{step}", context.Event()
+        shutil.copytree(tmp_path / "before", folder)
+        mover = started(promote_while_collected, step, str(folder), reached)
+        mover.join(timeout=60)
+        assert mover.exitcode == 0
+        assert_whole(PromptStore(folder))
+        assert PromptStore(folder).list()[0].aliases == {"production": 3, "candidate": 3}
+        assert not open_files(folder).half_written()
+        if not reached.is_set():
+            break
+    assert step > 5
 
 
 @pytest.mark.parametrize("action", ["publish", "rollback", "withdraw", "gc"])
