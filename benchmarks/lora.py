@@ -14,7 +14,8 @@ import torch
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.backbone.load import _load
 from prompt_core.encoding import TaskEncoding
-from prompt_core.prediction import classify, generate_texts
+from prompt_core.generation import generate_texts
+from prompt_core.prediction import classify
 from prompt_core.prompts import PromptState, Tree, hidden_states
 from prompt_core.task import TaskSpec
 from prompt_core.tuning.build import answer, build_classifier

@@ -143,7 +143,7 @@ def text_metadata(prompt: "TunedPrompt") -> Metadata:
 
 def baselines_metadata(contenders: Sequence[Contender], task: TaskSpec, splits: Splits, known: bool) -> Metadata:
     """Who was measured on how many rows, and some of their answers."""
-    from prompt_core.evaluation.evaluate import asked_once
+    from prompt_core.evaluation.wanted import asked_once
 
     samples = asked_once(task, splits.test)[0].head(_SAMPLE_ROWS).rows(named=True)
     answers = [{contender.name: contender.predictions[number] for contender in contenders} for number in range(len(samples))]

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 
 from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.continuous import write
+from prompt_core.encoded import Encoded
+from prompt_core.encoding import TaskEncoding
 from prompt_core.prompts import PromptState, lower
 from prompt_core.sampling import Sampling
 from prompt_core.writing import Text
 
-__all__ = ["Sampling", "generate"]
+__all__ = ["Sampling", "generate", "generate_texts"]
 
 OnProgress = Callable[[int, int], None]
 
@@ -49,3 +51,18 @@ def generate(
     texts = [Text(prompt, ids, max_new_tokens, ends, closing, sampling, own, beams) for ids, own in zip(inputs, uniforms, strict=True)]
     write(backbone, texts, on_progress)
     return [text.ids for text in texts]
+
+
+def generate_texts(
+    backbone: Backbone,
+    encoding: TaskEncoding,
+    prompt: PromptState,
+    inputs: Sequence[Encoded],
+    max_new_tokens: int,
+    on_progress: OnProgress | None = None,
+    beams: int = 1,
+) -> list[str]:
+    """Texts behind a prompt, the likeliest token after token or by beam search."""
+    asked = [example.input for example in inputs]
+    ids = generate(backbone, prompt, asked, max_new_tokens, encoding.ends, on_progress, closing=encoding.closing, beams=beams)
+    return [encoding.decode(row) for row in ids]

@@ -11,7 +11,6 @@ from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone, load_backbone
 from prompt_core.encoded import Encoded, Located
 from prompt_core.encoding import TaskEncoding
-from prompt_core.generation import generate
 from prompt_core.inputs import Inputs, as_fields, as_list
 from prompt_core.packed_scores import packed_scores
 from prompt_core.prompts import PromptState, lower
@@ -38,21 +37,6 @@ def encoding_of(prompt: TunedPrompt, backbone: Backbone) -> TaskEncoding:
     """How a prompt's inputs are read: an encoder reads the words of a text prompt inside of each."""
     text = prompt.manifest.text
     return TaskEncoding(prompt.worded, backbone, inside=text is not None, parted=text is not None and text.parted)
-
-
-def generate_texts(
-    backbone: Backbone,
-    encoding: TaskEncoding,
-    prompt: PromptState,
-    inputs: Sequence[Encoded],
-    max_new_tokens: int,
-    on_progress: OnProgress | None = None,
-    beams: int = 1,
-) -> list[str]:
-    """Texts behind a prompt, the likeliest token after token or by beam search."""
-    asked = [example.input for example in inputs]
-    ids = generate(backbone, prompt, asked, max_new_tokens, encoding.ends, on_progress, closing=encoding.closing, beams=beams)
-    return [encoding.decode(row) for row in ids]
 
 
 def classify(

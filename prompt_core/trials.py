@@ -53,8 +53,8 @@ class Trial(_Record):
 
     @property
     def kind_and_start(self) -> tuple[str, str]:
-        """What its prompts are, and what they start from, empty by default: one of the ways that a ladder compares."""
-        return str(self.settings["prompt.kind"]), str(self.settings.get("prompt.start") or "")
+        """What its prompts are, and what they start from; empty where that is not searched, or is the default."""
+        return str(self.settings.get("prompt.kind") or ""), str(self.settings.get("prompt.start") or "")
 
 
 class SearchRecord(_Record):
@@ -99,15 +99,15 @@ class SearchRecord(_Record):
         return f"{chosen} ({self.score} {shown_score(self.best)}; {len(self.trials)} trials, {self.prompt_steps:,} prompt-steps)"
 
     def grid(self) -> list[list[str]]:
-        """All trials, the best first, below a header."""
+        """All trials below a header, the chosen one first, then by score."""
         paths = list(dict.fromkeys(path for trial in self.trials for path in trial.settings))
-        order = sorted(range(len(self.trials)), key=lambda number: (_value(self.trials[number]), number))
-        lines = [["trial", *paths, "steps", self.score, "accuracy", "outcome"]]
+        order = sorted(range(len(self.trials)), key=lambda number: (number != self.chosen, _value(self.trials[number]), number))
+        lines = [["trial", *paths, "steps", self.score, "accuracy" if self.score == "log loss" else "writes", "outcome"]]
         for number in order:
             trial = self.trials[number]
             best = trial.best
             outcome = "chosen" if number == self.chosen else trial.reason or trial.outcome or ""
-            measured = [str(best.steps), f"{best.score:.4f}", "" if best.accuracy is None else f"{best.accuracy:.1%}"] if best else [""] * 3
+            measured = _cells(best) if best else [""] * 3
             lines.append([str(number + 1), *(_shown(trial.settings.get(path)) for path in paths), *measured, outcome])
         return lines
 
@@ -138,6 +138,11 @@ def shown_score(measured: Measured) -> str:
     """A score for people: `0.412, accuracy 81.2 %`, or `1.204, writes 42.1`, in points of the gate's metric."""
     points = "" if measured.metric is None else f", writes {measured.metric:.1f}"
     return f"{measured.score:.4f}" + ("" if measured.accuracy is None else f", accuracy {100 * measured.accuracy:.1f} %") + points
+
+
+def _cells(best: Measured) -> list[str]:
+    points = "" if best.metric is None else f"{best.metric:.1f}"
+    return [str(best.steps), f"{best.score:.4f}", points if best.accuracy is None else f"{best.accuracy:.1%}"]
 
 
 def _value(trial: Trial) -> float:

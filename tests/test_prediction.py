@@ -17,8 +17,9 @@ from prompt_core.backbone import Backbone
 from prompt_core.encoding import TaskEncoding
 from prompt_core.errors import PromptmillError
 from prompt_core.evaluation.sidebyside import side_by_side
+from prompt_core.generation import generate_texts
 from prompt_core.inputs import as_fields
-from prompt_core.prediction import classify, generate_texts, restore, restore_classifier
+from prompt_core.prediction import classify, restore, restore_classifier
 from prompt_core.prompts import PromptState, lower
 from prompt_core.ready import ReadyPrompt
 from prompt_core.tuning import tune

@@ -19,7 +19,8 @@ from prompt_core.encoded import Encoded
 from prompt_core.encoding import TaskEncoding
 from prompt_core.evaluation.contender import Contender, Kind
 from prompt_core.evaluation.taggers import entity_baselines
-from prompt_core.prediction import best_labels, generate_texts, label_scores
+from prompt_core.generation import generate_texts
+from prompt_core.prediction import best_labels, label_scores
 from prompt_core.prompts import PromptState, lower
 from prompt_core.room import room_for_input
 from prompt_core.task import TaskSpec

@@ -21,8 +21,8 @@ from prompt_core.encoding import TaskEncoding
 from prompt_core.evaluation.contender import Contender, Kind
 from prompt_core.evaluation.metrics import Floats
 from prompt_core.evaluation.record import Distilled
-from prompt_core.generation import generate
-from prompt_core.prediction import generate_texts, restore
+from prompt_core.generation import generate, generate_texts
+from prompt_core.prediction import restore
 from prompt_core.prompts import PromptState, Tree, hidden_states, lower
 from prompt_core.task import TaskSpec
 from prompt_core.teacher import Teacher

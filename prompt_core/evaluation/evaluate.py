@@ -21,7 +21,7 @@ from prompt_core.evaluation.distilled import distilled_contenders
 from prompt_core.evaluation.gate import Rule
 from prompt_core.evaluation.measure import About, Rows, evaluate_contenders
 from prompt_core.evaluation.record import Cost, Evaluation, Leaked
-from prompt_core.evaluation.wanted import Wanted, wanted_of
+from prompt_core.evaluation.wanted import Wanted, asked_once, wanted_of
 from prompt_core.export.roundtrip import round_trips
 from prompt_core.mixed import answer
 from prompt_core.prediction import backbone_of, label_scores
@@ -118,15 +118,6 @@ def _longest_answer(task: TaskSpec, splits: Splits, backbone: Backbone) -> int |
         return task.evaluate.max_new_tokens if task.writes else None
     encoding = TaskEncoding(task, backbone, soft=False)
     return -(-5 * max(len(encoding.encode_target(target)) for target in splits.train[task.data.target]) // 4)
-
-
-def asked_once(task: TaskSpec, test: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, list[str]] | None]:
-    """The test rows, of what writes each input once; and by `_id` all the answers that the data has to it."""
-    if task.objective not in ("generate", "distill"):
-        return test, None
-    target = task.data.target
-    alike = dict(test.group_by("_id", maintain_order=True).agg(target).rows()) if target else None
-    return test.unique("_id", keep="first", maintain_order=True), alike
 
 
 def _asked(task: TaskSpec, test: pl.DataFrame, wanted: Wanted) -> Rows:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from prompt_core.criteria import compiled
@@ -34,6 +35,15 @@ class Wanted:
     contains: Texts = ()
     omits: Texts = ()
     form: RecordForm | None = None
+
+
+def asked_once(task: TaskSpec, test: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, list[str]] | None]:
+    """The test rows, of what writes each input once; and by `_id` all the answers that the data has to it."""
+    if task.objective not in ("generate", "distill"):
+        return test, None
+    target = task.data.target
+    alike = dict(test.group_by("_id", maintain_order=True).agg(target).rows()) if target else None
+    return test.unique("_id", keep="first", maintain_order=True), alike
 
 
 def wanted_of(task: TaskSpec, rows: Sequence[Mapping[str, Any]], alike: Mapping[str, Texts] | None = None) -> Wanted:

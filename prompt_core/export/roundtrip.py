@@ -21,7 +21,8 @@ from prompt_core.evaluation.record import RoundTrip
 from prompt_core.export.export import export
 from prompt_core.export.licence import base_of
 from prompt_core.export.package import RECIPES, Published
-from prompt_core.prediction import encoding_of, generate_texts, restore
+from prompt_core.generation import generate_texts
+from prompt_core.prediction import encoding_of, restore
 from prompt_core.task import TaskSpec
 from prompt_core.template import split_soft
 from prompt_core.tokens import soft_ids

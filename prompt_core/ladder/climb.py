@@ -10,7 +10,6 @@ from prompt_core.backbone import Backbone, EncoderDecoder
 from prompt_core.data.digest import frame_digest
 from prompt_core.deploy import kinds_for
 from prompt_core.errors import PromptmillError
-from prompt_core.ladder.finals import Finals
 from prompt_core.ladder.record import LadderRecord, Rung
 from prompt_core.ladder.texts import Texts
 from prompt_core.manifest import DataRecord
@@ -20,6 +19,7 @@ from prompt_core.task import TaskSpec
 from prompt_core.text.search import OnRound
 from prompt_core.trials import Measured, SearchRecord, preferred
 from prompt_core.tuning.build import build_objective
+from prompt_core.tuning.finals import Finals
 from prompt_core.tuning.folds import join_sides
 from prompt_core.tuning.objective import Objective
 from prompt_core.tuning.prepared import Prepared, Sides, encode_frame
@@ -63,7 +63,6 @@ class Ladder:
         self._rows = join_sides(sides)
         self._texts = Texts(task, sides, backbone, on_round, checkpoints)
         self._search: Search | None = None
-        self._finals: Finals | None = None
 
     def climb(self) -> TunedPrompt | Prepared:
         """The text prompt where nothing beats it, else what is to be tuned on all rows; of a kind that runs where the task says.
@@ -72,14 +71,9 @@ class Ladder:
             PromptmillError: as `tune_text` and `Search.run`.
         """
         starts = self._texts.search()
-        if self._task.writes:
-            longest = starts.whole.manifest.max_new_tokens
-            assert longest is not None  # of every text prompt that writes
-            self._finals = Finals(self._task, self._rows, starts.folds, self._backbone, longest)
-        text = self._text_rung(starts)
         words = starts.without_demonstrations()
-        write = self._finals.of_trial if self._finals else None
-        search = self._search = Search(self._task, self._sides, self._backbone, self._on_search, self._checkpoints, words, write)
+        search = self._search = Search(self._task, self._sides, self._backbone, self._on_search, self._checkpoints, words)
+        text = self._text_rung(starts, search.finals)
         record = search.run()
         above = _rungs_above(record, search)
         ready = {rung.name: search.finalist(record, rung.trial) for rung in above if rung.trial is not None}
@@ -91,7 +85,7 @@ class Ladder:
             rungs=tuple(rungs),
             chosen=able[preferred([best for _, best in able])][0],
             score=record.score,
-            metric=self._task.gate_metric if self._finals else None,
+            metric=self._task.gate_metric if search.finals else None,
             held_out="validation rows" if self._texts.validates else "folds",
             rows=record.rows,
             text=self._task.without_places(self._backbone.identity.name)["text"],
@@ -110,15 +104,17 @@ class Ladder:
         if self._search:
             self._search.close()
 
-    def _text_rung(self, starts: Starts) -> Rung:
+    def _text_rung(self, starts: Starts, finals: Finals | None) -> Rung:
         folds = [self._text_fold(text, held_out) for text, held_out in zip(starts.texts, starts.folds, strict=True)]
         score, accuracy = held_out_score(self._backbone, folds, self._task.tune.batch_tokens)
         found = starts.whole.manifest.text_search
         assert found is not None  # of every text prompt
         best = Measured(steps=0, score=round(score, 6), accuracy=None if accuracy is None else round(accuracy, 6))
-        if self._finals:
-            encodings = [encoding_of(text, self._backbone) for text in starts.texts]
-            best = self._finals.of([(state, encoding) for (state, _, _), encoding in zip(folds, encodings, strict=True)]).beside(best)
+        if finals:
+            longest = starts.whole.manifest.max_new_tokens
+            assert longest is not None  # of every text prompt that writes
+            prompts = [(state, encoding_of(text, self._backbone)) for (state, _, _), text in zip(folds, starts.texts, strict=True)]
+            best = finals.of(prompts, longest).beside(best)
         tried = len(found.tried)
         return Rung(name="text", kind="text", best=best, tokens=starts.whole.manifest.tokens, trial=None, tried=tried, prompt_steps=0)
 

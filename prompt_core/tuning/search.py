@@ -23,6 +23,7 @@ from prompt_core.template import Template
 from prompt_core.trials import Measured, SearchRecord, Trial, preferred
 from prompt_core.tuning.candidate import Candidate, with_settings
 from prompt_core.tuning.diary import Diary
+from prompt_core.tuning.finals import Finals, Written
 from prompt_core.tuning.fingerprint import fingerprint
 from prompt_core.tuning.folds import folds_of, join_sides
 from prompt_core.tuning.gradient import Fleet
@@ -62,24 +63,6 @@ class SearchStep:
 OnSearch = Callable[[SearchStep], None]
 
 
-@dataclass(frozen=True)
-class Written:
-    """What prompts wrote for held-out examples.
-
-    Attributes:
-        metric, error: the task's gate metric in points, and its standard error.
-        tokens: read and written.
-    """
-
-    metric: float
-    error: float
-    tokens: int
-
-    def beside(self, measured: Measured) -> Measured:
-        """The same measurement with what was written."""
-        return measured.model_copy(update={"metric": round(self.metric, 4), "error": round(self.error, 4)})
-
-
 @dataclass(eq=False)
 class Search:
     """A search over the settings of a task: `run`, then tune its `finalist`, then `close`.
@@ -87,7 +70,8 @@ class Search:
     Every trial has a prompt per fold, tuned on the others. `together` trials make a wave, one fleet. After each rung
     the trials are scored on what their folds hold out, and one in `eta` goes on (Jamieson & Talwalkar 2016,
     arXiv:1502.07943); in the first wave of a ladder one of each kind and start, for some learn late and end ahead. A trial's
-    steps are those of its best rung.
+    steps are those of its best rung. Where prompts of several kinds or starts write, the best trial of each also writes at each
+    rung and what it writes decides, see `preferred`; in the first wave one of each kind goes on.
 
     Args:
         task: with a search.
@@ -96,7 +80,6 @@ class Search:
         on_search: called after every step of a wave.
         checkpoints: a folder for what an interrupted search goes on from; the result is the same, to the bit.
         starts: text prompts that trials may start from, `prompt.start: prompt`, and the folds that go with them.
-        write: what a trial writes for its held-out examples. At each rung the best trial of each kind and start is asked.
 
     Raises:
         PromptmillError: there are too few examples for the folds.
@@ -108,8 +91,8 @@ class Search:
     on_search: OnSearch | None = None
     checkpoints: Path | None = None
     starts: Starts | None = None
-    write: Callable[[Candidate], Written] | None = None
     rows: pl.DataFrame = field(init=False)
+    finals: Finals | None = field(init=False)
 
     def __post_init__(self) -> None:
         assert self.task.search  # whoever makes a search has looked
@@ -121,9 +104,10 @@ class Search:
             self._folds = [list(held_out) for held_out in self.starts.folds]
         else:
             self._folds = folds_of(self.rows, self.task, self._spec.folds, self._shown())
+        self.finals = Finals(self.task, self.rows, self._folds, self.backbone) if self._is_settled_by_writing() else None
         space = {path: values.model_dump() if isinstance(values, Range) else values for path, values in self._space.items()}
         texts = [text.digest for text in (*self.starts.texts, self.starts.whole)] if self.starts else []
-        self._name = fingerprint(self.task, self.rows, self.backbone, space, self._folds, texts, self.write is not None)[:32]
+        self._name = fingerprint(self.task, self.rows, self.backbone, space, self._folds, texts, self.finals is not None)[:32]
         self._path = self.checkpoints / f"{self._name}.json" if self.checkpoints else None
         if self._path and not self._path.exists():
             self._forget()  # what lies about belongs to a search whose diary is gone
@@ -131,6 +115,14 @@ class Search:
         self._compactions = Compactions()
         self._since = time.monotonic() - self._diary.seconds - (self.starts.seconds if self.starts else 0.0)
         self._began, self._done_before = time.monotonic(), self._diary.prompt_steps
+
+    def _is_settled_by_writing(self) -> bool:
+        """Whether prompts are compared of which likelihood does not say which one writes better: of several kinds or starts."""
+        if not self.task.writes or self.task.distill:  # a distilled prompt is to answer as its context does, by chances
+            return False
+        kinds, starts = (self._space.get(f"prompt.{name}", ()) for name in ("kind", "start"))
+        assert not isinstance(kinds, Range) and not isinstance(starts, Range)  # refused with the task file
+        return len(kinds) > 1 or len(starts) > 1
 
     def _shown(self) -> set[str]:
         """Ids of the texts that some prompt starts from as solved examples."""
@@ -265,9 +257,9 @@ class Search:
                 for number, candidate in going.items():
                     wave[number] = self._measured(fleet, wave[number], candidate, steps)
                     diary.tokens += candidate.held_out_tokens()
-                if self.write:
+                if self.finals:
                     for number in self._leaders(going, rung):
-                        wave[number] = self._written(wave[number], self.write(going[number]))
+                        wave[number] = self._written(wave[number], self.finals.of_trial(going[number]))
                 diary.measured = rung + 1
                 self._note()
             through = sorted((n for n in going if len(wave[n].rungs) > rung), key=lambda n: (wave[n].rungs[rung].score, n))
@@ -280,11 +272,13 @@ class Search:
                 fleet.drop(going.pop(number).members)
 
     def _alike(self, numbers: Iterable[int]) -> list[list[int]]:
-        """Trials of the wave by what they are compared with after a rung: in the first wave of a ladder their own kind and start."""
-        apart = self.starts is not None and not self._diary.trials
+        """Trials of the wave by what they are compared with after a rung: in the first wave, where texts are written, their own kind;
+        in that of a ladder their own kind and start."""
         groups: dict[object, list[int]] = {}
         for number in numbers:
-            groups.setdefault(self._diary.wave[number].kind_and_start if apart else None, []).append(number)
+            kind, start = self._diary.wave[number].kind_and_start
+            own = (kind, start) if self.starts else kind if self.finals else None
+            groups.setdefault(None if self._diary.trials else own, []).append(number)
         return list(groups.values())
 
     def _leaders(self, going: Iterable[int], rung: int) -> list[int]:

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from climbed import ladder_task
 from helpers import examples
-from hypothesis import given
-from hypothesis import strategies as st
 
 from prompt_core.artifact import TunedPrompt
 from prompt_core.backbone import Backbone
-from prompt_core.evaluation.metrics import from_scores, score
-from prompt_core.ladder.finals import standard_error
+from prompt_core.evaluation.metrics import score
 from prompt_core.ladder.texts import as_text_task
 from prompt_core.task import TaskSpec
 from prompt_core.task_file import parse_task
-from prompt_core.trials import Measured, preferred
+from prompt_core.trials import preferred
 from prompt_core.tuning import SearchStep, tune
 from prompt_core.tuning.folds import folds_of, join_sides, not_held_out
 from prompt_core.tuning.starts import Starts
@@ -97,26 +93,3 @@ def test_what_was_written_is_not_written_again_after_an_interruption(
     assert '"metric"' in diary.read_text()
     # The manifest has the tokens of all that was written: twice were more.
     assert tune(task, ALL, None, llama, checkpoints=tmp_path).digest == climbed.digest
-
-
-@pytest.mark.parametrize(
-    ("measured", "best"),
-    [
-        ([(0.9, None, None), (0.8, None, None), (0.8, None, None)], 1),
-        ([(0.9, 3.1, 3.1), (2.6, 18.8, 7.0)], 1),  # sure and wrong is worse in likelihood than unsure and wrong
-        ([(0.9, 15.0, 6.4), (2.6, 18.8, 7.0)], 0),  # no more than the error apart
-        ([(0.9, 0.0, 0.0), (0.8, 0.0, 0.0)], 1),  # nothing is right
-        ([(0.1, None, None), (0.9, 5.0, 4.0)], 1),  # not asked to write: another one of its kind was likelier
-        ([(0.5, 100.0, 0.0), (0.4, 96.9, 3.1)], 0),
-    ],
-)
-def test_the_metric_decides_and_likelihood_between_those_that_write_alike(
-    measured: list[tuple[float, float | None, float | None]], best: int
-) -> None:
-    assert preferred([Measured(steps=1, score=s, metric=m, error=e) for s, m, e in measured]) == best
-
-
-@given(st.lists(st.floats(0, 100), min_size=2, max_size=20))
-def test_the_error_of_a_mean_is_the_textbook_one(points: list[float]) -> None:
-    expected = np.std(points, ddof=1) / len(points) ** 0.5
-    assert standard_error(from_scores("chrf", np.array(points))) == pytest.approx(expected, abs=1e-9)

@@ -173,7 +173,7 @@ def test_a_text_that_shows_lines_is_measured_as_it_is_served(llama: Backbone) ->
     text = replace(found, manifest=found.manifest.model_copy(update={"text": lines}))
     ladder = Ladder(task, (pairs[:6], pairs[6:]), llama)
     held_out = [number for number, row in enumerate(join_sides((pairs, None))["_id"]) if row in set(pairs["_id"][6:])]
-    rung = ladder._text_rung(Starts([held_out], [text], text, 0.0)).best
+    rung = ladder._text_rung(Starts([held_out], [text], text, 0.0), None).best
     question = Question.of(task, lines, llama, [])
     asked = [question.encode(task, row) for row in pairs[6:].iter_rows(named=True)]
     (likelihoods,) = score_prompts(llama, [question], [asked], 256)

@@ -21,7 +21,7 @@ from prompt_core.evaluation.metrics import summary
 from prompt_core.evaluation.sidebyside import side_by_side
 from prompt_core.evaluation.wanted import wanted_of
 from prompt_core.export import Published, export
-from prompt_core.prediction import generate_texts
+from prompt_core.generation import generate_texts
 from prompt_core.task import TaskSpec
 from prompt_core.text.budget import Budget, Clock
 from prompt_core.text.candidate import Candidate, Structure
