@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -297,6 +298,12 @@ class TaskSpec(Part):
     def writes(self) -> bool:
         """Whether the answer is a text that the model writes, rather than a label or tags."""
         return self.objective in ("generate", "distill") or self.record_schema is not None
+
+    def longest_answer(self, targets: Iterable[int]) -> int:
+        """Tokens after which a text that is written ends at the latest, given those of the training targets."""
+        if self.evaluate.max_new_tokens:
+            return self.evaluate.max_new_tokens
+        return self.distill.answer_tokens if self.distill else -(-5 * max(targets) // 4)
 
     @property
     def tags(self) -> bool:

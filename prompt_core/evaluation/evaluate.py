@@ -114,10 +114,10 @@ def measure_untuned(
 
 def _longest_answer(task: TaskSpec, splits: Splits, backbone: Backbone) -> int | None:
     """Tokens that an untuned model may write: as many as a tuned prompt, whose tuning has seen the training targets."""
-    if not task.writes or task.evaluate.max_new_tokens:
-        return task.evaluate.max_new_tokens if task.writes else None
+    if not task.writes:
+        return None
     encoding = TaskEncoding(task, backbone, soft=False)
-    return -(-5 * max(len(encoding.encode_target(target)) for target in splits.train[task.data.target]) // 4)
+    return task.longest_answer(len(encoding.encode_target(target)) for target in splits.train[task.data.target])
 
 
 def _asked(task: TaskSpec, test: pl.DataFrame, wanted: Wanted) -> Rows:

@@ -154,8 +154,7 @@ class _Tuning:
 
     def _longest(self) -> int:
         encoding = TaskEncoding(self._task, self._backbone, soft=False)
-        targets = [len(encoding.encode_target(row[self._task.data.target])) for row in self._rows]
-        return self._task.evaluate.max_new_tokens or -(-5 * max(targets) // 4)
+        return self._task.longest_answer(len(encoding.encode_target(row[self._task.data.target])) for row in self._rows)
 
     def _artifact(self, found: Found, finalists: Sequence[Tried], metrics: Sequence[float] | None) -> TunedPrompt:
         task, backbone, best = self._task, self._backbone, finalists[0]

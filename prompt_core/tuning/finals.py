@@ -19,7 +19,6 @@ from prompt_core.prompts import PromptState
 from prompt_core.task import TaskSpec
 from prompt_core.trials import Measured
 from prompt_core.tuning.candidate import Candidate
-from prompt_core.tuning.prepared import longest_answer
 
 _ROWS = 256  # at most, over all folds: they tell two prompts apart whose metrics differ by some six points
 
@@ -63,8 +62,7 @@ class Finals:
     def of_trial(self, candidate: Candidate) -> Written:
         """What a trial's prompts write as they stand."""
         parts = [member.parts[0] for member in candidate.members]
-        longest = longest_answer(self._task, [example for part in parts for example in part.train])
-        assert longest is not None  # of every task that writes
+        longest = self._task.longest_answer(len(example.target) for part in parts for example in part.train)
         with torch.no_grad():
             states = [part.prompt.state() for part in parts]
         return self.of(list(zip(states, candidate.encodings, strict=True)), longest)

@@ -231,7 +231,7 @@ class Prepared:
             parameters=sum(tensor.numel() for tensor in (prompt | self._objective.tensors()).values()),
             task=task.without_places(backbone.identity.name),
             labels=self.labels,
-            max_new_tokens=longest_answer(task, self._examples),
+            max_new_tokens=task.longest_answer(len(example.target) for example in self._examples) if task.writes else None,
             backbone=backbone.identity,
             distilled=DistillRecord(tokens=len(self._teacher.root), teacher=self._teacher.digest) if self._teacher else None,
             started_from=self._source.digest if self._source else None,
@@ -338,12 +338,3 @@ def _entities(examples: Sequence[Encoded]) -> EntityRecord | None:
         return None
     found, rounded, lost = (sum(getattr(example, name) for example in tagged) for name in ("entities", "rounded", "lost"))
     return EntityRecord(found=found, rounded=rounded, lost=lost)
-
-
-def longest_answer(task: TaskSpec, train: Sequence[Encoded]) -> int | None:
-    """After how many tokens a text ends at the latest; None where none is written."""
-    if not task.writes:
-        return None
-    if task.distill:
-        return task.evaluate.max_new_tokens or task.distill.answer_tokens
-    return task.evaluate.max_new_tokens or -(-5 * max(len(example.target) for example in train) // 4)
