@@ -102,14 +102,14 @@ def test_an_input_is_answered_the_same_alone_and_among_others(llama: Backbone) -
 def test_draws_are_those_of_the_seeds_whatever_stands_beside(llama: Backbone) -> None:
     keys, values = random_prefix(llama, 5)
     prefix = PromptState.of(llama, keys=keys, values=values)
-    inputs = [ids.tolist() for ids in random_ids(*range(1, 101))]
-    sampling = Sampling(range(100), temperature=1.5, top_p=0.9)
+    inputs = [ids.tolist() for ids in random_ids(*range(1, 41))]
+    sampling = Sampling(range(40), temperature=1.5, top_p=0.9)
     together = generate(llama, prefix, inputs, 6, (), sampling=sampling)
     assert generate(llama, prefix, inputs, 6, (), sampling=sampling) == together
-    for i in range(0, 100, 25):
+    for i in range(0, 40, 10):
         assert generate(llama, prefix, [inputs[i]], 6, (), sampling=Sampling([i], 1.5, 0.9))[0] == together[i]
-    others = generate(llama, prefix, inputs, 6, (), sampling=Sampling(range(100, 200), 1.5, 0.9))
-    assert sum(a == b for a, b in zip(together, others, strict=True)) < 10
+    others = generate(llama, prefix, inputs, 6, (), sampling=Sampling(range(100, 140), 1.5, 0.9))
+    assert sum(a == b for a, b in zip(together, others, strict=True)) < 4
 
 
 def test_draws_follow_the_models_chances() -> None:

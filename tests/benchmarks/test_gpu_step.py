@@ -16,6 +16,7 @@ def ran(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_it_checks_and_times_every_part_on_a_small_shape() -> None:
     done = ran("--device", "cpu", "--tiny", "--eager", "--rounds", "1")
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]

@@ -125,6 +125,7 @@ def test_a_value_that_gets_a_note_while_it_is_pruned_comes_back(tmp_path: Path, 
 
 
 @pytest.mark.hardness
+@pytest.mark.slow
 def test_runs_that_come_back_to_old_values_while_these_are_pruned_have_them(tmp_path: Path) -> None:
     manager, chance = FrameFiles(root=str(tmp_path)), random.Random(0)
     frames = [pl.DataFrame({"text": [str(number)]}) for number in range(40)]
