@@ -107,7 +107,7 @@ class Search:
         self.finals = Finals(self.task, self.rows, self._folds, self.backbone) if self._is_settled_by_writing() else None
         space = {path: values.model_dump() if isinstance(values, Range) else values for path, values in self._space.items()}
         texts = [text.digest for text in (*self.starts.texts, self.starts.whole)] if self.starts else []
-        self._name = fingerprint(self.task, self.rows, self.backbone, space, self._folds, texts, self.finals is not None)[:32]
+        self._name = fingerprint(self.task, self.rows, self.backbone, space, self._folds, texts)[:32]
         self._path = self.checkpoints / f"{self._name}.json" if self.checkpoints else None
         if self._path and not self._path.exists():
             self._forget()  # what lies about belongs to a search whose diary is gone

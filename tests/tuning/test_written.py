@@ -22,11 +22,12 @@ ALL = join_sides((examples(*[(f"Where is parcel {i}?", f"In depot {i % 3}") for 
 STEPS_AND_RATE = {"tune.steps": [2, 4], "tune.learning_rate": {"low": 1e-3, "high": 0.1, "log": True}}
 
 
-def a_search(model: str, prompt: dict[str, Any], space: dict[str, Any], **parts: Any) -> TaskSpec:
-    """Two waves of six trials that write at most six tokens."""
+def a_search(model: str, prompt: dict[str, Any], space: dict[str, Any]) -> TaskSpec:
+    """A wave of six trials and one of two, that write at most six tokens."""
     spec = {"trials": 8, "together": 6, "folds": 2, "space": STEPS_AND_RATE | space}
-    content = {"objective": "generate", "evaluate": {"metrics": ["chrf"], "max_new_tokens": 6}, **parts}
-    return a_task(model, template="Answer: {{ text }}", prompt=prompt, tune={"batch_examples": 4, "search": spec}, **content)
+    evaluate = {"metrics": ["chrf"], "max_new_tokens": 6}
+    tuning = {"batch_examples": 4, "search": spec}
+    return a_task(model, template="Answer: {{ text }}", objective="generate", prompt=prompt, tune=tuning, evaluate=evaluate)
 
 
 def tuned(task: TaskSpec, backbone: Backbone) -> tuple[TaskSpec, SearchRecord]:
@@ -35,8 +36,13 @@ def tuned(task: TaskSpec, backbone: Backbone) -> tuple[TaskSpec, SearchRecord]:
     return prompt.task, prompt.manifest.search
 
 
-def test_the_settings_chosen_are_those_whose_prompts_write_best(llama: Backbone) -> None:
-    task, search = tuned(a_search(llama.identity.name, {"kind": "auto"}, {}), llama)
+@pytest.fixture(scope="module")
+def over_kinds(llama: Backbone) -> tuple[TaskSpec, SearchRecord]:
+    return tuned(a_search(llama.identity.name, {"kind": "auto"}, {}), llama)
+
+
+def test_the_settings_chosen_are_those_whose_prompts_write_best(over_kinds: tuple[TaskSpec, SearchRecord], llama: Backbone) -> None:
+    task, search = over_kinds
     measured = {number: trial.best for number, trial in enumerate(search.trials) if trial.best}
     assert search.chosen == list(measured)[preferred(list(measured.values()))]
     texts, targets = [], []
@@ -50,9 +56,8 @@ def test_the_settings_chosen_are_those_whose_prompts_write_best(llama: Backbone)
     assert f"| {search.best.metric:.1f} | **chosen** |" in search.markdown().splitlines()[2]
 
 
-def test_each_kind_goes_on_and_its_likeliest_trial_writes_at_each_step(llama: Backbone) -> None:
-    _, search = tuned(a_search(llama.identity.name, {"kind": "auto"}, {}), llama)
-    first = search.trials[:6]
+def test_each_kind_goes_on_and_its_likeliest_trial_writes_at_each_step(over_kinds: tuple[TaskSpec, SearchRecord]) -> None:
+    first = over_kinds[1].trials[:6]
     for kind in ("deep", "soft"):
         alike = [trial for trial in first if trial.settings["prompt.kind"] == kind]
         for rung in range(2):
