@@ -300,7 +300,13 @@ class TaskSpec(Part):
         return self.objective in ("generate", "distill") or self.record_schema is not None
 
     def longest_answer(self, targets: Iterable[int]) -> int:
-        """Tokens after which a text that is written ends at the latest, given those of the training targets."""
+        """Tokens after which a text that is written ends at the latest: a quarter more than the longest training target has.
+
+        The file may say otherwise, and of a distilled prompt the teacher's answers do.
+
+        Args:
+            targets: tokens of each training target; not looked at where something else decides.
+        """
         if self.evaluate.max_new_tokens:
             return self.evaluate.max_new_tokens
         return self.distill.answer_tokens if self.distill else -(-5 * max(targets) // 4)

@@ -123,8 +123,8 @@ def preferred(measured: Sequence[Measured]) -> int:
     """The number of the best: the least score, the earlier of equal ones; where any was asked to write and got something right,
     the least score of those that wrote as well as the best of them, but for its standard error (Breiman et al. 1984).
 
-    How likely the right text is says which of two like prompts writes better, but not which of two kinds does: a
-    tuned prefix is surer of itself than words are, also where it errs.
+    How likely the right text is does not say which of two kinds of prompts writes better: a tuned prefix is surer of itself
+    than words are, also where it errs.
     """
     best = max(measured, key=lambda one: one.metric or 0.0)
     if best.metric:

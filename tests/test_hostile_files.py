@@ -121,8 +121,8 @@ MERGES = "\n".join(["m0: &m0 {a: 1}", *(f"m{n}: &m{n} {{<<: [{', '.join([f'*m{n 
 def test_a_task_file_that_is_made_to_hurt_is_refused_at_once(tmp_path: Path, content: str) -> None:
     path = tmp_path / "bomb.yaml"
     path.write_text(content)
-    began = time.process_time()
+    began = time.monotonic()
     with pytest.raises(PromptmillError) as caught:
         load_task(path)
-    assert time.process_time() - began < 5
+    assert time.monotonic() - began < 5
     one_line(caught.value, f"{path}")

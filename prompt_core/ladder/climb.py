@@ -19,8 +19,8 @@ from prompt_core.task import TaskSpec
 from prompt_core.text.search import OnRound
 from prompt_core.trials import Measured, SearchRecord, preferred
 from prompt_core.tuning.build import build_objective
-from prompt_core.tuning.finals import Finals
 from prompt_core.tuning.folds import join_sides
+from prompt_core.tuning.held_out_texts import HeldOutTexts
 from prompt_core.tuning.objective import Objective
 from prompt_core.tuning.prepared import Prepared, Sides, encode_frame
 from prompt_core.tuning.score import Fold, held_out_score
@@ -73,7 +73,7 @@ class Ladder:
         starts = self._texts.search()
         words = starts.without_demonstrations()
         search = self._search = Search(self._task, self._sides, self._backbone, self._on_search, self._checkpoints, words)
-        text = self._text_rung(starts, search.finals)
+        text = self._text_rung(starts, search.held_out_texts)
         record = search.run()
         above = _rungs_above(record, search)
         ready = {rung.name: search.finalist(record, rung.trial) for rung in above if rung.trial is not None}
@@ -85,7 +85,7 @@ class Ladder:
             rungs=tuple(rungs),
             chosen=able[preferred([best for _, best in able])][0],
             score=record.score,
-            metric=self._task.gate_metric if search.finals else None,
+            metric=self._task.gate_metric if search.held_out_texts else None,
             held_out="validation rows" if self._texts.validates else "folds",
             rows=record.rows,
             text=self._task.without_places(self._backbone.identity.name)["text"],
@@ -104,17 +104,17 @@ class Ladder:
         if self._search:
             self._search.close()
 
-    def _text_rung(self, starts: Starts, finals: Finals | None) -> Rung:
+    def _text_rung(self, starts: Starts, held_out_texts: HeldOutTexts | None) -> Rung:
         folds = [self._text_fold(text, held_out) for text, held_out in zip(starts.texts, starts.folds, strict=True)]
         score, accuracy = held_out_score(self._backbone, folds, self._task.tune.batch_tokens)
         found = starts.whole.manifest.text_search
         assert found is not None  # of every text prompt
         best = Measured(steps=0, score=round(score, 6), accuracy=None if accuracy is None else round(accuracy, 6))
-        if finals:
+        if held_out_texts:
             longest = starts.whole.manifest.max_new_tokens
             assert longest is not None  # of every text prompt that writes
             prompts = [(state, encoding_of(text, self._backbone)) for (state, _, _), text in zip(folds, starts.texts, strict=True)]
-            best = finals.of(prompts, longest).beside(best)
+            best = held_out_texts.of(prompts, longest).beside(best)
         tried = len(found.tried)
         return Rung(name="text", kind="text", best=best, tokens=starts.whole.manifest.tokens, trial=None, tried=tried, prompt_steps=0)
 

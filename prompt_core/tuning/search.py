@@ -23,10 +23,10 @@ from prompt_core.template import Template
 from prompt_core.trials import Measured, SearchRecord, Trial, preferred
 from prompt_core.tuning.candidate import Candidate, with_settings
 from prompt_core.tuning.diary import Diary
-from prompt_core.tuning.finals import Finals, Written
 from prompt_core.tuning.fingerprint import fingerprint
 from prompt_core.tuning.folds import folds_of, join_sides
 from prompt_core.tuning.gradient import Fleet
+from prompt_core.tuning.held_out_texts import HeldOutTexts, Written
 from prompt_core.tuning.parallel import agreed, is_writer
 from prompt_core.tuning.prepared import Prepared, Sides
 from prompt_core.tuning.propose import propose, rungs_of, shown_rows, space_of
@@ -92,7 +92,7 @@ class Search:
     checkpoints: Path | None = None
     starts: Starts | None = None
     rows: pl.DataFrame = field(init=False)
-    finals: Finals | None = field(init=False)
+    held_out_texts: HeldOutTexts | None = field(init=False)
 
     def __post_init__(self) -> None:
         assert self.task.search  # whoever makes a search has looked
@@ -104,7 +104,8 @@ class Search:
             self._folds = [list(held_out) for held_out in self.starts.folds]
         else:
             self._folds = folds_of(self.rows, self.task, self._spec.folds, self._shown())
-        self.finals = Finals(self.task, self.rows, self._folds, self.backbone) if self._is_settled_by_writing() else None
+        writes = self._is_settled_by_writing()
+        self.held_out_texts = HeldOutTexts(self.task, self.rows, self._folds, self.backbone) if writes else None
         space = {path: values.model_dump() if isinstance(values, Range) else values for path, values in self._space.items()}
         texts = [text.digest for text in (*self.starts.texts, self.starts.whole)] if self.starts else []
         self._name = fingerprint(self.task, self.rows, self.backbone, space, self._folds, texts)[:32]
@@ -257,9 +258,9 @@ class Search:
                 for number, candidate in going.items():
                     wave[number] = self._measured(fleet, wave[number], candidate, steps)
                     diary.tokens += candidate.held_out_tokens()
-                if self.finals:
+                if self.held_out_texts:
                     for number in self._leaders(going, rung):
-                        wave[number] = self._written(wave[number], self.finals.of_trial(going[number]))
+                        wave[number] = self._written(wave[number], self.held_out_texts.of_trial(going[number]))
                 diary.measured = rung + 1
                 self._note()
             through = sorted((n for n in going if len(wave[n].rungs) > rung), key=lambda n: (wave[n].rungs[rung].score, n))
@@ -277,7 +278,7 @@ class Search:
         groups: dict[object, list[int]] = {}
         for number in numbers:
             kind, start = self._diary.wave[number].kind_and_start
-            own = (kind, start) if self.starts else kind if self.finals else None
+            own = (kind, start) if self.starts else kind if self.held_out_texts else None
             groups.setdefault(None if self._diary.trials else own, []).append(number)
         return list(groups.values())
 

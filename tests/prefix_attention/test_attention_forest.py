@@ -90,9 +90,9 @@ def test_a_hundred_thousand_segments_are_laid_out_and_attended_in_seconds():
     count = 100_000
     lengths = torch.randint(0, 4, (count,), generator=generator).tolist()
     nested = [-1 if index % 3 == 0 else index - index % 3 for index in range(count)]  # a root and its two children
-    start = time.process_time()
+    start = time.perf_counter()
     forest = PromptForest.from_segments(lengths, nested, prefix_lengths=[3])
-    assert time.process_time() - start < 1.5
+    assert time.perf_counter() - start < 1.5
     q = torch.randn(forest.num_tokens, 1, 4, generator=generator)
     prefix = torch.randn(3, 1, 4, generator=generator)
     out = prefix_attention(q, q, q, forest, prefix, prefix)

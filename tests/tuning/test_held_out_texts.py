@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import a_task, examples
+from encoder_decoders import save_encoder_decoder
+from helpers import a_task, backbone_at, examples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,8 +17,8 @@ from prompt_core.evaluation.metrics import from_scores, score
 from prompt_core.task import TaskSpec
 from prompt_core.trials import Measured, SearchRecord, preferred
 from prompt_core.tuning import tune
-from prompt_core.tuning.finals import standard_error
 from prompt_core.tuning.folds import folds_of, join_sides, not_held_out
+from prompt_core.tuning.held_out_texts import standard_error
 
 ALL = join_sides((examples(*[(f"Where is parcel {i}?", f"In depot {i % 3}") for i in range(9)]), None))
 STEPS_AND_RATE = {"tune.steps": [2, 4], "tune.learning_rate": {"low": 1e-3, "high": 0.1, "log": True}}
@@ -80,6 +82,12 @@ def test_prompts_of_one_kind_and_start_are_told_apart_by_likelihood(
 ) -> None:
     _, search = tuned(a_search(llama.identity.name, prompt, space), llama)
     assert any(rung.metric is not None for trial in search.trials for rung in trial.rungs) == writes
+
+
+def test_an_encoder_decoder_writes_too(tmp_path: Path) -> None:
+    backbone = backbone_at(str(save_encoder_decoder("t5", tmp_path / "t5")))
+    _, search = tuned(a_search(backbone.identity.name, {"kind": "auto"}, {}), backbone)
+    assert search.best.metric is not None
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ class Written:
         return measured.model_copy(update={"metric": round(self.metric, 4), "error": round(self.error, 4)})
 
 
-class Finals:
-    """Writes with prompts, one per fold, and measures the task's gate metric.
+class HeldOutTexts:
+    """What the prompts of a trial write for the rows that their folds hold out, measured by the task's gate metric.
 
     Args:
         task: that writes texts, for rows that have targets.
